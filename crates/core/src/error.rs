@@ -1,0 +1,118 @@
+//! Errors that people and programs can act on: a stable code, what happened, and what would be right.
+
+use std::fmt;
+
+/// A stable error code. `docs/reference/errors/<code>.md` holds meaning, cause and remedy.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Code(pub &'static str);
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+macro_rules! codes {
+    ($($name:ident = $code:literal, $meaning:literal;)*) => {
+        impl Code {
+            $(#[doc = $meaning] pub const $name: Code = Code($code);)*
+            /// Every code with its one-line meaning, for the docs and for `explain`.
+            pub const ALL: &'static [(Code, &'static str)] = &[$((Code($code), $meaning)),*];
+        }
+    };
+}
+
+codes! {
+    // 01xx: the log and its cluster
+    NO_LEADER = "BT0101", "no leader is known; the request may be retried";
+    TIMEOUT = "BT0102", "the commit did not come within the deadline; its outcome is unknown";
+    STOPPED = "BT0103", "this node is stopping";
+    REFUSED = "BT0104", "a guard did not hold, so nothing of the entry was applied";
+    TOO_LARGE = "BT0105", "the request is larger than a named limit";
+    OVERLOADED = "BT0106", "a bounded queue is full; retry after a pause";
+    WRONG_CLUSTER = "BT0107", "the data directory or peer belongs to another cluster";
+    // 02xx: disk
+    DISK = "BT0201", "a disk operation failed and the node stopped";
+    DISK_FULL = "BT0202", "the disk is full";
+    CORRUPT = "BT0203", "stored bytes fail their checksum and are not a torn tail";
+    FORMAT = "BT0204", "the data directory was written by a newer version";
+    DIR_LOCKED = "BT0205", "another process uses the data directory";
+    // 03xx: topics and records
+    TOPIC_UNKNOWN = "BT0301", "there is no topic of this name";
+    TOPIC_EXISTS = "BT0302", "a topic of this name exists";
+    TOPIC_INVALID = "BT0303", "the topic's name or settings are not valid";
+    BATCH_INVALID = "BT0304", "the record batch is malformed or fails its checksum";
+    OFFSET_OUT_OF_RANGE = "BT0305", "the offset is not in the partition";
+    SEQUENCE_GAP = "BT0306", "a sequence number was skipped; resend from the expected one";
+    EPOCH_STALE = "BT0307", "a newer epoch of this producer exists";
+    RECORD_INVALID = "BT0308", "the record's body is not what the topic expects";
+    // 04xx: functions
+    FUNCTION_UNKNOWN = "BT0401", "there is no function of this name";
+    COMPONENT_INVALID = "BT0402", "the bytes are not a WebAssembly component";
+    IMPORT_NOT_GRANTED = "BT0403", "the component imports what was not granted";
+    EXPORT_MISSING = "BT0404", "the component lacks the export its trigger needs";
+    TRAPPED = "BT0405", "the function trapped";
+    DEADLINE = "BT0406", "the function ran past its deadline";
+    MEMORY_LIMIT = "BT0407", "the function asked for more memory than its limit";
+    FUNCTION_FAILED = "BT0408", "the function answered with an error";
+    // 05xx: models
+    MODEL_UNKNOWN = "BT0501", "there is no model of this name";
+    MODEL_INVALID = "BT0502", "the bytes are not a model this node can evaluate";
+    MODEL_SHAPE = "BT0503", "the input does not have the features the model expects";
+    // 06xx: requests
+    BAD_REQUEST = "BT0601", "the request is malformed";
+    NOT_FOUND = "BT0602", "nothing is served at this path";
+    METHOD = "BT0603", "the path does not take this method";
+    UNSUPPORTED = "BT0604", "this part of the protocol is not served yet";
+    // 07xx: configuration, command line and data
+    CONFIG = "BT0701", "a configuration key or value is not valid";
+    PORT_TAKEN = "BT0702", "the address is in use";
+    DATA_FILE = "BT0703", "the data file cannot be played";
+    LIMITS = "BT0704", "a limit of the operating system is too low";
+    UNREACHABLE = "BT0705", "the server cannot be reached";
+}
+
+/// What went wrong, whose code it has, whether trying again can help, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    pub code: Code,
+    /// Lower case, no full stop, with the offending value quoted.
+    pub message: String,
+    /// The command, key or value that helps.
+    pub hint: Option<String>,
+    pub retryable: bool,
+}
+
+impl Error {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None, retryable: false }
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub fn retryable(mut self) -> Self {
+        self.retryable = true;
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} [{}]", self.message, self.code)?;
+        if let Some(hint) = &self.hint {
+            write!(f, "\n\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,24 @@
+//! Named limits with their arithmetic. Edges check them before the log, so that nothing oversized is ever proposed.
+
+/// Largest encoded entry. Raft keeps entries in memory until they are checkpointed; four in flight are 32 MiB.
+pub const ENTRY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Largest record batch, Kafka's `max.message.bytes` default rounded up to 1 MiB + the batch header.
+pub const RECORD_BATCH_BYTES_MAX: usize = 1024 * 1024 + 4096;
+/// Largest value of one key, etcd's default request limit of 1.5 MiB.
+pub const VALUE_BYTES_MAX: usize = 1536 * 1024;
+/// Largest key.
+pub const KEY_BYTES_MAX: usize = 8 * 1024;
+/// Parts (guards, puts, appends, …) of one entry. An edge that packs a full second of 10,000 devices into one entry fits.
+pub const ENTRY_PARTS_MAX: usize = 16 * 1024;
+/// Topic name, as in Kafka.
+pub const TOPIC_NAME_BYTES_MAX: usize = 249;
+/// Partitions of one topic; each costs a sparse index and a tail ring.
+pub const PARTITIONS_PER_TOPIC_MAX: u32 = 1024;
+/// Clients whose results are remembered for retries; the oldest is forgotten first.
+pub const REQUEST_CLIENTS_MAX: usize = 1024;
+/// Unacknowledged results remembered per client.
+pub const REQUEST_RESULTS_PER_CLIENT_MAX: usize = 4096;
+/// Producers (Kafka idempotent producers and devices) remembered per partition.
+pub const PRODUCERS_PER_PARTITION_MAX: usize = 1_000_000;
+/// Entries kept in memory for followers that lag, beyond those not yet checkpointed.
+pub const LOG_TAIL_BYTES: usize = 32 * 1024 * 1024;
