@@ -1,7 +1,7 @@
 //! The entry: what one commit can hold. All of it happens, or none of it.
 //!
-//! Format 1, written by [`Entry::encode`]: a version byte, then the fields in the order of the struct. A reader of
-//! format 1 refuses any other version byte, so a newer node must not propose a newer format before every member
+//! Format 1, written by [`Entry::encode`]: a version byte, the time as eight bytes (big endian, so that the leader can
+//! stamp an encoded entry in place), then the other fields in the order of the struct. A reader of format 1 refuses any other version byte, so a newer node must not propose a newer format before every member
 //! understands it.
 
 use std::fmt;
@@ -231,12 +231,12 @@ impl Entry {
     pub fn encode(&self) -> Bytes {
         let mut w = Writer::with_capacity(self.size_hint());
         w.u8(ENTRY_FORMAT);
+        w.raw(&self.time.0.to_be_bytes());
         w.option(self.request.as_ref(), |w, r| {
             w.varint(r.client);
             w.varint(r.number);
             w.varint(r.acknowledged_below);
         });
-        w.varint(self.time.0);
         w.list(&self.guards, Guard::encode);
         w.list(&self.topics, TopicChange::encode);
         w.list(&self.leases, LeaseChange::encode);
@@ -272,6 +272,19 @@ impl Entry {
         w.finish()
     }
 
+    /// Sets the time of an encoded entry, as the leader does when it proposes what another node has encoded.
+    ///
+    /// # Errors
+    /// When `encoded` is too short to be an entry.
+    pub fn stamp(encoded: &[u8], time: TimeMs) -> Result<Bytes, DecodeError> {
+        if encoded.len() < 9 {
+            return Err(DecodeError::Short("entry"));
+        }
+        let mut stamped = encoded.to_vec();
+        stamped[1..9].copy_from_slice(&time.0.to_be_bytes());
+        Ok(stamped.into())
+    }
+
     /// # Errors
     /// Any way in which `bytes` are not an entry of format 1. Counts and lengths are checked before allocating.
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
@@ -287,7 +300,9 @@ impl Entry {
         if got != ENTRY_FORMAT {
             return Err(DecodeError::Version { got, known: ENTRY_FORMAT });
         }
+        let time = r.take(8, "time")?[..].try_into().expect("eight bytes were taken");
         let entry = Self {
+            time: TimeMs(u64::from_be_bytes(time)),
             request: r.option("request", |r| {
                 Ok(RequestId {
                     client: r.varint("client")?,
@@ -295,7 +310,6 @@ impl Entry {
                     acknowledged_below: r.varint("acknowledged below")?,
                 })
             })?,
-            time: TimeMs(r.varint("time")?),
             guards: r.list("guards", ENTRY_PARTS_MAX, Guard::decode)?,
             topics: r.list("topics", ENTRY_PARTS_MAX, TopicChange::decode)?,
             leases: r.list("leases", ENTRY_PARTS_MAX, LeaseChange::decode)?,
