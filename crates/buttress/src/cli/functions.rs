@@ -1,0 +1,106 @@
+//! `buttress fn …`
+
+use std::path::Path;
+
+use buttress_core::{Code, Error};
+use bytes::Bytes;
+use http::Method;
+use serde_json::json;
+
+use super::{
+    args::{FnCommand, Output},
+    show,
+};
+use crate::client::Client;
+
+pub async fn run(command: FnCommand) -> Result<(), Error> {
+    match command {
+        FnCommand::Deploy { name, component, topic, outputs, models, state, routes, server } => {
+            let client = Client::new(&server.server)?;
+            let component = read_file(&component, Code::COMPONENT_INVALID)?;
+            let blob = client.send_bytes(Method::PUT, "/v1/blobs", component.into()).await?;
+            let mut manifest = json!({
+                "component": blob["digest"],
+                "http": !routes.is_empty() || topic.is_none(),
+                "routes": routes,
+                "grants": {"models": models, "topics": outputs, "state": state},
+            });
+            if let Some(topic) = &topic {
+                manifest["trigger"] = json!({ "topic": topic });
+            }
+            let answer = client.send_json(Method::PUT, &format!("/v1/functions/{name}"), &manifest).await?;
+            match server.output {
+                Output::Json => show::json(&answer).map_err(show::output_failed)?,
+                Output::Table => {
+                    eprintln!("function {name} is deployed as version {}", show::cell(&answer["version"]));
+                    match topic {
+                        Some(topic) => eprintln!("it gets batches of {topic}\nnext: buttress fn logs {name}"),
+                        None => eprintln!("next: buttress fn invoke {name} /"),
+                    }
+                }
+            }
+        }
+        FnCommand::List { server } => {
+            let answer = Client::new(&server.server)?.get("/v1/functions").await?;
+            match server.output {
+                Output::Json => show::json(&answer).map_err(show::output_failed)?,
+                Output::Table => {
+                    let list = answer["functions"].as_array().cloned().unwrap_or_default();
+                    let rows: Vec<Vec<String>> = list.iter().map(row).collect();
+                    show::table(&["FUNCTION", "VERSION", "TOPIC", "ROUTES", "STATE", "COMPONENT"], &rows)
+                        .map_err(show::output_failed)?;
+                }
+            }
+        }
+        FnCommand::Logs { name, limit, server } => {
+            let path = format!("/v1/functions/{name}/logs?limit={limit}");
+            let answer = Client::new(&server.server)?.get(&path).await?;
+            match server.output {
+                Output::Json => show::json(&answer).map_err(show::output_failed)?,
+                Output::Table => {
+                    let list = answer["logs"].as_array().cloned().unwrap_or_default();
+                    let text = |line: &serde_json::Value, key: &str| show::cell(&line[key]);
+                    let rows: Vec<Vec<String>> = list
+                        .iter()
+                        .map(|l| vec![text(l, "at_ms"), text(l, "version"), text(l, "level"), text(l, "message")])
+                        .collect();
+                    show::table(&["AT", "VERSION", "LEVEL", "MESSAGE"], &rows).map_err(show::output_failed)?;
+                }
+            }
+        }
+        FnCommand::Invoke { name, path, data, server } => {
+            let client = Client::new(&server.server)?;
+            let path = format!("/fn/{name}/{}", path.trim_start_matches('/'));
+            let (method, body) = match data {
+                Some(data) => (Method::POST, Bytes::from(data)),
+                None => (Method::GET, Bytes::new()),
+            };
+            let answer = client.send(method, &path, &[("content-type", "application/json")], body).await?;
+            let mut out = std::io::stdout().lock();
+            std::io::Write::write_all(&mut out, &answer).map_err(show::output_failed)?;
+            if !answer.ends_with(b"\n") {
+                std::io::Write::write_all(&mut out, b"\n").map_err(show::output_failed)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn row(function: &serde_json::Value) -> Vec<String> {
+    let spec = function.get("spec").unwrap_or(function);
+    let routes: Vec<String> = spec["routes"].as_array().into_iter().flatten().map(show::cell).collect();
+    vec![
+        show::cell(&spec["name"]),
+        show::cell(&spec["version"]),
+        show::cell(&spec["trigger"]["topic"]),
+        if routes.is_empty() { "-".into() } else { routes.join(" ") },
+        function.get("state").map_or_else(|| "-".into(), show::cell),
+        show::cell(&spec["component"]).chars().take(19).collect(),
+    ]
+}
+
+/// Reads a file that is to be uploaded.
+pub fn read_file(path: &Path, code: Code) -> Result<Vec<u8>, Error> {
+    std::fs::read(path)
+        .map_err(|error| Error::new(code, format!("cannot read \"{}\": {error}", path.display())).hint("name a file"))
+}

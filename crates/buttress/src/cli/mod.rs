@@ -1,0 +1,60 @@
+//! The command line: `buttress <noun> <verb>`. Data goes to standard output, everything else to standard error; every
+//! command that changes something ends by naming a command that may come next.
+
+pub mod args;
+mod cluster;
+mod functions;
+mod models;
+mod records;
+mod show;
+mod topics;
+
+use std::process::ExitCode;
+
+use buttress_core::Error;
+
+use args::{Command, DemoKind};
+
+/// Exit codes: done, the answer is no, it failed.
+const DONE: u8 = 0;
+const NO: u8 = 1;
+const FAILED: u8 = 2;
+
+/// Runs the command and tells its exit code.
+pub fn run(args: args::Args) -> ExitCode {
+    let result = match args.command {
+        Command::Serve(serve) => crate::serve::run(&serve),
+        Command::Dev(dev) => crate::dev::run(&dev),
+        Command::Demo(demo) => {
+            let DemoKind::Fleet(options) = demo.kind();
+            crate::demo::cli::run(options)
+        }
+        Command::Explain { code } => show::explain(&code),
+        Command::Topic(command) => on_client(topics::run(command)),
+        Command::Produce(command) => on_client(records::produce(command)),
+        Command::Consume(command) => on_client(records::consume(command)),
+        Command::Fn(command) => on_client(functions::run(command)),
+        Command::Model(command) => on_client(models::run(command)),
+        Command::Cluster(command) => on_client(cluster::run(command)),
+    };
+    match result {
+        Ok(true) => ExitCode::from(DONE),
+        Ok(false) => ExitCode::from(NO),
+        Err(error) => {
+            if show::is_broken_pipe(&error) {
+                return ExitCode::from(DONE);
+            }
+            eprintln!("error: {}", show::describe(&error));
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Whether the answer is yes, or why there is none.
+pub type Answer = anyhow::Result<bool>;
+
+fn on_client(command: impl Future<Output = Result<(), Error>>) -> Answer {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(command)?;
+    Ok(true)
+}

@@ -1,0 +1,103 @@
+//! A small HTTP client for the command line and for watching our own child processes.
+
+use std::time::Duration;
+
+use buttress_core::{Code, Error};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// A command may wait for a commit through a leader change.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// Answers are lists for people; a component's bytes are only ever sent.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+#[derive(Clone, Debug)]
+pub struct Client {
+    authority: String,
+}
+
+impl Client {
+    /// Takes `http://HOST:PORT`.
+    ///
+    /// # Errors
+    /// `CONFIG` for anything else.
+    pub fn new(server: &str) -> Result<Self, Error> {
+        let authority = server.strip_prefix("http://").unwrap_or(server).trim_end_matches('/');
+        if authority.contains('/') || !authority.contains(':') {
+            return Err(Error::new(Code::CONFIG, format!("\"{server}\" is not a server address"))
+                .hint("for example --server http://127.0.0.1:7380"));
+        }
+        Ok(Self { authority: authority.to_owned() })
+    }
+
+    pub async fn get(&self, path: &str) -> Result<serde_json::Value, Error> {
+        json(self.send(Method::GET, path, &[], Bytes::new()).await?)
+    }
+
+    pub async fn send_json(&self, method: Method, path: &str, body: &serde_json::Value) -> Result<serde_json::Value, Error> {
+        let body = serde_json::to_vec(body).expect("a JSON value is serialisable");
+        json(self.send(method, path, &[("content-type", "application/json")], body.into()).await?)
+    }
+
+    pub async fn send_bytes(&self, method: Method, path: &str, body: Bytes) -> Result<serde_json::Value, Error> {
+        json(self.send(method, path, &[("content-type", "application/octet-stream")], body).await?)
+    }
+
+    /// Sends a request on a connection of its own and reads the whole answer.
+    ///
+    /// # Errors
+    /// `UNREACHABLE`; otherwise what the server says, with its code and hint.
+    pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Result<Bytes, Error> {
+        let unreachable = |what: &dyn std::fmt::Display| {
+            Error::new(Code::UNREACHABLE, format!("http://{} cannot be reached: {what}", self.authority))
+                .hint("is it running? name it with --server or BUTTRESS_SERVER; `buttress dev` prints the addresses")
+                .retryable()
+        };
+        let exchange = async {
+            let connecting = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(&self.authority));
+            let stream = connecting.await.map_err(|_| unreachable(&"no answer"))?.map_err(|e| unreachable(&e))?;
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| unreachable(&e))?;
+            let connection = tokio::spawn(connection);
+            let mut request = Request::builder().method(method).uri(path).header("host", &self.authority);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let request = request
+                .body(Full::new(body))
+                .map_err(|error| Error::new(Code::BAD_REQUEST, format!("\"{path}\" is not a path: {error}")))?;
+            let answer = sender.send_request(request).await.map_err(|e| unreachable(&e))?;
+            let status = answer.status();
+            let body = http_body_util::Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
+            let body = body.collect().await.map_err(|e| unreachable(&e))?.to_bytes();
+            connection.abort();
+            if status.is_success() { Ok(body) } else { Err(refused(status.as_u16(), &body)) }
+        };
+        tokio::time::timeout(REQUEST_DEADLINE, exchange).await.unwrap_or_else(|_| Err(unreachable(&"no answer in time")))
+    }
+}
+
+fn json(body: Bytes) -> Result<serde_json::Value, Error> {
+    if body.is_empty() {
+        return Ok(serde_json::Value::Null);
+    }
+    serde_json::from_slice(&body).map_err(|error| Error::new(Code::UNREACHABLE, format!("the answer is not JSON: {error}")))
+}
+
+/// Gives the server's error back with its own code.
+fn refused(status: u16, body: &[u8]) -> Error {
+    let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let text = |key: &str| value.get(key).and_then(|v| v.as_str()).map(str::to_owned);
+    let code = text("code").and_then(|code| Code::ALL.iter().find(|(known, _)| known.0 == code)).map(|(code, _)| *code);
+    let message = text("message")
+        .unwrap_or_else(|| format!("the server answered {status}: {}", String::from_utf8_lossy(&body[..body.len().min(200)])));
+    let error = Error::new(code.unwrap_or(Code::BAD_REQUEST), message);
+    let error = if status == 503 || status == 429 { error.retryable() } else { error };
+    match text("hint") {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}

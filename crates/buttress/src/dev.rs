@@ -1,0 +1,108 @@
+//! `buttress dev`: a cluster on this machine until Ctrl-C.
+
+use std::path::PathBuf;
+
+use buttress_core::{Code, Error};
+
+use crate::{
+    cli::{Answer, args::{DevArgs, Output}},
+    cluster::LocalCluster,
+    logging,
+};
+
+pub fn run(args: &DevArgs) -> Answer {
+    logging::init(logging::Format::Text, "warn");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(dev(args))
+}
+
+async fn dev(args: &DevArgs) -> Answer {
+    let (dir, temporary) = match &args.data_dir {
+        Some(dir) => (dir.clone(), false),
+        None => (scratch_dir("dev")?, true),
+    };
+    let cluster = LocalCluster::lay_out(&dir, args.nodes.into(), &format!("dev-{:08x}", seed()? as u32), seed()?)?;
+    let started = tokio::select! {
+        started = cluster.start_all() => started,
+        _ = interrupted() => Ok(()),
+    };
+    if let Err(error) = started {
+        cluster.stop_all().await;
+        return Err(error.into());
+    }
+    announce(&cluster, args.output)?;
+    interrupted().await;
+    eprintln!("stopping");
+    cluster.stop_all().await;
+    if temporary {
+        let _ = std::fs::remove_dir_all(&dir);
+    } else {
+        eprintln!("data kept in {}; start again with: buttress dev --data-dir {}", dir.display(), dir.display());
+    }
+    Ok(true)
+}
+
+fn announce(cluster: &LocalCluster, output: Output) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match output {
+        Output::Json => {
+            let nodes: Vec<_> = cluster
+                .members()
+                .iter()
+                .map(|m| serde_json::json!({"name": m.name, "kafka": m.kafka, "mqtt": m.mqtt, "http": m.http}))
+                .collect();
+            writeln!(out, "{}", serde_json::json!({ "nodes": nodes }))?;
+        }
+        Output::Table => {
+            let row = |a: &str, b: &str, c: &str, d: &str| format!("{a:<10}{b:<24}{c:<20}{d}");
+            writeln!(out, "{}", row("NODE", "HTTP", "KAFKA", "MQTT"))?;
+            for m in cluster.members() {
+                writeln!(out, "{}", row(&m.name, &format!("http://{}", m.http), &m.kafka, &m.mqtt))?;
+            }
+            eprintln!("\nnext, in another terminal:");
+            eprintln!("  export BUTTRESS_SERVER=http://{}", cluster.members()[0].http);
+            eprintln!("  buttress topic create telemetry --partitions 4");
+            eprintln!("  kcat -b {} -L", cluster.members()[0].kafka);
+            eprintln!("Ctrl-C stops the cluster.");
+        }
+    }
+    out.flush()
+}
+
+/// Returns on Ctrl-C or SIGTERM.
+pub async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        Err(_) => {
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+}
+
+/// A number that differs from run to run.
+///
+/// # Errors
+/// When the operating system gives no randomness.
+pub fn seed() -> Result<u64, Error> {
+    let mut bytes = [0u8; 8];
+    getrandom::fill(&mut bytes).map_err(|error| Error::new(Code::LIMITS, format!("no randomness: {error}")))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// A new directory below the system's place for temporary files.
+///
+/// # Errors
+/// `DISK` when it cannot be made.
+pub fn scratch_dir(what: &str) -> Result<PathBuf, Error> {
+    let dir = std::env::temp_dir().join(format!("buttress-{what}-{:012x}", seed()? & 0xffff_ffff_ffff));
+    std::fs::create_dir_all(&dir)
+        .map_err(|error| Error::new(Code::DISK, format!("cannot make \"{}\": {error}", dir.display())).hint("set TMPDIR"))?;
+    Ok(dir)
+}

@@ -1,0 +1,261 @@
+//! The node as planes and edges see it: [`Ledger`], [`Stream`] and [`Cluster`].
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use buttress_core::{
+    Cluster, Code, Consistency, Entry, Error, KeyRange, Ledger, LogId, Offset, Receipt, Revision, Scope, Stream,
+    SubmitError, TimeMs,
+    ledger::{BoxFuture, ClusterView, Fetched, KeyEvent, KeyValues, PartitionView, TopicView, Watch},
+    limits::{ENTRY_BYTES_MAX, ENTRY_PARTS_MAX},
+};
+
+use super::{
+    core_loop::{Command, Machine},
+    shared::{Counters, Shared},
+};
+
+/// Entries that wait for their commit, in bytes: eight of the largest.
+const IN_FLIGHT_BYTES_MAX: usize = 8 * ENTRY_BYTES_MAX;
+/// How long a submitter waits for room before it is told to come back.
+const ROOM_WAIT: Duration = Duration::from_secs(2);
+/// Changes that one `Watch::next` gives at most.
+const WATCH_EVENTS_MAX: usize = 1024;
+
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+    room: Arc<Semaphore>,
+}
+
+impl Handle {
+    pub(super) fn new(commands: mpsc::Sender<Command>, shared: Arc<Shared>) -> Self {
+        Self { commands, shared, room: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)) }
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    /// Asks the node to stop; the future that [`super::start`] returned then ends.
+    pub async fn stop(&self) {
+        let _ = self.commands.send(Command::Stop).await;
+    }
+
+    /// Runs `ask` on the machine, after a read barrier where `consistency` wants one.
+    async fn ask<T: Send + 'static>(
+        &self,
+        consistency: Consistency,
+        ask: impl FnOnce(&Machine) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        let run = Box::new(move |machine: Result<&Machine, Error>| {
+            let _ = reply.send(machine.and_then(ask));
+        });
+        self.commands.send(Command::Ask { consistency, run }).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    async fn submit_inner(&self, entry: Entry) -> Result<Receipt, SubmitError> {
+        let size = entry.size_hint();
+        if size > ENTRY_BYTES_MAX || entry.parts() > ENTRY_PARTS_MAX {
+            let message = format!("the entry has about {size} bytes and {} parts", entry.parts());
+            let hint = format!("at most {ENTRY_BYTES_MAX} bytes and {ENTRY_PARTS_MAX} parts; split it");
+            return Err(SubmitError::Failed(Error::new(Code::TOO_LARGE, message).hint(hint)));
+        }
+        let room = self.room.clone().acquire_many_owned(size as u32);
+        let Ok(Ok(room)) = tokio::time::timeout(ROOM_WAIT, room).await else {
+            let error = Error::new(Code::OVERLOADED, "too many bytes wait for their commit").retryable();
+            return Err(SubmitError::Failed(error.hint("retry after a pause")));
+        };
+        let (reply, answer) = oneshot::channel();
+        self.shared.counters.submitted.fetch_add(1, Ordering::Relaxed);
+        let command = Command::Submit { entry: Box::new(entry), reply, room };
+        self.commands.send(command).await.map_err(|_| SubmitError::Failed(stopped()))?;
+        answer.await.map_err(|_| SubmitError::Failed(stopped()))?
+    }
+
+    fn partition(&self, view: &PartitionView) -> PartitionView {
+        let (start, end) = self.shared.log(view.log).map_or((view.start, view.end), |log| log.range());
+        let bytes = self.shared.reader.read().expect("no holder panics").bytes(view.log);
+        PartitionView { log: view.log, start, end, bytes }
+    }
+
+    fn live(&self, view: &TopicView) -> TopicView {
+        TopicView { partitions: view.partitions.iter().map(|p| self.partition(p)).collect(), ..view.clone() }
+    }
+
+    async fn fetch_inner(&self, log: LogId, offset: Offset, bytes_max: usize, wait_ms: u64) -> Result<Fetched, Error> {
+        let unknown = || Error::new(Code::TOPIC_UNKNOWN, format!("there is no partition with log id {log}"));
+        let state = self.shared.log(log).ok_or_else(unknown)?;
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(wait_ms);
+        loop {
+            // Registered before the check, so that growth in between is not missed.
+            let mut grown = std::pin::pin!(state.grown.notified());
+            grown.as_mut().enable();
+            let (start, end) = state.range();
+            if offset < start || offset > end {
+                let message = format!("offset {offset} is not within [{start}, {end}]");
+                return Err(Error::new(Code::OFFSET_OUT_OF_RANGE, message).hint("start at the earliest or latest offset"));
+            }
+            if offset < end {
+                let reader = self.shared.reader.read().expect("no holder panics").clone();
+                let batches = reader.read(log, offset, bytes_max)?;
+                return Ok(Fetched { start, end, batches });
+            }
+            if wait_ms == 0 || tokio::time::timeout_at(deadline, grown).await.is_err() {
+                return Ok(Fetched { start, end, batches: Vec::new() });
+            }
+        }
+    }
+}
+
+fn stopped() -> Error {
+    Error::new(Code::STOPPED, "this node is stopping").retryable().hint("ask another node")
+}
+
+impl Ledger for Handle {
+    fn submit(&self, entry: Entry) -> BoxFuture<'_, Result<Receipt, SubmitError>> {
+        Box::pin(self.submit_inner(entry))
+    }
+
+    fn read(&self, range: KeyRange, limit: usize, consistency: Consistency) -> BoxFuture<'_, Result<KeyValues, Error>> {
+        Box::pin(self.ask(consistency, move |machine| machine.range(&range, limit, None)))
+    }
+
+    fn state(&self, space: &str, keys: Vec<Bytes>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, Error>> {
+        let space = space.to_owned();
+        Box::pin(self.ask(Consistency::Serializable, move |machine| {
+            keys.iter().map(|key| machine.state_get(&space, key)).collect()
+        }))
+    }
+
+    fn watch(&self, range: KeyRange, from: Option<Revision>) -> BoxFuture<'_, Result<Box<dyn Watch>, Error>> {
+        Box::pin(async move {
+            let revisions = self.shared.revision.subscribe();
+            let next = match from {
+                Some(revision) => revision,
+                None => Revision(revisions.borrow().0 + 1),
+            };
+            let watch = NodeWatch { commands: self.commands.clone(), revisions, range, next };
+            Ok(Box::new(watch) as Box<dyn Watch>)
+        })
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Entry
+    }
+}
+
+impl Stream for Handle {
+    fn topics(&self) -> Vec<TopicView> {
+        let topics = self.shared.topics.read().expect("no holder panics").clone();
+        topics.values().map(|topic| self.live(topic)).collect()
+    }
+
+    fn topic(&self, name: &str) -> Option<TopicView> {
+        let topics = self.shared.topics.read().expect("no holder panics").clone();
+        topics.get(name).map(|topic| self.live(topic))
+    }
+
+    fn fetch(&self, log: LogId, offset: Offset, bytes_max: usize, wait_ms: u64) -> BoxFuture<'_, Result<Fetched, Error>> {
+        Box::pin(self.fetch_inner(log, offset, bytes_max, wait_ms))
+    }
+
+    fn offset_for_time(&self, log: LogId, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<(Offset, i64)>, Error>> {
+        Box::pin(async move {
+            let reader = self.shared.reader.read().expect("no holder panics").clone();
+            reader.offset_for_time(log, timestamp_ms)
+        })
+    }
+
+    fn cursor(&self, group: &str, log: LogId) -> Option<Offset> {
+        self.shared.cursors.read().expect("no holder panics").get(&(group.to_owned(), log)).copied()
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Entry
+    }
+}
+
+impl Cluster for Handle {
+    fn view(&self) -> ClusterView {
+        self.shared.view.borrow().clone()
+    }
+
+    fn changed(&self, seen: &ClusterView) -> BoxFuture<'_, ClusterView> {
+        let mut views = self.shared.view.subscribe();
+        let (leader, term) = (seen.leader, seen.term);
+        Box::pin(async move {
+            loop {
+                {
+                    let view = views.borrow_and_update();
+                    if (view.leader, view.term) != (leader, term) {
+                        return view.clone();
+                    }
+                }
+                if views.changed().await.is_err() {
+                    // The node has stopped; nothing changes any more.
+                    std::future::pending::<()>().await;
+                }
+            }
+        })
+    }
+
+    fn now(&self) -> TimeMs {
+        wall_clock()
+    }
+}
+
+/// The node's wall clock.
+pub(super) fn wall_clock() -> TimeMs {
+    TimeMs(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64))
+}
+
+/// A watch that asks for history when the revision has moved. It holds no queue: a slow watcher reads later, from disk if
+/// need be, and never grows memory.
+struct NodeWatch {
+    commands: mpsc::Sender<Command>,
+    revisions: tokio::sync::watch::Receiver<Revision>,
+    range: KeyRange,
+    next: Revision,
+}
+
+impl Watch for NodeWatch {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Vec<KeyEvent>>, Error>> {
+        Box::pin(async move {
+            loop {
+                let seen = *self.revisions.borrow_and_update();
+                if seen >= self.next {
+                    let (range, from) = (self.range.clone(), self.next);
+                    let (reply, answer) = oneshot::channel();
+                    let run = Box::new(move |machine: Result<&Machine, Error>| {
+                        let _ = reply.send(machine.and_then(|m| {
+                            let (events, upto) = m.events_since(&range, from, WATCH_EVENTS_MAX)?;
+                            Ok((events, upto))
+                        }));
+                    });
+                    let command = Command::Ask { consistency: Consistency::Serializable, run };
+                    if self.commands.send(command).await.is_err() {
+                        return Ok(None);
+                    }
+                    let Ok(answer) = answer.await else { return Ok(None) };
+                    let (events, upto): (Vec<KeyEvent>, Revision) = answer?;
+                    self.next = Revision(upto.0 + 1);
+                    if !events.is_empty() {
+                        return Ok(Some(events));
+                    }
+                    continue;
+                }
+                if self.revisions.changed().await.is_err() {
+                    return Ok(None);
+                }
+            }
+        })
+    }
+}

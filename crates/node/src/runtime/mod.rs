@@ -1,0 +1,76 @@
+//! Drives one replica for real.
+//!
+//! One task owns the replica. It drains everything that has come since its last turn (peers' messages, proposals, synced
+//! tickets, ticks), steps the replica once, and carries out what the replica wants: send, persist, answer. The write-ahead
+//! log has a thread of its own, and so has the store; neither ever blocks the task.
+//!
+//! The way of a commit: [`Handle::submit`] hands the entry to the task. On the leader it is proposed; elsewhere it is sent
+//! to the leader. Either way the submitter waits until *its own node* applies the entry, so what it reads here afterwards
+//! includes its write. If the leader changes first, the entry is sent again to the next one; state remembers the request's
+//! result, so it is never applied twice.
+
+mod core_loop;
+mod handle;
+mod shared;
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, sync::mpsc};
+
+use buttress_core::{Error, NodeId, ledger::Member};
+
+pub use handle::Handle;
+pub use shared::Counters;
+
+/// How long one tick of the consensus clock lasts. An election starts after 10 to 20 ticks without a leader.
+pub const TICK: Duration = Duration::from_millis(50);
+
+/// What a node needs to know before it starts.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub cluster_id: String,
+    pub node: NodeId,
+    /// Every voter, this node included. The first start of every node must be given the same members.
+    pub members: Vec<Member>,
+    pub data_dir: PathBuf,
+    /// Seeds election timeouts; differs from node to node.
+    pub seed: u64,
+    /// Drawn at random at each start: identifies this run's requests.
+    pub client: u64,
+}
+
+/// Opens the data directory, rebuilds the state, and starts the node's tasks on the current runtime.
+///
+/// The returned future ends when the node has stopped: with an error when a disk fault or a safety violation stopped it.
+///
+/// # Errors
+/// `WRONG_CLUSTER`, `FORMAT`, `DIR_LOCKED`, `CORRUPT`, `DISK`, `DISK_FULL`, `CONFIG`.
+pub fn start(config: Config, peer_listener: TcpListener) -> Result<(Arc<Handle>, core_loop::Running), Error> {
+    let (commands, inbox) = mpsc::channel(core_loop::COMMANDS_MAX);
+    let core = core_loop::Core::open(&config, peer_listener, commands.clone())?;
+    let handle = Arc::new(Handle::new(commands, core.shared()));
+    Ok((handle, core.run(inbox)))
+}
+
+impl Config {
+    /// # Errors
+    /// `CONFIG` when members are missing, doubled or lack this node.
+    pub fn validate(&self) -> Result<(), Error> {
+        use buttress_core::Code;
+        let mut seen = BTreeMap::new();
+        for member in &self.members {
+            if member.id.0 == 0 {
+                return Err(Error::new(Code::CONFIG, "a member has the id 0").hint("ids count from 1"));
+            }
+            if let Some(other) = seen.insert(member.id, &member.name) {
+                let message = format!("members \"{other}\" and \"{}\" have the same id {}", member.name, member.id);
+                return Err(Error::new(Code::CONFIG, message).hint("give every member an id of its own"));
+            }
+        }
+        if !seen.contains_key(&self.node) {
+            let message = format!("node {} is not among the members {:?}", self.node, seen.keys());
+            return Err(Error::new(Code::CONFIG, message).hint("add this node to [[members]]"));
+        }
+        Ok(())
+    }
+}
