@@ -1,1 +1,4 @@
 //! (crate)
+
+pub mod store;
+pub mod wal;
