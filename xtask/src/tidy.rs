@@ -26,7 +26,14 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("buttress-functions", &["buttress-core", "buttress-wire"]),
     (
         "buttress",
-        &["buttress-core", "buttress-wire", "buttress-node", "buttress-engine", "buttress-events", "buttress-functions"],
+        &[
+            "buttress-core",
+            "buttress-wire",
+            "buttress-node",
+            "buttress-engine",
+            "buttress-events",
+            "buttress-functions",
+        ],
     ),
     (
         "buttress-bench",
@@ -92,7 +99,9 @@ fn direction(packages: &BTreeMap<String, BTreeSet<String>>, wrong: &mut Vec<Stri
     };
     for (name, dependencies) in packages {
         let Some(allowed) = rule(DIRECTION, name) else {
-            wrong.push(format!("TIDY-1: crate {name} has no place in the direction of dependencies (xtask/src/tidy.rs)"));
+            wrong.push(format!(
+                "TIDY-1: crate {name} has no place in the direction of dependencies (xtask/src/tidy.rs)"
+            ));
             continue;
         };
         for dependency in dependencies.iter().filter(|d| packages.contains_key(*d)) {

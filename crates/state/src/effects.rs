@@ -23,6 +23,8 @@ pub struct Effects {
     pub ends: Vec<(LogId, Offset)>,
     /// Partitions whose start moved, with their new starts.
     pub starts: Vec<(LogId, Offset)>,
+    /// Cursors that moved, with the offsets of their next records.
+    pub cursors: Vec<(String, LogId, Offset)>,
     pub topics: Vec<TopicEvent>,
     /// Leases that were revoked or expired.
     pub leases_ended: Vec<LeaseId>,
@@ -45,6 +47,7 @@ impl Effects {
             events: Vec::new(),
             ends: Vec::new(),
             starts: Vec::new(),
+            cursors: Vec::new(),
             topics: Vec::new(),
             leases_ended: Vec::new(),
             timers_fired: Vec::new(),

@@ -331,6 +331,7 @@ impl<S: Store> Machine<S> {
         for cursor in &entry.cursors {
             let position = Position { next: cursor.next, metadata: cursor.metadata.clone() };
             self.cursors.set(&cursor.group, cursor.log, position, changes);
+            effects.cursors.push((cursor.group.clone(), cursor.log, cursor.next));
         }
         for timer in &entry.timers {
             match timer {

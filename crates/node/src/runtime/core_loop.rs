@@ -5,7 +5,7 @@
 //! acknowledgement only after its fsync.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     future::Future,
     pin::Pin,
     sync::{Arc, RwLock, atomic::Ordering},
@@ -13,31 +13,38 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
+};
 
 use buttress_consensus::{
-    self as consensus, Input, LogEntry, Message, Outputs, Persist, ProposalError, Replica, Restored, SnapshotMeta,
+    Applied, EntryKind, HardState, Input, LogEntry, Message, Outputs, Persist, ProposalError, Replica, Restored, Role,
+    SnapshotMeta,
 };
 use buttress_core::{
-    Code, Consistency, Entry, Error, Index, NodeId, Receipt, RequestId, Revision, Store, SubmitError, Term, TimeMs,
-    entry::TopicChange,
+    Code, Consistency, Entry, Error, Index, LogId, NodeId, Receipt, RequestId, Revision, SubmitError, Term,
     ledger::ClusterView,
 };
+use buttress_state::Effects;
 
 use super::{
     Config, TICK,
     handle::wall_clock,
-    shared::{Counters, LogState, Shared},
+    shared::{Counters, Shared},
+    snapshots,
 };
 use crate::{
-    store::{self, DiskStore},
+    store::{DiskStore, Options, ReceivedSnapshot, StoreEvent, StoreHandle},
     transport::{self, Frame, Lane, Transport},
-    wal,
+    wal::{self, DirDisk, Identity},
 };
 
 pub(super) type Machine = buttress_state::Machine<DiskStore>;
 pub type Running = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
+/// The only shard so far; it holds the metadata and the key space.
+const SHARD: u32 = 0;
 /// Commands that wait for the next turn.
 pub(super) const COMMANDS_MAX: usize = 4096;
 /// Frames that wait for the next turn; the connections push back beyond.
@@ -62,18 +69,34 @@ pub(super) enum Command {
 }
 
 /// What the other threads tell the task.
-enum Notice {
+pub(super) enum Notice {
     Synced(Vec<u64>),
-    LogFailed(Error),
-    Checkpointed { index: Index, term: Term },
-    StoreFailed(Error),
-    SnapshotSent { to: NodeId, result: Result<(), Error> },
+    Failed(Error),
+    Checkpointed {
+        index: Index,
+        term: Term,
+    },
+    SnapshotSent {
+        to: NodeId,
+        result: Result<(), Error>,
+    },
+    /// A snapshot has come in whole; the message makes consensus judge it.
+    SnapshotReceived {
+        from: NodeId,
+        message: Message,
+        received: ReceivedSnapshot,
+    },
 }
 
 /// Whose proposal it is that this leader has in the log.
 enum Proposer {
-    Own { number: u64 },
-    Peer { node: NodeId, number: u64 },
+    Own {
+        number: u64,
+    },
+    Peer {
+        node: NodeId,
+        number: u64,
+    },
     /// Expiry and retention; proposed again by a later tick if it fails.
     Clock,
 }
@@ -102,7 +125,7 @@ pub(super) struct Core {
     shared: Arc<Shared>,
     transport: Transport,
     log: wal::Writer,
-    store: store::Host,
+    store: StoreHandle,
     frames: mpsc::Receiver<transport::Event>,
     notices: mpsc::UnboundedReceiver<Notice>,
     notify: mpsc::UnboundedSender<Notice>,
@@ -112,22 +135,114 @@ pub(super) struct Core {
     next_request: u64,
     barriers: BTreeMap<u64, Barrier>,
     next_barrier: u64,
-    /// Reads whose index the quorum has confirmed and that wait for this node to apply it.
-    waiting: BTreeMap<Index, Vec<AskFn>>,
-    /// Tag of a proposal → whose it is and under which number; forgotten when it is applied or fails.
+    /// Tag of a proposal → whose it is; forgotten when it is applied or fails.
     proposed: HashMap<u64, Proposer>,
     next_tag: u64,
-    role: consensus::Role,
+    /// Messages that wait for the fsync of their ticket.
+    after_sync: VecDeque<(u64, Vec<(NodeId, Message)>)>,
+    role: Role,
     leaderless_since: Option<Instant>,
+    /// The tag of the expiry that is under way.
     expiry: Option<u64>,
     retention_at: Instant,
-    /// A snapshot that came in whole and waits for consensus to accept it.
-    received: Option<store::Received>,
-    receiving: Option<(NodeId, store::SnapshotReceiver)>,
-    checkpoint_members: consensus::Members,
+    /// A snapshot that is on disk and waits for consensus to accept it.
+    received: Option<ReceivedSnapshot>,
+    /// What was installed last: the log restarts behind it.
+    installed: SnapshotMeta,
 }
 
 impl Core {
+    /// Opens the data directory and rebuilds the state of the last run.
+    pub fn open(config: &Config, peer_listener: TcpListener) -> Result<Self, Error> {
+        config.validate()?;
+        let (notify, notices) = mpsc::unbounded_channel();
+        let identity = Identity { cluster_id: config.cluster_id.clone(), node: config.node };
+        let store = {
+            let notify = notify.clone();
+            DiskStore::open(config.data_dir.join("store"), identity.clone(), Options::default(), move |event| {
+                let _ = notify.send(match event {
+                    StoreEvent::Checkpointed { index, term } => Notice::Checkpointed { index, term },
+                    StoreEvent::Failed(error) => Notice::Failed(error),
+                });
+            })?
+        };
+        let disk = Arc::new(DirDisk::open(&config.data_dir.join("wal"))?);
+        let (mut log, mut recovered) = wal::Wal::open(disk, identity, wal::Options::default())?;
+        if recovered.torn_bytes > 0 {
+            tracing::warn!(
+                bytes = recovered.torn_bytes,
+                event_type = "torn_tail",
+                "a torn tail of the log was left out"
+            );
+        }
+        let restored = restore(config, &mut log, recovered.take(SHARD), &store)?;
+        let installed = restored.snapshot.clone();
+        let handle = store.handle();
+        let reader = store.reader();
+        let wal = {
+            let notify = notify.clone();
+            wal::Writer::spawn(log, move |event| {
+                let _ = notify.send(match event {
+                    wal::Event::Synced(tickets) => {
+                        Notice::Synced(tickets.into_iter().map(|(_, ticket)| ticket).collect())
+                    }
+                    wal::Event::Failed(error) => Notice::Failed(error),
+                });
+            })?
+        };
+        let machine = Machine::open(store)
+            .map_err(|error| Error::new(Code::CORRUPT, format!("the state cannot be rebuilt: {error}")))?;
+        let replica = Replica::new(buttress_consensus::Config::new(config.node, config.seed), restored, machine)?;
+        let (events, frames) = mpsc::channel(FRAMES_MAX);
+        let peers = config.members.iter().filter(|m| m.id != config.node).map(|m| (m.id, m.peer.clone())).collect();
+        let incoming = snapshots::receiver(handle.clone(), notify.clone())?;
+        let transport =
+            Transport::start(config.cluster_id.clone(), config.node, peers, peer_listener, events, incoming);
+        let view = ClusterView {
+            cluster_id: config.cluster_id.clone(),
+            node: config.node,
+            members: config.members.clone(),
+            ..ClusterView::default()
+        };
+        let shared = Shared {
+            view: watch::Sender::new(view),
+            topics: RwLock::default(),
+            logs: RwLock::default(),
+            cursors: RwLock::default(),
+            revision: watch::Sender::new(Revision(0)),
+            reader,
+            counters: Counters::default(),
+            wal: wal.stats(),
+            store: handle.clone(),
+            transport: transport.counters(),
+        };
+        Ok(Self {
+            config: config.clone(),
+            replica,
+            shared: Arc::new(shared),
+            transport,
+            log: wal,
+            store: handle,
+            frames,
+            notices,
+            notify,
+            started: Instant::now(),
+            pending: BTreeMap::new(),
+            next_request: 1,
+            barriers: BTreeMap::new(),
+            next_barrier: 0,
+            proposed: HashMap::new(),
+            next_tag: 0,
+            after_sync: VecDeque::new(),
+            role: Role::default(),
+            leaderless_since: Some(Instant::now()),
+            expiry: None,
+            retention_at: Instant::now(),
+            received: None,
+            installed,
+        })
+    }
+
     pub fn shared(&self) -> Arc<Shared> {
         self.shared.clone()
     }
@@ -138,9 +253,10 @@ impl Core {
             // Nobody is answered any more; those who wait learn that the node stopped.
             self.pending.clear();
             self.barriers.clear();
-            self.waiting.clear();
-            if let Err(error) = &ended {
-                tracing::error!(code = error.code.0, error = %error.message, "the node stopped itself");
+            match &ended {
+                Err(error) => tracing::error!(code = error.code.0, error = %error.message, "the node stopped itself"),
+                // So that the next start has nothing to replay.
+                Ok(()) => drop(self.replica.machine_mut().store_mut().checkpoint_now()),
             }
             ended
         })
@@ -153,8 +269,7 @@ impl Core {
         let mut frames = Vec::new();
         let mut inputs = Vec::new();
         // What the machine holds after a restart is visible before the first entry is applied.
-        self.publish_topics();
-        self.publish_cursors();
+        self.publish(self.replica.machine());
         self.publish_view();
         loop {
             tokio::select! {
@@ -206,9 +321,13 @@ impl Core {
                 self.barriers.insert(tag, Barrier { since: Instant::now(), failed: false, asks: barrier });
                 inputs.push(Input::ReadIndex { tag });
             }
-            while !inputs.is_empty() {
-                let outputs = self.replica.step(self.started.elapsed().as_millis() as u64, std::mem::take(&mut inputs));
+            let mut more = !inputs.is_empty();
+            while more {
+                let now_ms = self.started.elapsed().as_millis() as u64;
+                let outputs = self.replica.step(now_ms, std::mem::take(&mut inputs));
+                more = outputs.more;
                 self.carry_out(outputs, &mut inputs)?;
+                more |= !inputs.is_empty();
             }
             self.shared.counters.turns.fetch_add(1, Ordering::Relaxed);
         }
@@ -227,8 +346,7 @@ impl Core {
         entry.request = Some(RequestId { client: self.config.client, number, acknowledged_below });
         entry.time = wall_clock();
         let encoded = entry.encode();
-        let pending =
-            Pending { encoded, reply, since: Instant::now(), sent: None, ever_sent: false, _room: room };
+        let pending = Pending { encoded, reply, since: Instant::now(), sent: None, ever_sent: false, _room: room };
         self.pending.insert(number, pending);
         self.send_pending(number, inputs);
     }
@@ -283,8 +401,9 @@ impl Core {
                     pending.sent = None;
                 }
             }
-            Frame::SnapshotChunk(chunk) => self.on_snapshot_chunk(from, &chunk),
-            Frame::SnapshotEnd(bytes) => self.on_snapshot_end(from, bytes, inputs),
+            Frame::SnapshotChunk(_) | Frame::SnapshotEnd(_) => {
+                tracing::warn!(peer = from.0, "a piece of a snapshot came over the wrong lane");
+            }
         }
     }
 
@@ -315,7 +434,8 @@ impl Core {
             self.send_pending(number, inputs);
         }
         // Reads: a barrier that got no answer is asked again, and given up at last.
-        let stale: Vec<u64> = self.barriers.iter().filter(|(_, b)| now - b.since > READ_DEADLINE).map(|(t, _)| *t).collect();
+        let stale: Vec<u64> =
+            self.barriers.iter().filter(|(_, b)| now - b.since > READ_DEADLINE).map(|(t, _)| *t).collect();
         for tag in stale {
             let barrier = self.barriers.remove(&tag).expect("just listed");
             for ask in barrier.asks {
@@ -361,15 +481,27 @@ impl Core {
 
     fn on_notice(&mut self, notice: Notice, inputs: &mut Vec<Input<Machine>>) -> Result<(), Error> {
         match notice {
-            Notice::Synced(tickets) => inputs.extend(tickets.into_iter().map(|ticket| Input::Persisted { ticket })),
+            Notice::Synced(tickets) => {
+                for ticket in tickets {
+                    inputs.push(Input::Persisted { ticket });
+                    while self.after_sync.front().is_some_and(|(wanted, _)| *wanted <= ticket) {
+                        let (_, messages) = self.after_sync.pop_front().expect("the front was just there");
+                        self.post(messages);
+                    }
+                }
+            }
             Notice::Checkpointed { index, term } => inputs.push(Input::Checkpointed { index, term }),
-            Notice::LogFailed(error) | Notice::StoreFailed(error) => return Err(error),
+            Notice::Failed(error) => return Err(error),
             Notice::SnapshotSent { to, result } => {
                 match &result {
-                    Ok(()) => tracing::info!(peer = to.0, "snapshot sent"),
+                    Ok(()) => tracing::info!(peer = to.0, event_type = "snapshot_sent", "snapshot sent"),
                     Err(error) => tracing::warn!(peer = to.0, %error, "snapshot could not be sent"),
                 }
                 inputs.push(Input::SnapshotSent { to, ok: result.is_ok() });
+            }
+            Notice::SnapshotReceived { from, message, received } => {
+                self.received = Some(received);
+                inputs.push(Input::Receive { from, message });
             }
         }
         Ok(())
@@ -384,18 +516,35 @@ impl Core {
             self.persist(persist);
         }
         for (to, message) in outputs.snapshots {
-            self.send_snapshot(to, message);
+            self.shared.counters.snapshots_sent.fetch_add(1, Ordering::Relaxed);
+            let address = self.config.members.iter().find(|m| m.id == to).map(|m| m.peer.clone());
+            let hello = transport::Hello {
+                cluster_id: self.config.cluster_id.clone(),
+                from: self.config.node,
+                to,
+                lane: Lane::Snapshot,
+            };
+            snapshots::send(hello, address.unwrap_or_default(), message, self.store.clone(), self.notify.clone());
         }
-        if let Some(meta) = outputs.install {
-            self.install(meta, inputs)?;
+        match (outputs.install, self.received.take()) {
+            (Some(meta), Some(received)) => inputs.push(self.install(meta, received)?),
+            (Some(_), None) => {
+                return Err(Error::new(Code::CORRUPT, "consensus accepted a snapshot whose state has not come"));
+            }
+            // Not needed after all: dropping it removes its files.
+            (None, _) => {}
         }
         self.on_applied(outputs.applied)?;
+        if let Some((index, members)) = outputs.members {
+            let meta = SnapshotMeta { index, term: self.role.term, members }.encode();
+            self.replica.machine_mut().store_mut().set_meta(meta);
+        }
         for (tag, error) in outputs.failed {
             self.on_proposal_failed(tag, &error);
         }
-        for (tag, index) in outputs.reads {
-            if let Some(barrier) = self.barriers.remove(&tag) {
-                self.waiting.entry(index).or_default().extend(barrier.asks);
+        for (tag, _) in outputs.reads {
+            for ask in self.barriers.remove(&tag).into_iter().flat_map(|barrier| barrier.asks) {
+                ask(Ok(self.replica.machine()));
             }
         }
         for tag in outputs.reads_failed {
@@ -407,11 +556,23 @@ impl Core {
         if let Some(role) = outputs.role {
             self.on_role(role, inputs);
         }
-        self.answer_reads();
+        // `checkpoint_wanted` needs no answer: checkpoints come every few seconds while anything is applied.
         if let Some(start) = outputs.log_start {
             self.log.forget_before(SHARD, start);
         }
         Ok(())
+    }
+
+    /// Puts a received snapshot in the place of the store.
+    fn install(&mut self, meta: SnapshotMeta, received: ReceivedSnapshot) -> Result<Input<Machine>, Error> {
+        tracing::info!(index = meta.index.0, event_type = "snapshot_installed", "installing a snapshot");
+        let store = self.store.install(received)?;
+        let machine = Machine::open(store)
+            .map_err(|error| Error::new(Code::CORRUPT, format!("the snapshot's state cannot be rebuilt: {error}")))?;
+        self.shared.counters.snapshots_installed.fetch_add(1, Ordering::Relaxed);
+        self.installed = meta.clone();
+        self.publish(&machine);
+        Ok(Input::Installed { snapshot: meta, machine })
     }
 
     fn post(&mut self, messages: Vec<(NodeId, Message)>) {
@@ -425,7 +586,6 @@ impl Core {
         if applied.is_empty() {
             return Ok(());
         }
-        let mut topics_changed = false;
         let mut revision = None;
         for Applied { tag, effects, .. } in applied {
             if let Some(error) = effects.fatal {
@@ -438,13 +598,12 @@ impl Core {
                 }
             }
             self.shared.counters.applied_entries.fetch_add(1, Ordering::Relaxed);
-            topics_changed |= !effects.topics.is_empty();
             if let Ok(receipt) = &effects.result {
                 revision = Some(receipt.revision);
             }
             if !effects.topics.is_empty() {
-                // A log must be known before its end is moved.
-                self.publish_topics();
+                // A log must be known before its end is moved; cursors of deleted ones go.
+                self.publish(self.replica.machine());
             }
             self.move_logs(&effects);
             if !effects.cursors.is_empty() {
@@ -463,9 +622,6 @@ impl Core {
                 }
                 let _ = pending.reply.send(effects.result.map_err(SubmitError::Refused));
             }
-        }
-        if topics_changed {
-            self.publish_cursors();
         }
         if let Some(revision) = revision {
             self.shared.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
@@ -543,44 +699,33 @@ impl Core {
         self.publish_view();
     }
 
-    fn answer_reads(&mut self) {
-        let (applied, _) = buttress_core::Machine::applied(self.replica.machine());
-        while let Some(first) = self.waiting.first_entry()
-            && *first.key() <= applied
-        {
-            for ask in first.remove() {
-                ask(Ok(self.replica.machine()));
-            }
-        }
-    }
-
     fn persist(&mut self, persist: Persist) {
-        let entry = |e: consensus::LogEntry| wal::LogEntry {
-            index: e.index,
-            term: e.term,
-            kind: e.kind as u8,
-            data: e.data,
-        };
+        let marker = persist.reset.then(|| wal::Marker {
+            index: self.installed.index,
+            term: self.installed.term,
+            meta: self.installed.encode(),
+        });
         self.log.submit(wal::Job {
             shard: SHARD,
             ticket: persist.ticket,
-            hard_state: persist.hard_state.map(|h| wal::HardState {
-                term: h.term,
-                vote: h.vote.unwrap_or_default(),
-                commit: h.commit,
-            }),
-            marker: None,
-            entries: persist.entries.into_iter().map(entry).collect(),
+            hard_state: persist.hard_state.map(to_wal_state),
+            marker,
+            entries: persist.entries.into_iter().map(to_wal_entry).collect(),
         });
+        if !persist.then_send.is_empty() {
+            self.after_sync.push_back((persist.ticket, persist.then_send));
+        }
     }
 
-    fn publish_topics(&self) {
-        let topics = self.replica.machine().topics();
+    /// Shows edges what topics, partitions and cursors there are.
+    fn publish(&self, machine: &Machine) {
+        let topics = machine.topics();
         let mut logs = self.shared.logs.write().expect("no holder panics");
         let live: HashSet<LogId> = topics.iter().flat_map(|t| &t.partitions).map(|p| p.log).collect();
         logs.retain(|log, state| {
             let keep = live.contains(log);
             if !keep {
+                // Whoever waits for it looks again and finds it gone.
                 state.grown.notify_waiters();
             }
             keep
@@ -594,19 +739,18 @@ impl Core {
         drop(logs);
         let topics = topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
         *self.shared.topics.write().expect("no holder panics") = Arc::new(topics);
-    }
-
-    fn publish_cursors(&self) {
-        let cursors = self.replica.machine().cursors().iter().map(|(group, log, next)| ((group.to_owned(), log), next));
+        let cursors = machine.cursors().iter().map(|(log, group, position)| ((group.to_owned(), log), position.next));
         *self.shared.cursors.write().expect("no holder panics") = cursors.collect();
+        let revision = machine.revision();
+        self.shared.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
     }
 
     fn publish_view(&self) {
         let status = self.replica.status();
         let revision = self.replica.machine().revision();
         self.shared.view.send_if_modified(|view| {
-            view.committed = status.committed;
-            view.applied = status.applied;
+            view.committed = status.engine.committed;
+            view.applied = status.engine.applied;
             view.revision = revision;
             let changed = (view.leader, view.term) != (self.role.leader, self.role.term);
             view.leader = self.role.leader;
@@ -614,4 +758,61 @@ impl Core {
             changed
         });
     }
+}
+
+/// Joins what the store and the log kept to what consensus starts from. A node that has neither founds the cluster.
+fn restore(config: &Config, log: &mut wal::Wal, kept: wal::ShardLog, store: &DiskStore) -> Result<Restored, Error> {
+    let (index, term) = buttress_core::Store::applied(store);
+    if index.0 == 0 && kept.hard_state.is_none() && kept.entries.is_empty() {
+        let voters: Vec<NodeId> = config.members.iter().map(|m| m.id).collect();
+        let founding = Restored::founding(&voters);
+        let mut batch = wal::Batch::default();
+        for entry in &founding.entries {
+            batch.entry(SHARD, &to_wal_entry(entry.clone()));
+        }
+        batch.hard_state(SHARD, to_wal_state(founding.hard_state));
+        log.commit(&mut batch)?;
+        tracing::info!(event_type = "founded", voters = voters.len(), "a new cluster is founded");
+        return Ok(founding);
+    }
+    let snapshot = if index.0 == 0 {
+        SnapshotMeta::default()
+    } else {
+        let kept = SnapshotMeta::decode(store.meta().clone())
+            .map_err(|error| Error::new(Code::CORRUPT, format!("the store's member list is malformed: {error}")))?;
+        SnapshotMeta { index, term, members: kept.members }
+    };
+    let hard_state = kept.hard_state.map_or_else(HardState::default, |state| HardState {
+        term: state.term,
+        vote: Some(state.vote).filter(|vote| vote.0 != 0),
+        commit: state.commit,
+    });
+    let entries = kept.after(index, term)?.into_iter().map(from_wal_entry).collect::<Result<_, _>>()?;
+    Ok(Restored { hard_state, snapshot, entries })
+}
+
+fn to_wal_state(state: HardState) -> wal::HardState {
+    wal::HardState { term: state.term, vote: state.vote.unwrap_or_default(), commit: state.commit }
+}
+
+fn to_wal_entry(entry: LogEntry) -> wal::LogEntry {
+    let kind = match entry.kind {
+        EntryKind::Normal => 0,
+        EntryKind::ConfChange => 1,
+    };
+    wal::LogEntry { index: entry.index, term: entry.term, kind, data: entry.data }
+}
+
+fn from_wal_entry(entry: wal::LogEntry) -> Result<LogEntry, Error> {
+    let kind = match entry.kind {
+        0 => EntryKind::Normal,
+        1 => EntryKind::ConfChange,
+        kind => {
+            return Err(Error::new(
+                Code::FORMAT,
+                format!("entry {} of the log is of the unknown kind {kind}", entry.index),
+            ));
+        }
+    };
+    Ok(LogEntry { index: entry.index, term: entry.term, kind, data: entry.data })
 }

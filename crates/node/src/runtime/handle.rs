@@ -15,6 +15,8 @@ use buttress_core::{
     limits::{ENTRY_BYTES_MAX, ENTRY_PARTS_MAX},
 };
 
+use buttress_state::KeyEvents;
+
 use super::{
     core_loop::{Command, Machine},
     shared::{Counters, Shared},
@@ -82,7 +84,7 @@ impl Handle {
 
     fn partition(&self, view: &PartitionView) -> PartitionView {
         let (start, end) = self.shared.log(view.log).map_or((view.start, view.end), |log| log.range());
-        let bytes = self.shared.reader.read().expect("no holder panics").bytes(view.log);
+        let bytes = self.shared.reader.range(view.log).map_or(0, |range| range.bytes);
         PartitionView { log: view.log, start, end, bytes }
     }
 
@@ -101,11 +103,12 @@ impl Handle {
             let (start, end) = state.range();
             if offset < start || offset > end {
                 let message = format!("offset {offset} is not within [{start}, {end}]");
-                return Err(Error::new(Code::OFFSET_OUT_OF_RANGE, message).hint("start at the earliest or latest offset"));
+                return Err(
+                    Error::new(Code::OFFSET_OUT_OF_RANGE, message).hint("start at the earliest or latest offset")
+                );
             }
             if offset < end {
-                let reader = self.shared.reader.read().expect("no holder panics").clone();
-                let batches = reader.read(log, offset, bytes_max)?;
+                let batches = self.shared.reader.read(log, offset, bytes_max)?;
                 return Ok(Fetched { start, end, batches });
             }
             if wait_ms == 0 || tokio::time::timeout_at(deadline, grown).await.is_err() {
@@ -125,13 +128,14 @@ impl Ledger for Handle {
     }
 
     fn read(&self, range: KeyRange, limit: usize, consistency: Consistency) -> BoxFuture<'_, Result<KeyValues, Error>> {
-        Box::pin(self.ask(consistency, move |machine| machine.range(&range, limit, None)))
+        Box::pin(self.ask(consistency, move |machine| Ok(machine.range(&range, limit, None)?)))
     }
 
     fn state(&self, space: &str, keys: Vec<Bytes>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, Error>> {
         let space = space.to_owned();
         Box::pin(self.ask(Consistency::Serializable, move |machine| {
-            keys.iter().map(|key| machine.state_get(&space, key)).collect()
+            let row = |key: &Bytes| machine.state_get(&space, key);
+            keys.iter().map(row).collect::<Result<_, _>>().map_err(|error| Error::new(Code::DISK, error.to_string()))
         }))
     }
 
@@ -163,15 +167,18 @@ impl Stream for Handle {
         topics.get(name).map(|topic| self.live(topic))
     }
 
-    fn fetch(&self, log: LogId, offset: Offset, bytes_max: usize, wait_ms: u64) -> BoxFuture<'_, Result<Fetched, Error>> {
+    fn fetch(
+        &self,
+        log: LogId,
+        offset: Offset,
+        bytes_max: usize,
+        wait_ms: u64,
+    ) -> BoxFuture<'_, Result<Fetched, Error>> {
         Box::pin(self.fetch_inner(log, offset, bytes_max, wait_ms))
     }
 
     fn offset_for_time(&self, log: LogId, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<(Offset, i64)>, Error>> {
-        Box::pin(async move {
-            let reader = self.shared.reader.read().expect("no holder panics").clone();
-            reader.offset_for_time(log, timestamp_ms)
-        })
+        Box::pin(async move { self.shared.reader.offset_for_time(log, timestamp_ms) })
     }
 
     fn cursor(&self, group: &str, log: LogId) -> Option<Offset> {
@@ -235,18 +242,15 @@ impl Watch for NodeWatch {
                     let (range, from) = (self.range.clone(), self.next);
                     let (reply, answer) = oneshot::channel();
                     let run = Box::new(move |machine: Result<&Machine, Error>| {
-                        let _ = reply.send(machine.and_then(|m| {
-                            let (events, upto) = m.events_since(&range, from, WATCH_EVENTS_MAX)?;
-                            Ok((events, upto))
-                        }));
+                        let _ = reply.send(machine.and_then(|m| Ok(m.events_since(&range, from, WATCH_EVENTS_MAX)?)));
                     });
                     let command = Command::Ask { consistency: Consistency::Serializable, run };
                     if self.commands.send(command).await.is_err() {
                         return Ok(None);
                     }
                     let Ok(answer) = answer.await else { return Ok(None) };
-                    let (events, upto): (Vec<KeyEvent>, Revision) = answer?;
-                    self.next = Revision(upto.0 + 1);
+                    let KeyEvents { events, next } = answer?;
+                    self.next = next;
                     if !events.is_empty() {
                         return Ok(Some(events));
                     }

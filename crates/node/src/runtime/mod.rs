@@ -12,6 +12,7 @@
 mod core_loop;
 mod handle;
 mod shared;
+mod snapshots;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -19,6 +20,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use buttress_core::{Error, NodeId, ledger::Member};
 
+pub use core_loop::Running;
 pub use handle::Handle;
 pub use shared::Counters;
 
@@ -45,9 +47,9 @@ pub struct Config {
 ///
 /// # Errors
 /// `WRONG_CLUSTER`, `FORMAT`, `DIR_LOCKED`, `CORRUPT`, `DISK`, `DISK_FULL`, `CONFIG`.
-pub fn start(config: Config, peer_listener: TcpListener) -> Result<(Arc<Handle>, core_loop::Running), Error> {
+pub fn start(config: Config, peer_listener: TcpListener) -> Result<(Arc<Handle>, Running), Error> {
     let (commands, inbox) = mpsc::channel(core_loop::COMMANDS_MAX);
-    let core = core_loop::Core::open(&config, peer_listener, commands.clone())?;
+    let core = core_loop::Core::open(&config, peer_listener)?;
     let handle = Arc::new(Handle::new(commands, core.shared()));
     Ok((handle, core.run(inbox)))
 }

@@ -15,7 +15,12 @@ use buttress_core::{
     ledger::{ClusterView, TopicView},
 };
 
-use crate::{metrics::Histogram, store::LogReader};
+use crate::{
+    metrics::Histogram,
+    store::{LogReader, StoreHandle},
+    transport,
+    wal::WalStats,
+};
 
 /// The live end of one partition.
 #[derive(Debug, Default)]
@@ -58,9 +63,12 @@ pub(super) struct Shared {
     pub logs: RwLock<HashMap<LogId, Arc<LogState>>>,
     pub cursors: RwLock<HashMap<(String, LogId), Offset>>,
     pub revision: watch::Sender<Revision>,
-    /// Replaced when a snapshot is installed.
-    pub reader: RwLock<LogReader>,
+    /// Follows the store when a snapshot replaces it.
+    pub reader: LogReader,
     pub counters: Counters,
+    pub wal: Arc<WalStats>,
+    pub store: StoreHandle,
+    pub transport: Arc<transport::Counters>,
 }
 
 impl Shared {

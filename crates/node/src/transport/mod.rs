@@ -44,9 +44,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// What the transport tells the node.
 #[derive(Debug)]
 pub enum Event {
-    Frame { from: NodeId, frame: Frame },
+    Frame {
+        from: NodeId,
+        frame: Frame,
+    },
     /// Frames to this peer were dropped or its connection broke.
-    Unreachable { peer: NodeId },
+    Unreachable {
+        peer: NodeId,
+    },
 }
 
 /// Figures for `/metrics`.
@@ -126,21 +131,29 @@ impl Transport {
         peers: BTreeMap<NodeId, String>,
         listener: TcpListener,
         events: mpsc::Sender<Event>,
+        snapshots: mpsc::Sender<(NodeId, Frame)>,
     ) -> Self {
         let counters = Arc::new(Counters::default());
         let mut tasks = JoinSet::new();
         let mut queues = BTreeMap::new();
         for (&peer, address) in &peers {
-            let lanes = [(Lane::Control, CONTROL_QUEUE_BYTES_MAX), (Lane::Data, DATA_QUEUE_BYTES_MAX)].map(|(lane, max)| {
-                let queue = Queue::new(max);
-                let hello = Hello { cluster_id: cluster_id.clone(), from: node, to: peer, lane };
-                tasks.spawn(send(hello, address.clone(), queue.clone(), events.clone(), counters.clone()));
-                queue
-            });
+            let lanes =
+                [(Lane::Control, CONTROL_QUEUE_BYTES_MAX), (Lane::Data, DATA_QUEUE_BYTES_MAX)].map(|(lane, max)| {
+                    let queue = Queue::new(max);
+                    let hello = Hello { cluster_id: cluster_id.clone(), from: node, to: peer, lane };
+                    tasks.spawn(send(hello, address.clone(), queue.clone(), events.clone(), counters.clone()));
+                    queue
+                });
             queues.insert(peer, lanes);
         }
         let known: Arc<[NodeId]> = peers.keys().copied().collect();
-        tasks.spawn(accept(cluster_id, node, known, listener, events, counters.clone()));
+        tasks.spawn(accept(
+            cluster_id,
+            node,
+            known,
+            listener,
+            Incoming { events, snapshots, counters: counters.clone() },
+        ));
         Self { queues, counters, _tasks: tasks }
     }
 
@@ -163,13 +176,7 @@ impl Transport {
     }
 }
 
-async fn send(
-    hello: Hello,
-    address: String,
-    queue: Arc<Queue>,
-    events: mpsc::Sender<Event>,
-    counters: Arc<Counters>,
-) {
+async fn send(hello: Hello, address: String, queue: Arc<Queue>, events: mpsc::Sender<Event>, counters: Arc<Counters>) {
     let mut pause = RECONNECT_MIN;
     loop {
         match connect(&hello, &address).await {
@@ -228,14 +235,25 @@ async fn drain<S: AsyncRead + AsyncWrite + Unpin>(stream: S, queue: &Queue, coun
     }
 }
 
-async fn accept(
-    cluster_id: String,
-    node: NodeId,
-    known: Arc<[NodeId]>,
-    listener: TcpListener,
+/// Where received frames go.
+#[derive(Clone)]
+struct Incoming {
     events: mpsc::Sender<Event>,
+    snapshots: mpsc::Sender<(NodeId, Frame)>,
     counters: Arc<Counters>,
-) {
+}
+
+impl Incoming {
+    /// `false` when nobody takes frames any more.
+    async fn take(&self, from: NodeId, lane: Lane, frame: Frame) -> bool {
+        match lane {
+            Lane::Snapshot => self.snapshots.send((from, frame)).await.is_ok(),
+            Lane::Control | Lane::Data => self.events.send(Event::Frame { from, frame }).await.is_ok(),
+        }
+    }
+}
+
+async fn accept(cluster_id: String, node: NodeId, known: Arc<[NodeId]>, listener: TcpListener, incoming: Incoming) {
     let mut connections = JoinSet::new();
     loop {
         let stream = match listener.accept().await {
@@ -247,10 +265,10 @@ async fn accept(
             }
         };
         while connections.try_join_next().is_some() {}
-        let (cluster_id, known, events, counters) = (cluster_id.clone(), known.clone(), events.clone(), counters.clone());
+        let (cluster_id, known, incoming) = (cluster_id.clone(), known.clone(), incoming.clone());
         connections.spawn(async move {
-            if let Err(error) = receive(stream, &cluster_id, node, &known, &events, &counters).await {
-                counters.refused_connections.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = receive(stream, &cluster_id, node, &known, &incoming).await {
+                incoming.counters.refused_connections.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, "peer connection refused");
             }
         });
@@ -276,10 +294,10 @@ async fn receive<S: AsyncRead + Unpin>(
     cluster_id: &str,
     node: NodeId,
     known: &[NodeId],
-    events: &mpsc::Sender<Event>,
-    counters: &Counters,
+    incoming: &Incoming,
 ) -> Result<(), ReceiveError> {
-    let hello = tokio::time::timeout(HELLO_TIMEOUT, read_hello(&mut stream)).await.map_err(|_| ReceiveError::NoHello)??;
+    let hello =
+        tokio::time::timeout(HELLO_TIMEOUT, read_hello(&mut stream)).await.map_err(|_| ReceiveError::NoHello)??;
     if hello.cluster_id != cluster_id {
         return Err(ReceiveError::OtherCluster(hello.cluster_id));
     }
@@ -292,7 +310,7 @@ async fn receive<S: AsyncRead + Unpin>(
     let mut buffer = BytesMut::with_capacity(16 * 1024);
     loop {
         while let Some(frame) = Frame::decode(&mut buffer)? {
-            if events.send(Event::Frame { from: hello.from, frame }).await.is_err() {
+            if !incoming.take(hello.from, hello.lane, frame).await {
                 return Ok(());
             }
         }
@@ -303,7 +321,7 @@ async fn receive<S: AsyncRead + Unpin>(
         match stream.read_buf(&mut buffer).await {
             Ok(0) | Err(_) => return Ok(()),
             Ok(read) => {
-                counters.received_bytes.fetch_add(read as u64, Ordering::Relaxed);
+                incoming.counters.received_bytes.fetch_add(read as u64, Ordering::Relaxed);
             }
         }
     }
