@@ -50,6 +50,39 @@ pub(super) struct Logs {
     pub dir: String,
     pub map: RwLock<BTreeMap<LogId, Arc<Mutex<LogInner>>>>,
     files: Mutex<FileCache>,
+    /// The store is gone; there is nothing here any more.
+    closed: bool,
+}
+
+/// Stands in the place of a store that was dropped, so that readers do not keep its directory locked.
+struct NoDisk;
+
+fn no_disk<T>() -> io::Result<T> {
+    Err(io::ErrorKind::NotFound.into())
+}
+
+impl Disk for NoDisk {
+    fn list(&self, _: &str) -> io::Result<Vec<String>> {
+        no_disk()
+    }
+    fn open(&self, _: &str, _: Open) -> io::Result<Arc<dyn DiskFile>> {
+        no_disk()
+    }
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+        no_disk()
+    }
+    fn remove(&self, _: &str) -> io::Result<()> {
+        no_disk()
+    }
+    fn create_dir(&self, _: &str) -> io::Result<()> {
+        no_disk()
+    }
+    fn remove_dir_all(&self, _: &str) -> io::Result<()> {
+        no_disk()
+    }
+    fn sync_dir(&self, _: &str) -> io::Result<()> {
+        no_disk()
+    }
 }
 
 pub(super) fn log_dir(dir: &str, log: LogId) -> String {
@@ -78,7 +111,16 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Logs {
     pub fn new(disk: Arc<dyn Disk>, dir: String) -> Self {
-        Self { disk, dir, map: RwLock::default(), files: Mutex::default() }
+        Self { disk, dir, map: RwLock::default(), files: Mutex::default(), closed: false }
+    }
+
+    /// What readers get after the store was dropped.
+    pub fn closed() -> Self {
+        Self { closed: true, ..Self::new(Arc::new(NoDisk), String::new()) }
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        if self.closed { Err(Error::new(Code::STOPPED, "the store is closed")) } else { Ok(()) }
     }
 
     pub fn get(&self, log: LogId) -> Option<Arc<Mutex<LogInner>>> {
@@ -171,9 +213,10 @@ impl LogReader {
     /// next read goes on behind the last batch.
     ///
     /// # Errors
-    /// `OFFSET_OUT_OF_RANGE`, `CORRUPT`, `DISK`.
+    /// `OFFSET_OUT_OF_RANGE`, `CORRUPT`, `DISK`, `STOPPED` once the store was dropped.
     pub fn read(&self, log: LogId, offset: Offset, bytes_max: usize) -> Result<Vec<Batch>, Error> {
         let logs = self.logs();
+        logs.check_open()?;
         // The loop ends: each turn after the first has seen retention move the log's start.
         loop {
             let Some(inner) = logs.get(log) else {
@@ -215,9 +258,10 @@ impl LogReader {
     /// The first batch with a timestamp of at least `timestamp_ms`: its base offset and largest timestamp.
     ///
     /// # Errors
-    /// `CORRUPT`, `DISK`.
+    /// `CORRUPT`, `DISK`, `STOPPED` once the store was dropped.
     pub fn offset_for_time(&self, log: LogId, timestamp_ms: i64) -> Result<Option<(Offset, i64)>, Error> {
         let logs = self.logs();
+        logs.check_open()?;
         let Some(inner) = logs.get(log) else { return Ok(None) };
         let mut after = Offset(-1);
         loop {

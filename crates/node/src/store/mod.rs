@@ -136,7 +136,8 @@ pub struct DiskStore {
     last_checkpoint_ms: Option<u64>,
 }
 
-/// For whoever sends and receives snapshots. Cheap to clone, and good for the store that takes this one's place too.
+/// For whoever sends and receives snapshots. Cheap to clone, and good for the store that takes this one's place too. The
+/// directory stays locked while a handle, a receiver or an export lives.
 #[derive(Clone)]
 pub struct StoreHandle {
     core: Arc<Core>,
@@ -489,6 +490,7 @@ impl Drop for DiskStore {
         let mine = live.parts.as_ref().is_some_and(|(_, _, shared)| Arc::ptr_eq(shared, &self.shared));
         if mine {
             stop(&mut live);
+            *self.core.slot.write().expect("nothing panics while it holds this lock") = Arc::new(Logs::closed());
         }
     }
 }

@@ -188,7 +188,9 @@ fn an_entry_larger_than_a_segment_fits() {
 fn after_a_snapshot_of_another_history_the_log_is_set_aside() {
     let log = ShardLog { entries: (5..=9).map(|i| entry(i, 2, 1)).collect(), ..ShardLog::default() };
     let indexes = |applied, term| {
-        log.after(Index(applied), Term(term)).map(|e| e.iter().map(|e| e.index.0).collect::<Vec<_>>()).map_err(|e| e.code)
+        log.after(Index(applied), Term(term))
+            .map(|e| e.iter().map(|e| e.index.0).collect::<Vec<_>>())
+            .map_err(|e| e.code)
     };
     assert_eq!(indexes(6, 2), Ok(vec![7, 8, 9]));
     assert_eq!(indexes(4, 1), Ok(vec![5, 6, 7, 8, 9]));
@@ -299,7 +301,9 @@ fn random_parts(random: &mut Seeded, model: &Model, term: u64) -> Vec<Part> {
                 term: Term(term),
                 meta: Bytes::from(vec![1; random.below(30) as usize]),
             }),
-            1..=4 => Part::Hard(HardState { term: Term(term), vote: NodeId(random.below(3)), commit: Index(model.last()) }),
+            1..=4 => {
+                Part::Hard(HardState { term: Term(term), vote: NodeId(random.below(3)), commit: Index(model.last()) })
+            }
             _ => {
                 let least = model.forgotten_before.max(model.marker.as_ref().map_or(0, |m| m.index.0) + 1).max(1);
                 let next = model.last() + 1;
@@ -344,7 +348,8 @@ fn crash_run(seed: u64) {
             let shard = random.below(2) as usize;
             if random.below(8) == 0 {
                 let model = &mut acknowledged[shard];
-                let before = model.forgotten_before + random.below(model.last().saturating_sub(model.forgotten_before) + 1);
+                let before =
+                    model.forgotten_before + random.below(model.last().saturating_sub(model.forgotten_before) + 1);
                 let result = wal.forget_before(shard as u32, Index(before));
                 model.forgotten_before = before;
                 maybe[shard].forgotten_before = before;
