@@ -30,7 +30,7 @@ use super::{
 use crate::wal::{
     Identity,
     disk::{DirDisk, Disk},
-    faulty::{FailingDisk, Seeded},
+    faulty::{FailingDisk, Seeded, SyncedLengths},
 };
 
 fn identity() -> Identity {
@@ -269,7 +269,7 @@ fn random_batch(random: &mut Seeded, model: &Model, dead: &mut Vec<LogId>) -> Wr
 }
 
 /// What a loss of power does to the record files: bytes behind the last checkpoint are cut anywhere, or are garbage.
-fn lose_unsynced(path: &Path, random: &mut Seeded) {
+fn lose_unsynced(path: &Path, synced: &BTreeMap<String, u64>, random: &mut Seeded) {
     let disk: Arc<dyn Disk> = Arc::new(DirDisk::open(path).unwrap());
     let root = Arc::new(Root { path: path.to_owned(), disk, identity: identity() });
     let number = root.read_current().unwrap().unwrap().number;
@@ -280,6 +280,13 @@ fn lose_unsynced(path: &Path, random: &mut Seeded) {
             let file = logs.join(format!("{:08x}/{:016x}.rec", view.log.0, segment.base.0));
             let len = fs::metadata(&file).unwrap().len();
             assert!(len >= segment.bytes);
+            let name = format!("{}/logs/{:08x}/{:016x}.rec", dir_name(number), view.log.0, segment.base.0);
+            assert!(
+                synced.get(&name).is_some_and(|synced| *synced >= segment.bytes),
+                "a checkpoint counts on {} bytes of {name}, {:?} are synced",
+                segment.bytes,
+                synced.get(&name)
+            );
             let file = fs::OpenOptions::new().write(true).open(&file).unwrap();
             let keep = segment.bytes + random.below(len - segment.bytes + 1);
             file.set_len(keep).unwrap();
@@ -298,11 +305,18 @@ fn crash_run(seed: u64, writes: u64) {
     let dir = tempfile::tempdir().unwrap();
     let events: Arc<Mutex<Vec<StoreEvent>>> = Arc::default();
     let sink = events.clone();
+    let synced: SyncedLengths = Arc::default();
+    let all_synced = synced.clone();
     let reopen = move || {
         let sink = sink.clone();
-        DiskStore::open(dir.path(), identity(), tiny(), move |e| sink.lock().unwrap().push(e))
-            .map(|s| (s, dir.path().to_owned()))
-            .unwrap_or_else(|e| panic!("seed {seed}: {e}"))
+        let disk = FailingDisk::new(DirDisk::open(dir.path()).unwrap(), Arc::new(AtomicI64::new(-1)), false);
+        // What was synced in earlier lives still is.
+        let disk = disk.with_synced(all_synced.clone());
+        DiskStore::open_on(Arc::new(disk), dir.path().to_owned(), identity(), tiny(), move |e| {
+            sink.lock().unwrap().push(e)
+        })
+        .map(|s| (s, dir.path().to_owned()))
+        .unwrap_or_else(|e| panic!("seed {seed}: {e}"))
     };
     let (mut store, path) = reopen();
     let mut history = vec![Model::default()];
@@ -331,7 +345,7 @@ fn crash_run(seed: u64, writes: u64) {
             3 => {
                 crashes += 1;
                 drop(store);
-                lose_unsynced(&path, &mut random);
+                lose_unsynced(&path, &synced.lock().unwrap(), &mut random);
                 let promised = events.lock().unwrap().iter().fold(Index(0), |most, e| match e {
                     StoreEvent::Checkpointed { index, .. } => most.max(*index),
                     StoreEvent::Failed(error) => panic!("seed {seed}: {error}"),
