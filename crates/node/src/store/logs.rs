@@ -7,12 +7,18 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    sync::{Arc, Mutex, MutexGuard, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, RwLock,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 use buttress_core::{Code, Error, LogId, Offset, TimeMs, entry::TopicSettings, ledger::Batch, store::StoredBatch};
 
-use super::frames::{Segment, check_header, walk};
+use super::{
+    OnEvent, StoreEvent,
+    frames::{Segment, check_header, walk},
+};
 use crate::wal::disk::{Disk, DiskFile, Open, corrupt, disk_error, read_full};
 
 /// Open segment files for cold reads.
@@ -52,6 +58,9 @@ pub(super) struct Logs {
     files: Mutex<FileCache>,
     /// The store is gone; there is nothing here any more.
     closed: bool,
+    /// Hears of a disk that cannot be read or has rotted, once.
+    on_event: Option<OnEvent>,
+    reported: AtomicBool,
 }
 
 /// Stands in the place of a store that was dropped, so that readers do not keep its directory locked.
@@ -110,13 +119,34 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Logs {
-    pub fn new(disk: Arc<dyn Disk>, dir: String) -> Self {
-        Self { disk, dir, map: RwLock::default(), files: Mutex::default(), closed: false }
+    pub fn new(disk: Arc<dyn Disk>, dir: String, on_event: Option<OnEvent>) -> Self {
+        Self {
+            disk,
+            dir,
+            map: RwLock::default(),
+            files: Mutex::default(),
+            closed: false,
+            on_event,
+            reported: AtomicBool::new(false),
+        }
+    }
+
+    /// Passes a reader's result on; one that shows a bad disk stops the node.
+    fn report<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error) = &result
+            && [Code::CORRUPT, Code::DISK, Code::DISK_FULL].contains(&error.code)
+            && let Some(on_event) = &self.on_event
+            && !self.reported.swap(true, SeqCst)
+        {
+            tracing::error!(code = error.code.0, error = %error, "a record log cannot be read");
+            on_event(StoreEvent::Failed(error.clone()));
+        }
+        result
     }
 
     /// What readers get after the store was dropped.
     pub fn closed() -> Self {
-        Self { closed: true, ..Self::new(Arc::new(NoDisk), String::new()) }
+        Self { closed: true, ..Self::new(Arc::new(NoDisk), String::new(), None) }
     }
 
     fn check_open(&self) -> Result<(), Error> {
@@ -217,6 +247,10 @@ impl LogReader {
     pub fn read(&self, log: LogId, offset: Offset, bytes_max: usize) -> Result<Vec<Batch>, Error> {
         let logs = self.logs();
         logs.check_open()?;
+        logs.report(Self::read_from(&logs, log, offset, bytes_max))
+    }
+
+    fn read_from(logs: &Logs, log: LogId, offset: Offset, bytes_max: usize) -> Result<Vec<Batch>, Error> {
         // The loop ends: each turn after the first has seen retention move the log's start.
         loop {
             let Some(inner) = logs.get(log) else {
@@ -236,10 +270,10 @@ impl LogReader {
                     return Ok(from_tail(&inner.tail, offset, bytes_max));
                 }
                 let at = inner.segments.partition_point(|s| s.last < offset);
-                let segment = inner.segments.get(at).ok_or_else(|| missing(&logs, log, offset))?;
+                let segment = inner.segments.get(at).ok_or_else(|| missing(logs, log, offset))?;
                 (segment.base, segment.position_of(offset), segment.bytes)
             };
-            match cold(&logs, log, base, at, end, offset, bytes_max) {
+            match cold(logs, log, base, at, end, offset, bytes_max) {
                 Ok(batches) => return Ok(batches),
                 Err(Cold::Gone) => {
                     let moved = lock(&inner);
@@ -262,6 +296,10 @@ impl LogReader {
     pub fn offset_for_time(&self, log: LogId, timestamp_ms: i64) -> Result<Option<(Offset, i64)>, Error> {
         let logs = self.logs();
         logs.check_open()?;
+        logs.report(Self::find_time(&logs, log, timestamp_ms))
+    }
+
+    fn find_time(logs: &Logs, log: LogId, timestamp_ms: i64) -> Result<Option<(Offset, i64)>, Error> {
         let Some(inner) = logs.get(log) else { return Ok(None) };
         let mut after = Offset(-1);
         loop {

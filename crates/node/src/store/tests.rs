@@ -525,11 +525,16 @@ fn rot_in_a_segment_is_found_when_it_is_read() {
     let mut bytes = fs::read(&file).unwrap();
     bytes[700] ^= 1;
     fs::write(&file, &bytes).unwrap();
-    let store = open(dir.path());
+    let events: Arc<Mutex<Vec<StoreEvent>>> = Arc::default();
+    let sink = events.clone();
+    let store = DiskStore::open(dir.path(), identity(), tiny(), move |e| sink.lock().unwrap().push(e)).unwrap();
     assert_eq!(store.reader().read(LogId(1), Offset(0), 100).unwrap().len(), 1);
     let error = store.reader().read(LogId(1), Offset(5), 100).unwrap_err();
     assert_eq!(error.code, Code::CORRUPT);
     assert!(error.hint.is_some());
+    // The host hears of it too, once.
+    assert_eq!(store.reader().offset_for_time(LogId(1), 1055).unwrap_err().code, Code::CORRUPT);
+    assert_eq!(*events.lock().unwrap(), vec![StoreEvent::Failed(error)]);
     drop(store);
     // A segment that is shorter than its checkpoint, or gone, is found at once.
     fs::write(&file, &bytes[..500]).unwrap();
@@ -762,7 +767,7 @@ fn child_batch(i: u64) -> WriteBatch {
         &format!("key-{}", i % CHILD_KEYS),
         Some(&format!("{i}-{}", "z".repeat((i % 7) as usize * 300))),
     ));
-    rows.push(row(Table::State, &format!("key-{}", (i + 7) % CHILD_KEYS), (i % 3 > 0).then_some("s")));
+    rows.push(row(Table::State, &format!("key-{}", (i + 7) % CHILD_KEYS), (!i.is_multiple_of(3)).then_some("s")));
     let mut b = write(i, rows, vec![batch((i % 3) as u32, (i / 3) as i64, 1, i, 200)]);
     if i.is_multiple_of(25) {
         b.trims.push((LogId(0), Offset((i / 3) as i64 - 5)));

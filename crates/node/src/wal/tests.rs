@@ -463,6 +463,15 @@ fn after_a_failed_sync_the_writer_acknowledges_nothing_more() {
     assert!(got.recv().is_err(), "nothing is reported after the failure");
 }
 
+#[test]
+fn a_bug_on_the_writers_thread_is_reported() {
+    let (wal, _) = open(&Arc::new(MemDisk::new(1))).unwrap();
+    let (events, got) = mpsc::channel();
+    let writer = Writer::spawn(wal, move |e| events.send(e).unwrap()).unwrap();
+    writer.submit(Job { ticket: 1, entries: vec![entry(1, 1, 10), entry(3, 1, 10)], ..Job::default() });
+    assert!(matches!(got.recv().unwrap(), Event::Failed(_)));
+}
+
 const CHILD: &str = "BUTTRESS_TEST_WAL_CHILD";
 
 /// Not a test of its own: the process that `kill_nine_loses_nothing_acknowledged` kills.
