@@ -798,7 +798,7 @@ fn kill_nine_leaves_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = Model::default();
     let mut models = vec![model.clone()];
-    for round in 0..10 {
+    for round in 0..5 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "store::tests::child_process", "--nocapture"])
             .env(CHILD, dir.path())
