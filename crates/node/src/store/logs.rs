@@ -7,12 +7,18 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    sync::{Arc, Mutex, MutexGuard, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, RwLock,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 use buttress_core::{Code, Error, LogId, Offset, TimeMs, entry::TopicSettings, ledger::Batch, store::StoredBatch};
 
-use super::frames::{Segment, check_header, walk};
+use super::{
+    OnEvent, StoreEvent,
+    frames::{Segment, check_header, walk},
+};
 use crate::wal::disk::{Disk, DiskFile, Open, corrupt, disk_error, read_full};
 
 /// Open segment files for cold reads.
@@ -50,6 +56,42 @@ pub(super) struct Logs {
     pub dir: String,
     pub map: RwLock<BTreeMap<LogId, Arc<Mutex<LogInner>>>>,
     files: Mutex<FileCache>,
+    /// The store is gone; there is nothing here any more.
+    closed: bool,
+    /// Hears of a disk that cannot be read or has rotted, once.
+    on_event: Option<OnEvent>,
+    reported: AtomicBool,
+}
+
+/// Stands in the place of a store that was dropped, so that readers do not keep its directory locked.
+struct NoDisk;
+
+fn no_disk<T>() -> io::Result<T> {
+    Err(io::ErrorKind::NotFound.into())
+}
+
+impl Disk for NoDisk {
+    fn list(&self, _: &str) -> io::Result<Vec<String>> {
+        no_disk()
+    }
+    fn open(&self, _: &str, _: Open) -> io::Result<Arc<dyn DiskFile>> {
+        no_disk()
+    }
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+        no_disk()
+    }
+    fn remove(&self, _: &str) -> io::Result<()> {
+        no_disk()
+    }
+    fn create_dir(&self, _: &str) -> io::Result<()> {
+        no_disk()
+    }
+    fn remove_dir_all(&self, _: &str) -> io::Result<()> {
+        no_disk()
+    }
+    fn sync_dir(&self, _: &str) -> io::Result<()> {
+        no_disk()
+    }
 }
 
 pub(super) fn log_dir(dir: &str, log: LogId) -> String {
@@ -77,8 +119,38 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Logs {
-    pub fn new(disk: Arc<dyn Disk>, dir: String) -> Self {
-        Self { disk, dir, map: RwLock::default(), files: Mutex::default() }
+    pub fn new(disk: Arc<dyn Disk>, dir: String, on_event: Option<OnEvent>) -> Self {
+        Self {
+            disk,
+            dir,
+            map: RwLock::default(),
+            files: Mutex::default(),
+            closed: false,
+            on_event,
+            reported: AtomicBool::new(false),
+        }
+    }
+
+    /// Passes a reader's result on; one that shows a bad disk stops the node.
+    fn report<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error) = &result
+            && [Code::CORRUPT, Code::DISK, Code::DISK_FULL].contains(&error.code)
+            && let Some(on_event) = &self.on_event
+            && !self.reported.swap(true, SeqCst)
+        {
+            tracing::error!(code = error.code.0, error = %error, "a record log cannot be read");
+            on_event(StoreEvent::Failed(error.clone()));
+        }
+        result
+    }
+
+    /// What readers get after the store was dropped.
+    pub fn closed() -> Self {
+        Self { closed: true, ..Self::new(Arc::new(NoDisk), String::new(), None) }
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        if self.closed { Err(Error::new(Code::STOPPED, "the store is closed")) } else { Ok(()) }
     }
 
     pub fn get(&self, log: LogId) -> Option<Arc<Mutex<LogInner>>> {
@@ -171,9 +243,14 @@ impl LogReader {
     /// next read goes on behind the last batch.
     ///
     /// # Errors
-    /// `OFFSET_OUT_OF_RANGE`, `CORRUPT`, `DISK`.
+    /// `OFFSET_OUT_OF_RANGE`, `CORRUPT`, `DISK`, `STOPPED` once the store was dropped.
     pub fn read(&self, log: LogId, offset: Offset, bytes_max: usize) -> Result<Vec<Batch>, Error> {
         let logs = self.logs();
+        logs.check_open()?;
+        logs.report(Self::read_from(&logs, log, offset, bytes_max))
+    }
+
+    fn read_from(logs: &Logs, log: LogId, offset: Offset, bytes_max: usize) -> Result<Vec<Batch>, Error> {
         // The loop ends: each turn after the first has seen retention move the log's start.
         loop {
             let Some(inner) = logs.get(log) else {
@@ -193,10 +270,10 @@ impl LogReader {
                     return Ok(from_tail(&inner.tail, offset, bytes_max));
                 }
                 let at = inner.segments.partition_point(|s| s.last < offset);
-                let segment = inner.segments.get(at).ok_or_else(|| missing(&logs, log, offset))?;
+                let segment = inner.segments.get(at).ok_or_else(|| missing(logs, log, offset))?;
                 (segment.base, segment.position_of(offset), segment.bytes)
             };
-            match cold(&logs, log, base, at, end, offset, bytes_max) {
+            match cold(logs, log, base, at, end, offset, bytes_max) {
                 Ok(batches) => return Ok(batches),
                 Err(Cold::Gone) => {
                     let moved = lock(&inner);
@@ -215,9 +292,14 @@ impl LogReader {
     /// The first batch with a timestamp of at least `timestamp_ms`: its base offset and largest timestamp.
     ///
     /// # Errors
-    /// `CORRUPT`, `DISK`.
+    /// `CORRUPT`, `DISK`, `STOPPED` once the store was dropped.
     pub fn offset_for_time(&self, log: LogId, timestamp_ms: i64) -> Result<Option<(Offset, i64)>, Error> {
         let logs = self.logs();
+        logs.check_open()?;
+        logs.report(Self::find_time(&logs, log, timestamp_ms))
+    }
+
+    fn find_time(logs: &Logs, log: LogId, timestamp_ms: i64) -> Result<Option<(Offset, i64)>, Error> {
         let Some(inner) = logs.get(log) else { return Ok(None) };
         let mut after = Offset(-1);
         loop {

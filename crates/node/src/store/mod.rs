@@ -136,7 +136,8 @@ pub struct DiskStore {
     last_checkpoint_ms: Option<u64>,
 }
 
-/// For whoever sends and receives snapshots. Cheap to clone, and good for the store that takes this one's place too.
+/// For whoever sends and receives snapshots. Cheap to clone, and good for the store that takes this one's place too. The
+/// directory stays locked while a handle, a receiver or an export lives.
 #[derive(Clone)]
 pub struct StoreHandle {
     core: Arc<Core>,
@@ -187,12 +188,11 @@ impl DiskStore {
             }
         }
         let next_number = numbers.iter().copied().max().unwrap_or(0).max(current.number) + 1;
-        let logs = Arc::new(Logs::new(root.disk.clone(), logs_dir(current.number)));
         let core = Arc::new(Core {
             root,
             options,
             on_event: Arc::new(on_event),
-            slot: Arc::new(RwLock::new(logs)),
+            slot: Arc::new(RwLock::new(Arc::new(Logs::closed()))),
             stats: Arc::default(),
             live: Mutex::default(),
             next_number: AtomicU64::new(next_number),
@@ -214,16 +214,24 @@ impl DiskStore {
         let rows = Rows::open(dir)?;
         let view = rows.view();
         let head = view.head()?.ok_or_else(|| corrupt("the store has no checkpoint"))?;
-        let logs = Arc::new(Logs::new(core.root.disk.clone(), logs_dir(number)));
+        let logs = Arc::new(Logs::new(core.root.disk.clone(), logs_dir(number), Some(core.on_event.clone())));
         recover_logs(&logs, view.logs()?)?;
         drop(view);
 
         let shared = Arc::new(Shared::new(core.stats.clone()));
         let worker =
             Worker::new(logs.clone(), rows.clone(), shared.clone(), core.options.clone(), core.on_event.clone());
+        let (theirs, on_event) = (shared.clone(), core.on_event.clone());
         let thread = std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || worker.run())
+            .spawn(move || {
+                // Our own bug must not leave writers waiting and the node alive without a store.
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.run())).is_err() {
+                    let error = Error::new(Code::DISK, "the store's thread panicked");
+                    theirs.fail(error.clone());
+                    on_event(StoreEvent::Failed(error));
+                }
+            })
             .map_err(|e| Error::new(Code::LIMITS, format!("cannot start the store's thread: {e}")))?;
         *live = Live { parts: Some((rows.clone(), logs.clone(), shared.clone())), thread: Some(thread) };
         *core.slot.write().expect("nothing panics while it holds this lock") = logs.clone();
@@ -489,6 +497,7 @@ impl Drop for DiskStore {
         let mine = live.parts.as_ref().is_some_and(|(_, _, shared)| Arc::ptr_eq(shared, &self.shared));
         if mine {
             stop(&mut live);
+            *self.core.slot.write().expect("nothing panics while it holds this lock") = Arc::new(Logs::closed());
         }
     }
 }

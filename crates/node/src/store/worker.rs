@@ -104,6 +104,14 @@ impl Shared {
     pub fn error(&self) -> Option<Error> {
         lock(&self.failed).clone()
     }
+
+    /// Nothing will be done any more; wakes whoever waits for it.
+    pub fn fail(&self, error: Error) {
+        *lock(&self.failed) = Some(error);
+        // Taking the lock makes sure that whoever saw no failure is waiting by now.
+        drop(lock(&self.queue));
+        self.progress.notify_all();
+    }
 }
 
 /// What the thread knows of a log, as of the work it has done.
@@ -223,9 +231,7 @@ impl Worker {
             let result = turn.into_iter().try_for_each(|work| self.work(work)).and_then(|()| self.flush_all());
             if let Err(error) = result {
                 tracing::error!(code = error.code.0, error = %error, "the store failed");
-                *lock(&self.shared.failed) = Some(error.clone());
-                drop(lock(&self.shared.queue));
-                self.shared.progress.notify_all();
+                self.shared.fail(error.clone());
                 (self.on_event)(StoreEvent::Failed(error));
                 return;
             }

@@ -83,6 +83,18 @@ pub fn corrupt(what: impl fmt::Display) -> Error {
         .hint("do not repair the directory by hand: remove this member and add it again under a new id with an empty directory")
 }
 
+/// Makes a directory with its parents. The names of those that are new are synced, or a loss of power could take the whole
+/// directory with everything that was synced inside.
+fn make_durable_dir(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).collect();
+    fs::create_dir_all(dir)?;
+    for new in missing {
+        let parent = new.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
 /// The real file system below one directory, which is locked against other processes while this lives.
 pub struct DirDisk {
     root: PathBuf,
@@ -96,7 +108,7 @@ impl DirDisk {
     /// `DIR_LOCKED` if another process, or another part of this one, has it open; `DISK` otherwise.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, Error> {
         let root = root.into();
-        fs::create_dir_all(&root).map_err(|e| disk_error(format_args!("cannot make {}", root.display()), &e))?;
+        make_durable_dir(&root).map_err(|e| disk_error(format_args!("cannot make {}", root.display()), &e))?;
         let path = root.join("LOCK");
         let lock = fs::OpenOptions::new()
             .create(true)

@@ -319,17 +319,27 @@ impl DiskFile for MemFile {
     }
 }
 
-/// Passes everything to another disk until its fuse has burnt down; then writes and syncs fail.
+/// Passes everything to another disk until its fuse has burnt down; then writes and syncs fail. It also remembers how long
+/// each file was when it was last synced, which a test can hold against what is promised.
 pub struct FailingDisk<D> {
     inner: D,
     fuse: Arc<AtomicI64>,
     full: bool,
+    synced: SyncedLengths,
 }
+
+/// Path → length at the last sync.
+pub type SyncedLengths = Arc<Mutex<BTreeMap<String, u64>>>;
 
 impl<D: Disk> FailingDisk<D> {
     /// `fuse` counts down with every write and sync; at zero they fail. Negative: they never do.
     pub fn new(inner: D, fuse: Arc<AtomicI64>, full: bool) -> Self {
-        Self { inner, fuse, full }
+        Self { inner, fuse, full, synced: Arc::default() }
+    }
+
+    /// Adds what it learns to what is known already.
+    pub fn with_synced(self, synced: SyncedLengths) -> Self {
+        Self { synced, ..self }
     }
 }
 
@@ -349,7 +359,8 @@ impl<D: Disk> Disk for FailingDisk<D> {
 
     fn open(&self, path: &str, mode: Open) -> io::Result<Arc<dyn DiskFile>> {
         let inner = self.inner.open(path, mode)?;
-        Ok(Arc::new(FailingFile { inner, fuse: self.fuse.clone(), full: self.full }))
+        let (fuse, synced) = (self.fuse.clone(), self.synced.clone());
+        Ok(Arc::new(FailingFile { path: path.to_owned(), inner, fuse, full: self.full, synced }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -377,6 +388,8 @@ impl<D: Disk> Disk for FailingDisk<D> {
 }
 
 struct FailingFile {
+    path: String,
+    synced: SyncedLengths,
     inner: Arc<dyn DiskFile>,
     fuse: Arc<AtomicI64>,
     full: bool,
@@ -403,6 +416,9 @@ impl DiskFile for FailingFile {
 
     fn sync_data(&self) -> io::Result<()> {
         burn(&self.fuse, self.full)?;
-        self.inner.sync_data()
+        let len = self.inner.len()?;
+        self.inner.sync_data()?;
+        self.synced.lock().expect("nothing panics while it holds this lock").insert(self.path.clone(), len);
+        Ok(())
     }
 }

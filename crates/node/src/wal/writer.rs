@@ -70,12 +70,18 @@ impl Writer {
     ///
     /// # Errors
     /// `LIMITS` where the operating system gives no thread.
-    pub fn spawn(wal: Wal, on_event: impl FnMut(Event) + Send + 'static) -> Result<Self, Error> {
+    pub fn spawn(wal: Wal, mut on_event: impl FnMut(Event) + Send + 'static) -> Result<Self, Error> {
         let shared = Arc::new(Shared { queue: Mutex::default(), ready: Condvar::new(), stats: wal.stats() });
         let theirs = shared.clone();
         let thread = std::thread::Builder::new()
             .name("wal".into())
-            .spawn(move || run(wal, &theirs, on_event))
+            .spawn(move || {
+                // Our own bug must not leave a node alive that waits for its log for ever.
+                let run = std::panic::AssertUnwindSafe(|| run(wal, &theirs, &mut on_event));
+                if std::panic::catch_unwind(run).is_err() {
+                    on_event(Event::Failed(Error::new(Code::DISK, "the log's thread panicked")));
+                }
+            })
             .map_err(|e| Error::new(Code::LIMITS, format!("cannot start the log's thread: {e}")))?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -116,7 +122,7 @@ impl Drop for Writer {
     }
 }
 
-fn run(mut wal: Wal, shared: &Shared, mut on_event: impl FnMut(Event)) {
+fn run(mut wal: Wal, shared: &Shared, on_event: &mut impl FnMut(Event)) {
     let mut batch = Batch::default();
     let mut tickets = Vec::new();
     let mut forget: Vec<(u32, Index)> = Vec::new();
