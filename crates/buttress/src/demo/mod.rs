@@ -1,0 +1,3 @@
+pub mod plant;
+pub mod reading;
+pub mod training;

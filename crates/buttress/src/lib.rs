@@ -1,0 +1,3 @@
+//! What the `buttress` binary is made of.
+
+pub mod demo;
