@@ -1,3 +1,9 @@
+pub mod cluster;
+pub mod data_file;
+pub mod gateway;
+pub mod http;
+pub mod journal;
+pub mod mqtt;
 pub mod plant;
 pub mod reading;
 pub mod training;
