@@ -1,9 +1,11 @@
 pub mod cluster;
 pub mod data_file;
+pub mod feed;
 pub mod gateway;
 pub mod http;
 pub mod journal;
 pub mod mqtt;
 pub mod plant;
 pub mod reading;
+pub mod report;
 pub mod training;

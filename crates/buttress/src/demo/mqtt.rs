@@ -45,7 +45,8 @@ struct Queue {
     numbered: usize,
     /// There while connected.
     client: Option<AsyncClient>,
-    last_ack: Option<Instant>,
+    /// Since when the oldest reading in flight has waited: the last acknowledgement, or when it was sent.
+    waiting_since: Option<Instant>,
 }
 
 /// One MQTT session.
@@ -116,7 +117,6 @@ impl Session {
                     let mut queue = self.queue.lock().expect("no panic under this lock");
                     if let Some(client) = client.take() {
                         queue.client = Some(client);
-                        queue.last_ack = Some(Instant::now());
                         queue.hand_over(&self.names);
                     }
                 }
@@ -126,7 +126,11 @@ impl Session {
                     queue.hand_over(&self.names);
                 }
                 Ok(Some(Event::Outgoing(Outgoing::Publish(packet_id)))) => {
-                    self.queue.lock().expect("no panic under this lock").number(packet_id);
+                    let mut queue = self.queue.lock().expect("no panic under this lock");
+                    queue.number(packet_id);
+                    if queue.stuck() {
+                        return true;
+                    }
                 }
                 Ok(Some(Event::Outgoing(Outgoing::Disconnect))) => {
                     // Only asked for at the end, when nothing is left to send.
@@ -172,6 +176,7 @@ impl Queue {
         if let Some(item) = self.items.get_mut(self.numbered) {
             item.packet_id = packet_id;
             self.numbered += 1;
+            self.waiting_since.get_or_insert_with(Instant::now);
         }
     }
 
@@ -181,18 +186,21 @@ impl Queue {
         if let Some(item) = found {
             item.acked = true;
             journal.acknowledge(item.machine, item.seq);
-            self.last_ack = Some(Instant::now());
+            self.waiting_since = Some(Instant::now());
         }
         while self.items.front().is_some_and(|item| item.acked) {
             self.items.pop_front();
             self.handed -= 1;
             self.numbered -= 1;
         }
+        if self.numbered == 0 {
+            self.waiting_since = None;
+        }
     }
 
     /// Sent, connected, and still no acknowledgement for too long.
     fn stuck(&self) -> bool {
-        self.numbered > 0 && self.last_ack.is_none_or(|last| last.elapsed() > ACK_WAIT_MAX)
+        self.waiting_since.is_some_and(|since| since.elapsed() > ACK_WAIT_MAX)
     }
 
     /// The connection is gone: everything unacknowledged starts anew. Returns how many had been sent.
@@ -201,6 +209,7 @@ impl Queue {
         self.client = None;
         self.handed = 0;
         self.numbered = 0;
+        self.waiting_since = None;
         self.items.retain(|item| !item.acked);
         for item in &mut self.items {
             item.packet_id = 0;
@@ -256,6 +265,7 @@ mod tests {
         assert_eq!(queue.lost(), 3);
         assert_eq!(left(&queue), [(1, 0), (3, 0), (4, 0)]);
         assert_eq!((queue.handed, queue.numbered), (0, 0));
+        queue.handed = 1;
         queue.number(1);
         queue.acknowledge(1, &journal);
         assert_eq!(left(&queue), [(3, 0), (4, 0)]);
