@@ -151,8 +151,7 @@ impl Nodes {
                     Ok(answer) => {
                         let json = answer.json();
                         let code = json["code"].as_str().and_then(known_code).unwrap_or(Code::BAD_REQUEST);
-                        let mut error =
-                            Error::new(code, format!("{} {}: {}", ask.method, ask.path, answer.problem()));
+                        let mut error = Error::new(code, format!("{} {}: {}", ask.method, ask.path, answer.problem()));
                         error.hint = json["hint"].as_str().map(str::to_owned);
                         return Err(error);
                     }

@@ -241,9 +241,8 @@ impl DataFile {
             file.rows.push(Row { machine, values: Values::from_row(row), label });
         }
         if file.rows.is_empty() {
-            return Err(
-                data_error(format!("'{shown}' has no rows")).hint("below the header there must be at least one reading")
-            );
+            return Err(data_error(format!("'{shown}' has no rows"))
+                .hint("below the header there must be at least one reading"));
         }
         if machine_column.is_none() {
             let machines = (file.rows.len() as u32).min(machines_max.max(1));
@@ -372,7 +371,11 @@ mod tests {
 
     fn check(text: &[u8], map: &str, label: Option<&str>, expected: expect_test::Expect) {
         expected.assert_eq(&match parse(text, map, label) {
-            Ok(file) => format!("{:?} {:?}", file.machines, file.rows.iter().map(|r| (r.machine, r.values.row(), r.label)).collect::<Vec<_>>()),
+            Ok(file) => format!(
+                "{:?} {:?}",
+                file.machines,
+                file.rows.iter().map(|r| (r.machine, r.values.row(), r.label)).collect::<Vec<_>>()
+            ),
             Err(error) => error.to_string(),
         });
     }
@@ -383,7 +386,9 @@ mod tests {
             b"\xef\xbb\xbfid,Temp [K],\"Speed, rpm\",bad\r\na,300.15,1500,0\r\n\"b \"\"x\"\"\",301.15,1400,1\r\n",
             "machine=id,temperature=Temp [K]:k,speed=Speed, rpm",
             Some("bad"),
-            expect![[r#"["a", "b \"x\""] [(0, [27.0, NaN, 1500.0, NaN, NaN], Some(false)), (1, [28.0, NaN, 1400.0, NaN, NaN], Some(true))]"#]],
+            expect![[
+                r#"["a", "b \"x\""] [(0, [27.0, NaN, 1500.0, NaN, NaN], Some(false)), (1, [28.0, NaN, 1400.0, NaN, NaN], Some(true))]"#
+            ]],
         );
     }
 
@@ -393,69 +398,141 @@ mod tests {
             b"t;v\n1,5;2\n;3",
             "temperature=t,vibration=v",
             None,
-            expect![[r#"["m-00000", "m-00001"] [(0, [1.5, 2.0, NaN, NaN, NaN], None), (1, [NaN, 3.0, NaN, NaN, NaN], None)]"#]],
+            expect![[
+                r#"["m-00000", "m-00001"] [(0, [1.5, 2.0, NaN, NaN, NaN], None), (1, [NaN, 3.0, NaN, NaN, NaN], None)]"#
+            ]],
         );
     }
 
     #[test]
     fn mistakes_are_named_with_their_place() {
         let t = "temperature=Process temperature";
-        check(b"Process temperature [K],x\n1,2", t, None, expect![[r#"
+        check(
+            b"Process temperature [K],x\n1,2",
+            t,
+            None,
+            expect![[r#"
             'f.csv' has no column 'Process temperature' [BT0703]
 
-            hint: did you mean 'Process temperature [K]'? the columns are: Process temperature [K], x"#]]);
-        check(b"a,b\n1,2", "temperature=zzzz", None, expect![[r#"
+            hint: did you mean 'Process temperature [K]'? the columns are: Process temperature [K], x"#]],
+        );
+        check(
+            b"a,b\n1,2",
+            "temperature=zzzz",
+            None,
+            expect![[r#"
             'f.csv' has no column 'zzzz' [BT0703]
 
-            hint: the columns are: a, b"#]]);
-        check(b"a,b\n1,2\n3,hot", "temperature=b", None, expect![[r#"
+            hint: the columns are: a, b"#]],
+        );
+        check(
+            b"a,b\n1,2\n3,hot",
+            "temperature=b",
+            None,
+            expect![[r#"
             'f.csv' line 3, column 'b': 'hot' is not a number [BT0703]
 
-            hint: map a column of numbers, or leave the field empty where nothing was measured"#]]);
-        check(b"a,b\n1,NaN", "temperature=b", None, expect![[r#"
+            hint: map a column of numbers, or leave the field empty where nothing was measured"#]],
+        );
+        check(
+            b"a,b\n1,NaN",
+            "temperature=b",
+            None,
+            expect![[r#"
             'f.csv' line 2, column 'b': 'NaN' is not a number [BT0703]
 
-            hint: map a column of numbers, or leave the field empty where nothing was measured"#]]);
-        check(b"a,b\n1,2,3", "temperature=a", None, expect![[r#"
+            hint: map a column of numbers, or leave the field empty where nothing was measured"#]],
+        );
+        check(
+            b"a,b\n1,2,3",
+            "temperature=a",
+            None,
+            expect![[r#"
             'f.csv' line 2 has 3 fields, the header has 2 [BT0703]
 
-            hint: put fields that hold a separator between double quotes"#]]);
-        check(b"a,b\r\n", "temperature=a", None, expect![[r#"
+            hint: put fields that hold a separator between double quotes"#]],
+        );
+        check(
+            b"a,b\r\n",
+            "temperature=a",
+            None,
+            expect![[r#"
             'f.csv' has no rows [BT0703]
 
-            hint: below the header there must be at least one reading"#]]);
-        check(b"", "temperature=a", None, expect![[r#"
+            hint: below the header there must be at least one reading"#]],
+        );
+        check(
+            b"",
+            "temperature=a",
+            None,
+            expect![[r#"
             'f.csv' is not a CSV file: it has no header line [BT0703]
 
-            hint: the first line must name the columns"#]]);
-        check(b"\x7fELF\x02\x01\0\0", "temperature=a", None, expect![[r#"
+            hint: the first line must name the columns"#]],
+        );
+        check(
+            b"\x7fELF\x02\x01\0\0",
+            "temperature=a",
+            None,
+            expect![[r#"
             'f.csv' is not a CSV file: it has no header line [BT0703]
 
-            hint: the first line must name the columns"#]]);
-        check(b"a,b\n\xff\xfe,1", "temperature=a", None, expect![[r#"
+            hint: the first line must name the columns"#]],
+        );
+        check(
+            b"a,b\n\xff\xfe,1",
+            "temperature=a",
+            None,
+            expect![[r#"
             'f.csv' is not a text file: line 2 is not UTF-8 [BT0703]
 
-            hint: export the table as CSV in UTF-8"#]]);
-        check(b"a,b\n1,\"2", "temperature=a", None, expect![[r#"
+            hint: export the table as CSV in UTF-8"#]],
+        );
+        check(
+            b"a,b\n1,\"2",
+            "temperature=a",
+            None,
+            expect![[r#"
             'f.csv' line 2: a quote is opened and not closed [BT0703]
 
-            hint: double a quote inside a quoted field"#]]);
-        check(b"a,b\n1,maybe", "temperature=a", Some("b"), expect![[r#"
+            hint: double a quote inside a quoted field"#]],
+        );
+        check(
+            b"a,b\n1,maybe",
+            "temperature=a",
+            Some("b"),
+            expect![[r#"
             'f.csv' line 2, column 'b': 'maybe' is not a label [BT0703]
 
-            hint: a label is 0 or 1, true or false, yes or no"#]]);
-        check(b"a,b\n1,1", "heat=a", None, expect![[r#"
+            hint: a label is 0 or 1, true or false, yes or no"#]],
+        );
+        check(
+            b"a,b\n1,1",
+            "heat=a",
+            None,
+            expect![[r#"
             there is no feature 'heat' [BT0703]
 
-            hint: features are machine, temperature, vibration, speed, torque, wear"#]]);
-        check(b"a,b\n1,1", "temperature", None, expect![[r#"
+            hint: features are machine, temperature, vibration, speed, torque, wear"#]],
+        );
+        check(
+            b"a,b\n1,1",
+            "temperature",
+            None,
+            expect![[r#"
             'temperature' is not FEATURE=COLUMN [BT0703]
 
-            hint: write --map temperature=COLUMN,speed=COLUMN,… with the names of the file's header; COLUMN:k converts kelvin to °C"#]]);
-        check(b"a,b\n1,1", "speed=a", None, expect![[r#"
+            hint: write --map temperature=COLUMN,speed=COLUMN,… with the names of the file's header; COLUMN:k converts kelvin to °C"#]],
+        );
+        check(
+            b"a,b\n1,1",
+            "speed=a",
+            None,
+            expect![[r#"
             neither temperature nor vibration is mapped to a column [BT0703]
 
-            hint: write --map temperature=COLUMN,speed=COLUMN,… with the names of the file's header; COLUMN:k converts kelvin to °C"#]]);
+            hint: write --map temperature=COLUMN,speed=COLUMN,… with the names of the file's header; COLUMN:k converts kelvin to °C"#]],
+        );
     }
 
     #[test]

@@ -338,9 +338,7 @@ impl Feed {
     /// # Errors
     /// Why it cannot be done now, with a hint.
     pub async fn command(&self, command: Command) -> Result<String, Error> {
-        let gone = || {
-            Error::new(Code::STOPPED, "the fleet is not playing").hint("start it again with `buttress demo`")
-        };
+        let gone = || Error::new(Code::STOPPED, "the fleet is not playing").hint("start it again with `buttress demo`");
         let (answer, answered) = oneshot::channel();
         match self.commands.try_send(Asked { command, answer }) {
             Ok(()) => answered.await.unwrap_or_else(|_| Err(gone())),
@@ -541,7 +539,15 @@ mod tests {
 
     #[test]
     fn base64_is_that_of_the_rfc() {
-        let cases = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE="), ("foobar", "Zm9vYmFy")];
+        let cases = [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ];
         for (plain, coded) in cases {
             assert_eq!(base64(plain.as_bytes()), coded);
         }

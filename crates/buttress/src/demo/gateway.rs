@@ -39,9 +39,7 @@ struct Pending {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dialect {
     /// `POST /topics/telemetry`.
-    Rest {
-        gzip: bool,
-    },
+    Rest { gzip: bool },
     /// `POST /events?topic=telemetry`.
     Events,
 }
@@ -224,7 +222,11 @@ mod tests {
             (rest, r#"{"offsets":[{"partition":1,"offset":2,"error_code":null,"error":null}]}"#, [true, false]),
             (rest, "not json", [false, false]),
             (Dialect::Events, r#"{"accepted":1,"duplicates":1,"offsets":[]}"#, [true, true]),
-            (Dialect::Events, r#"{"accepted":1,"duplicates":0,"offsets":[null,{"partition":0,"offset":7}]}"#, [false, true]),
+            (
+                Dialect::Events,
+                r#"{"accepted":1,"duplicates":0,"offsets":[null,{"partition":0,"offset":7}]}"#,
+                [false, true],
+            ),
             (Dialect::Events, "{}", [false, false]),
         ];
         for (dialect, body, expected) in cases {

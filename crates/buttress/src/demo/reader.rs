@@ -188,7 +188,13 @@ pub struct Live {
 }
 
 impl Live {
-    pub fn start(kafka: Arc<Vec<String>>, telemetry: usize, anomalies: i32, names: Arc<Names>, feed: Arc<Feed>) -> Self {
+    pub fn start(
+        kafka: Arc<Vec<String>>,
+        telemetry: usize,
+        anomalies: i32,
+        names: Arc<Names>,
+        feed: Arc<Feed>,
+    ) -> Self {
         let seen = Arc::new(Mutex::new(Seen { judged_to: vec![0; telemetry], ..Seen::default() }));
         let mut tasks = Vec::new();
         let audit = Arc::clone(&seen);
@@ -264,11 +270,9 @@ fn parse_audit(record: &RecordAndOffset) -> AuditEvent {
             AuditEvent::DeadLetter { function, topic, partition, from, to, error: error.unwrap_or_default() }
         }
         ("gap", _) => AuditEvent::Gap { function, topic, partition, from, to },
-        ("model-pushed", Some(generation)) => AuditEvent::ModelPushed {
-            model: model.unwrap_or_default(),
-            generation,
-            digest: digest.unwrap_or_default(),
-        },
+        ("model-pushed", Some(generation)) => {
+            AuditEvent::ModelPushed { model: model.unwrap_or_default(), generation, digest: digest.unwrap_or_default() }
+        }
         _ => AuditEvent::Other,
     }
 }
@@ -351,12 +355,7 @@ pub struct ReadBack {
 ///
 /// # Errors
 /// When the cluster stops answering, or a fetch brings nothing although the end is not reached.
-pub async fn read_back(
-    kafka: &[String],
-    telemetry: usize,
-    anomalies: i32,
-    names: &Names,
-) -> anyhow::Result<ReadBack> {
+pub async fn read_back(kafka: &[String], telemetry: usize, anomalies: i32, names: &Names) -> anyhow::Result<ReadBack> {
     let client = connect(kafka).await?;
     let mut back = ReadBack::default();
     read_partition(&client, AUDIT, 0, |record| back.audit.push(parse_audit(&record))).await?;
@@ -412,7 +411,8 @@ async fn read_partition(
 ) -> anyhow::Result<(i64, i64)> {
     let what = || format!("reading back partition {number} of '{topic}'");
     let partition = partition(client, topic, number).await?;
-    let start = tokio::time::timeout(STEP_WAIT, partition.get_offset(OffsetAt::Earliest)).await.with_context(what)??;
+    let start =
+        tokio::time::timeout(STEP_WAIT, partition.get_offset(OffsetAt::Earliest)).await.with_context(what)??;
     let end = tokio::time::timeout(STEP_WAIT, partition.get_offset(OffsetAt::Latest)).await.with_context(what)??;
     let mut next = start;
     let mut progress = Instant::now();

@@ -292,11 +292,7 @@ struct Range {
 pub fn judge(evidence: &Evidence) -> Report {
     let placed = place(evidence);
     let ranges = ranges(evidence);
-    let mut promises = vec![
-        exactly_once(&placed),
-        in_order(evidence, &placed),
-        tiled(evidence, &ranges),
-    ];
+    let mut promises = vec![exactly_once(&placed), in_order(evidence, &placed), tiled(evidence, &ranges)];
     let (stale, no_stale) = models_in_order(evidence);
     promises.extend(no_stale);
     let (anomalies, matched) = anomalies(evidence, &ranges);
@@ -327,10 +323,7 @@ pub fn judge(evidence: &Evidence) -> Report {
             leaderless_ms: killed.and_then(|f| f.leaderless_ms),
             restarted: killed.is_some_and(|f| f.restarted),
         },
-        swap: SwapReport {
-            from: evidence.swaps.first().map(|s| s.from),
-            to: evidence.swaps.first().map(|s| s.to),
-        },
+        swap: SwapReport { from: evidence.swaps.first().map(|s| s.from), to: evidence.swaps.first().map(|s| s.to) },
         promises,
         ok,
         interrupted: evidence.interrupted,
@@ -389,10 +382,7 @@ fn exactly_once(placed: &Placed) -> Promise {
         id: "P1",
         text: "every acknowledged reading is in the log exactly once".into(),
         held: placed.lost == 0 && placed.duplicates == 0 && placed.foreign == 0,
-        detail: format!(
-            "{} lost, {} twice, {} that nobody sent",
-            placed.lost, placed.duplicates, placed.foreign
-        ),
+        detail: format!("{} lost, {} twice, {} that nobody sent", placed.lost, placed.duplicates, placed.foreign),
     }
 }
 
@@ -753,16 +743,21 @@ impl Report {
         };
         let ms = |value: Option<f64>| value.map_or("-".to_owned(), |ms| format!("{ms:.1} ms"));
         let percent = |value: Option<f64>| value.map_or("-".to_owned(), |share| format!("{:.1} %", share * 100.0));
-        let machines = format!("{} machines on {} nodes, {:.1} s", grouped(self.machines as u64), self.nodes, self.duration_s);
+        let machines =
+            format!("{} machines on {} nodes, {:.1} s", grouped(self.machines as u64), self.nodes, self.duration_s);
         line("readings sent", &grouped(self.readings_sent), &machines);
         line("acknowledged", &grouped(self.readings_acked), "");
         line("verdicts", &grouped(self.verdicts), "");
         line("lost", &grouped(self.lost), "");
         line("duplicates", &grouped(self.duplicates), "");
-        line("stale after swap", &grouped(self.stale_after_swap), &match (self.swap.from, self.swap.to) {
-            (Some(from), Some(to)) => format!("model generation {from} to {to}"),
-            _ => "no swap".to_owned(),
-        });
+        line(
+            "stale after swap",
+            &grouped(self.stale_after_swap),
+            &match (self.swap.from, self.swap.to) {
+                (Some(from), Some(to)) => format!("model generation {from} to {to}"),
+                _ => "no swap".to_owned(),
+            },
+        );
         let actual = self.anomalies.actual.map(|actual| format!("{} true ones played", grouped(actual)));
         line("anomalies reported", &grouped(self.anomalies.reported), &actual.unwrap_or_default());
         line("precision", &percent(self.anomalies.precision), "reported ones that are true");
@@ -775,7 +770,11 @@ impl Report {
             line("without a leader", &ms(self.failover.leaderless_ms), &format!("after SIGKILL to {killed}"));
             line("across the failover", &ms(self.latency_ms.p99_across_failover), "p99, arrival to verdict");
         }
-        let _ = writeln!(out, "\n{}\n", style.paint("1", "Promises, checked from acknowledgements and a stock Kafka client's read-back"));
+        let _ = writeln!(
+            out,
+            "\n{}\n",
+            style.paint("1", "Promises, checked from acknowledgements and a stock Kafka client's read-back")
+        );
         for promise in &self.promises {
             let mark = if promise.held { style.paint("32", "held  ") } else { style.paint("1;31", "BROKEN") };
             let _ = writeln!(out, "  {}  {mark}  {}", promise.id, promise.text);
@@ -965,64 +964,199 @@ mod tests {
     #[test]
     fn every_way_to_break_the_log_is_found() {
         // An acknowledged reading is not there.
-        check(|e| { e.machines[0].sent += 1; e.machines[0].acked.insert(11); }, expect!["P1: 1 lost, 0 twice, 0 that nobody sent"]);
+        check(
+            |e| {
+                e.machines[0].sent += 1;
+                e.machines[0].acked.insert(11);
+            },
+            expect!["P1: 1 lost, 0 twice, 0 that nobody sent"],
+        );
         // One that was sent and never acknowledged may be missing.
         check(|e| e.machines[0].sent += 1, expect![[r#""#]]);
         // A reading is there twice.
-        check(|e| { let mut again = e.telemetry[0].records[0].clone(); again.offset = 20; e.telemetry[0].records.push(again); e.telemetry[0].end = 21; e.audit.push(batch(0, 20, 21, 2)); }, expect!["P1: 0 lost, 1 twice, 0 that nobody sent"]);
+        check(
+            |e| {
+                let mut again = e.telemetry[0].records[0].clone();
+                again.offset = 20;
+                e.telemetry[0].records.push(again);
+                e.telemetry[0].end = 21;
+                e.audit.push(batch(0, 20, 21, 2));
+            },
+            expect!["P1: 0 lost, 1 twice, 0 that nobody sent"],
+        );
         // Two readings of a machine changed places.
-        check(|e| { let log = &mut e.telemetry[0].records; let (a, b) = (log[0].seq, log[2].seq); log[0].seq = b; log[2].seq = a; }, expect!["P2: 0 offset gaps, 3 sequence breaks"]);
+        check(
+            |e| {
+                let log = &mut e.telemetry[0].records;
+                let (a, b) = (log[0].seq, log[2].seq);
+                log[0].seq = b;
+                log[2].seq = a;
+            },
+            expect!["P2: 0 offset gaps, 3 sequence breaks"],
+        );
         // A record that nobody sent.
-        check(|e| { e.telemetry[1].records[0].machine = FOREIGN; e.machines[2].acked = SeqSet::default(); }, expect![[r#"
+        check(
+            |e| {
+                e.telemetry[1].records[0].machine = FOREIGN;
+                e.machines[2].acked = SeqSet::default();
+            },
+            expect![[r#"
             P1: 0 lost, 0 twice, 1 that nobody sent
-            P2: 0 offset gaps, 1 sequence breaks"#]]);
+            P2: 0 offset gaps, 1 sequence breaks"#]],
+        );
         // An offset is missing, and the end is not reached.
-        check(|e| { e.telemetry[0].records.remove(7); e.telemetry[0].end = 21; }, expect![[r#"
+        check(
+            |e| {
+                e.telemetry[0].records.remove(7);
+                e.telemetry[0].end = 21;
+            },
+            expect![[r#"
             P1: 1 lost, 0 twice, 0 that nobody sent
             P2: 2 offset gaps, 1 sequence breaks
-            P3: 1 not judged, 0 judged twice, 0 set aside"#]]);
+            P3: 1 not judged, 0 judged twice, 0 set aside"#]],
+        );
     }
 
     #[test]
     fn every_way_to_break_the_verdicts_is_found() {
         let find = |e: &Evidence, wanted: AuditEvent| e.audit.iter().position(|a| *a == wanted).expect("it is there");
         // A range is missing.
-        check(|e| { let at = find(e, batch(0, 5, 10, 1)); e.audit.remove(at); }, expect!["P3: 5 not judged, 0 judged twice, 0 set aside"]);
+        check(
+            |e| {
+                let at = find(e, batch(0, 5, 10, 1));
+                e.audit.remove(at);
+            },
+            expect!["P3: 5 not judged, 0 judged twice, 0 set aside"],
+        );
         // A range is judged twice.
-        check(|e| { let at = find(e, batch(0, 5, 10, 1)); let again = e.audit[at].clone(); e.audit.insert(at, again); }, expect!["P3: 0 not judged, 5 judged twice, 0 set aside"]);
+        check(
+            |e| {
+                let at = find(e, batch(0, 5, 10, 1));
+                let again = e.audit[at].clone();
+                e.audit.insert(at, again);
+            },
+            expect!["P3: 0 not judged, 5 judged twice, 0 set aside"],
+        );
         // Ranges overlap.
-        check(|e| { let at = find(e, batch(1, 5, 10, 1)); e.audit[at] = batch(1, 4, 10, 1); }, expect!["P3: 0 not judged, 1 judged twice, 0 set aside"]);
+        check(
+            |e| {
+                let at = find(e, batch(1, 5, 10, 1));
+                e.audit[at] = batch(1, 4, 10, 1);
+            },
+            expect!["P3: 0 not judged, 1 judged twice, 0 set aside"],
+        );
         // The last readings are not judged.
-        check(|e| { let at = find(e, batch(1, 15, 20, 2)); e.audit.remove(at); }, expect!["P3: 5 not judged, 0 judged twice, 0 set aside"]);
+        check(
+            |e| {
+                let at = find(e, batch(1, 15, 20, 2));
+                e.audit.remove(at);
+            },
+            expect!["P3: 5 not judged, 0 judged twice, 0 set aside"],
+        );
         // Readings were set aside instead of judged.
-        check(|e| { let at = find(e, batch(0, 5, 10, 1)); e.audit[at] = AuditEvent::DeadLetter { function: FUNCTION.into(), topic: TELEMETRY.into(), partition: 0, from: 5, to: 10, error: "BT0405".into() }; }, expect!["P3: 0 not judged, 0 judged twice, 5 set aside"]);
+        check(
+            |e| {
+                let at = find(e, batch(0, 5, 10, 1));
+                e.audit[at] = AuditEvent::DeadLetter {
+                    function: FUNCTION.into(),
+                    topic: TELEMETRY.into(),
+                    partition: 0,
+                    from: 5,
+                    to: 10,
+                    error: "BT0405".into(),
+                };
+            },
+            expect!["P3: 0 not judged, 0 judged twice, 5 set aside"],
+        );
         // The old model judged after the swap.
-        check(|e| { let at = find(e, batch(0, 10, 15, 2)); e.audit[at] = batch(0, 10, 15, 1); }, expect!["P4: 5 by the old model after the swap, 0 by the new one before it, 0 swaps without a marker"]);
+        check(
+            |e| {
+                let at = find(e, batch(0, 10, 15, 2));
+                e.audit[at] = batch(0, 10, 15, 1);
+            },
+            expect!["P4: 5 by the old model after the swap, 0 by the new one before it, 0 swaps without a marker"],
+        );
         // The new model judged before its marker.
-        check(|e| { let at = find(e, batch(0, 5, 10, 1)); e.audit[at] = batch(0, 5, 10, 2); }, expect!["P4: 0 by the old model after the swap, 5 by the new one before it, 0 swaps without a marker"]);
+        check(
+            |e| {
+                let at = find(e, batch(0, 5, 10, 1));
+                e.audit[at] = batch(0, 5, 10, 2);
+            },
+            expect!["P4: 0 by the old model after the swap, 5 by the new one before it, 0 swaps without a marker"],
+        );
         // The swap left no marker.
-        check(|e| { let at = find(e, pushed(2)); e.audit.remove(at); }, expect!["P4: 0 by the old model after the swap, 20 by the new one before it, 1 swaps without a marker"]);
+        check(
+            |e| {
+                let at = find(e, pushed(2));
+                e.audit.remove(at);
+            },
+            expect!["P4: 0 by the old model after the swap, 20 by the new one before it, 1 swaps without a marker"],
+        );
     }
 
     #[test]
     fn every_way_to_break_the_anomalies_is_found() {
-        check(|e| { e.anomalies.pop(); }, expect!["P5: 1 missing, 0 too many, 0 twice, 0 without a reading, 0 that differ, 0 without the model"]);
-        check(|e| { let again = e.anomalies[0].clone(); e.anomalies.push(again); }, expect!["P5: 0 missing, 0 too many, 1 twice, 0 without a reading, 0 that differ, 0 without the model"]);
-        check(|e| e.anomalies[0].source_offset = 77, expect!["P5: 1 missing, 0 too many, 0 twice, 1 without a reading, 0 that differ, 0 without the model"]);
-        check(|e| e.anomalies[0].source_offset = 0, expect!["P5: 1 missing, 1 too many, 0 twice, 0 without a reading, 2 that differ, 0 without the model"]);
-        check(|e| e.anomalies[0].score = 0.8, expect!["P5: 0 missing, 0 too many, 0 twice, 0 without a reading, 1 that differ, 0 without the model"]);
-        check(|e| e.anomalies[0].by_model = false, expect!["P5: 0 missing, 0 too many, 0 twice, 0 without a reading, 0 that differ, 1 without the model"]);
+        check(
+            |e| {
+                e.anomalies.pop();
+            },
+            expect!["P5: 1 missing, 0 too many, 0 twice, 0 without a reading, 0 that differ, 0 without the model"],
+        );
+        check(
+            |e| {
+                let again = e.anomalies[0].clone();
+                e.anomalies.push(again);
+            },
+            expect!["P5: 0 missing, 0 too many, 1 twice, 0 without a reading, 0 that differ, 0 without the model"],
+        );
+        check(
+            |e| e.anomalies[0].source_offset = 77,
+            expect!["P5: 1 missing, 0 too many, 0 twice, 1 without a reading, 0 that differ, 0 without the model"],
+        );
+        check(
+            |e| e.anomalies[0].source_offset = 0,
+            expect!["P5: 1 missing, 1 too many, 0 twice, 0 without a reading, 2 that differ, 0 without the model"],
+        );
+        check(
+            |e| e.anomalies[0].score = 0.8,
+            expect!["P5: 0 missing, 0 too many, 0 twice, 0 without a reading, 1 that differ, 0 without the model"],
+        );
+        check(
+            |e| e.anomalies[0].by_model = false,
+            expect!["P5: 0 missing, 0 too many, 0 twice, 0 without a reading, 0 that differ, 1 without the model"],
+        );
     }
 
     #[test]
     fn every_way_to_break_the_failover_and_the_containment_is_found() {
         check(|e| e.failovers[0].elected = None, expect!["P7: n1: nobody led, back and caught up"]);
-        check(|e| e.failovers[0].elected = Some((1, 9)), expect!["P7: n1: node 1 led after 420 ms in term 9, back and caught up"]);
-        check(|e| e.failovers[0].caught_up = false, expect!["P7: n1: node 2 led after 420 ms in term 5, back, not caught up"]);
-        check(|e| e.failovers[0].restarted = false, expect!["P7: n1: node 2 led after 420 ms in term 5, not restarted"]);
-        check(|e| { e.failovers[0].restarted = false; e.interrupted = true; }, expect![[r#""#]]);
-        check(|e| e.trap = Some(Trap { poison: 2, deployed_ms: 0.0 }), expect!["P6: 2 poisoned records, 1 set aside after traps"]);
-        check(|e| e.trap = Some(Trap { poison: 1, deployed_ms: f64::MAX }), expect!["P6: 1 poisoned records, 1 set aside after traps"]);
+        check(
+            |e| e.failovers[0].elected = Some((1, 9)),
+            expect!["P7: n1: node 1 led after 420 ms in term 9, back and caught up"],
+        );
+        check(
+            |e| e.failovers[0].caught_up = false,
+            expect!["P7: n1: node 2 led after 420 ms in term 5, back, not caught up"],
+        );
+        check(
+            |e| e.failovers[0].restarted = false,
+            expect!["P7: n1: node 2 led after 420 ms in term 5, not restarted"],
+        );
+        check(
+            |e| {
+                e.failovers[0].restarted = false;
+                e.interrupted = true;
+            },
+            expect![[r#""#]],
+        );
+        check(
+            |e| e.trap = Some(Trap { poison: 2, deployed_ms: 0.0 }),
+            expect!["P6: 2 poisoned records, 1 set aside after traps"],
+        );
+        check(
+            |e| e.trap = Some(Trap { poison: 1, deployed_ms: f64::MAX }),
+            expect!["P6: 1 poisoned records, 1 set aside after traps"],
+        );
     }
 
     #[test]
