@@ -1,1 +1,6 @@
-//! (crate)
+//! Bytes to typed messages and back, for the protocols that the planes speak.
+//!
+//! This crate never performs IO and never trusts a count: every decoder reads from bounded input, allocates only for
+//! bytes that have arrived, and answers malformed input with an error.
+
+pub mod records;
