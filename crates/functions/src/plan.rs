@@ -375,13 +375,41 @@ mod tests {
                 models_used: vec!["wear".into()],
                 ..BatchOutcome::default()
             },
-            expect![[""]],
+            expect![[r#"
+                [
+                    cursor(fn:watch, log 12) == 100,
+                    mod_revision("/buttress/functions/watch") == 7,
+                    mod_revision("/buttress/models/wear") == 34,
+                    state fn:watch/2/"m1" = "1",
+                    state fn:watch/2/"m2" deleted,
+                    append log 20 3 records 98 bytes,
+                    append log 1 1 records 254 bytes,
+                    Cursor {
+                        group: "fn:watch",
+                        log: LogId(
+                            12,
+                        ),
+                        next: Offset(
+                            103,
+                        ),
+                        metadata: "version 3",
+                    },
+                ]
+                log 20 m1 = hot
+                log 20 - = odd
+                log 20 m1 = hotter
+                log 1 watch = {\"digest\":\"sha256:wear\",\"event\":\"batch\",\"from\":100,\"function\":\"watch\",\"generation\":4,\"model\":\"wear\",\"outputs\":3,\"partition\":2,\"records\":3,\"to\":103,\"topic\":\"telemetry\",\"version\":3}
+            "#]],
         );
     }
 
     #[test]
     fn what_was_not_granted_is_refused() {
-        check(&BatchOutcome { outputs: vec![output("other", "", "")], ..BatchOutcome::default() }, expect![[""]]);
+        check(&BatchOutcome { outputs: vec![output("other", "", "")], ..BatchOutcome::default() }, expect![[r#"
+            the function produced to topic 'other', which is not granted [BT0403]
+
+            hint: deploy it with "grants":{"topics":["other"]}
+        "#]]);
     }
 
     #[test]
@@ -396,8 +424,52 @@ mod tests {
             whole_batch: false,
         };
         let error = Error::new(Code::TRAPPED, "unreachable");
-        expect![[""]].assert_eq(&shown(&dead_letter(&place(&spec), &poison, &error, LogId(30))));
-        expect![[""]].assert_eq(&shown(&gap(&place(&spec), Offset(100), Offset(150))));
+        expect![[r#"
+            [
+                cursor(fn:watch, log 12) == 100,
+                mod_revision("/buttress/functions/watch") == 7,
+                append log 30 1 records 271 bytes,
+                append log 1 1 records 224 bytes,
+                Cursor {
+                    group: "fn:watch",
+                    log: LogId(
+                        12,
+                    ),
+                    next: Offset(
+                        101,
+                    ),
+                    metadata: "version 3",
+                },
+            ]
+            log 30 m9 = \xff{
+                buttress.error.code = BT0405
+                buttress.error.message = unreachable
+                buttress.function = watch
+                buttress.version = 3
+                buttress.topic = telemetry
+                buttress.partition = 2
+                buttress.offset = 100
+                buttress.timestamp_ms = 4000
+            log 1 watch = {\"error\":\"BT0405\",\"event\":\"dead-letter\",\"from\":100,\"function\":\"watch\",\"message\":\"unreachable\",\"partition\":2,\"to\":101,\"topic\":\"telemetry\",\"version\":3}
+        "#]].assert_eq(&shown(&dead_letter(&place(&spec), &poison, &error, LogId(30))));
+        expect![[r#"
+            [
+                cursor(fn:watch, log 12) == 100,
+                mod_revision("/buttress/functions/watch") == 7,
+                append log 1 1 records 196 bytes,
+                Cursor {
+                    group: "fn:watch",
+                    log: LogId(
+                        12,
+                    ),
+                    next: Offset(
+                        150,
+                    ),
+                    metadata: "version 3",
+                },
+            ]
+            log 1 watch = {\"event\":\"gap\",\"from\":100,\"function\":\"watch\",\"partition\":2,\"reason\":\"retention\",\"to\":150,\"topic\":\"telemetry\",\"version\":3}
+        "#]].assert_eq(&shown(&gap(&place(&spec), Offset(100), Offset(150))));
     }
 
     #[test]

@@ -74,8 +74,18 @@ impl Retry {
         *self = Self { node_failures_in_a_row: self.node_failures_in_a_row, ..Self::new(attempts_max, records_max) };
     }
 
-    pub fn limit(&self) -> usize {
-        self.limit
+    /// Most records of the next call, which begins at `from`. It never reaches beyond the suspect range, so that a
+    /// failure inside it is known to be one.
+    pub fn limit(&self, from: Offset) -> usize {
+        match self.suspect_until {
+            Some(until) if until > from => self.limit.min((until.0 - from.0) as usize),
+            _ => self.limit,
+        }
+    }
+
+    /// Nothing is suspect and batches have their full size.
+    pub fn is_calm(&self) -> bool {
+        self.suspect_until.is_none() && self.limit == self.records_max
     }
 
     pub fn attempts(&self) -> u32 {
@@ -152,7 +162,7 @@ mod tests {
         let mut transcript = String::new();
         let mut set_aside = Vec::new();
         while cursor < end {
-            let records = retry.limit().min((end - cursor) as usize);
+            let records = retry.limit(Offset(cursor)).min((end - cursor) as usize);
             let to = cursor + records as i64;
             transcript += &format!("[{cursor},{to}) ");
             if (cursor..to).any(|offset| poison.contains(&offset)) {
@@ -177,16 +187,56 @@ mod tests {
 
     #[test]
     fn one_poison_record_is_isolated() {
-        check(24, 8, &[5], Failure::Guest, expect![[""]]);
+        check(24, 8, &[5], Failure::Guest, expect![[r#"
+            [0,8) fails, again after 50
+            [0,8) fails, again after 100
+            [0,8) fails, again after 0
+            [0,4) ok
+            [4,8) fails, again after 0
+            [4,6) fails, again after 0
+            [4,5) ok
+            [5,7) fails, again after 0
+            [5,6) fails, dead letter, pause 0
+            [6,7) ok
+            [7,8) ok
+            [8,12) ok
+            [12,20) ok
+            [20,24) ok
+        "#]]);
     }
 
     #[test]
     fn a_broken_function_slows_down() {
-        check(12, 4, &(0..12).collect::<Vec<_>>(), Failure::Guest, expect![[""]]);
+        check(12, 4, &(0..12).collect::<Vec<_>>(), Failure::Guest, expect![[r#"
+            [0,4) fails, again after 50
+            [0,4) fails, again after 100
+            [0,4) fails, again after 0
+            [0,2) fails, again after 0
+            [0,1) fails, dead letter, pause 0
+            [1,2) fails, dead letter, pause 50
+            [2,3) fails, dead letter, pause 100
+            [3,4) fails, dead letter, pause 200
+            [4,5) fails, dead letter, pause 400
+            [5,6) fails, dead letter, pause 800
+            [6,7) fails, dead letter, pause 1600
+            [7,8) fails, dead letter, pause 3200
+            [8,9) fails, dead letter, pause 6400
+            [9,10) fails, dead letter, pause 10000
+            [10,11) fails, dead letter, pause 10000
+            [11,12) fails, dead letter, pause 10000
+        "#]]);
     }
 
     #[test]
     fn what_would_fail_again_is_not_tried_again() {
-        check(8, 8, &[0], Failure::Outcome, expect![[""]]);
+        check(8, 8, &[0], Failure::Outcome, expect![[r#"
+            [0,8) fails, again after 0
+            [0,4) fails, again after 0
+            [0,2) fails, again after 0
+            [0,1) fails, dead letter, pause 0
+            [1,2) ok
+            [2,4) ok
+            [4,8) ok
+        "#]]);
     }
 }

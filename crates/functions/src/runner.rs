@@ -533,7 +533,7 @@ impl Runner {
                 }
             }
             // While busy, wait a little for a fuller batch; not after a pause, and not while isolating a record.
-            let due = begun.filter(|_| self.retry.limit() == full).map(|begun| begun + max_wait);
+            let due = begun.filter(|_| self.retry.is_calm()).map(|begun| begun + max_wait);
             while pending.len() < full {
                 let received = match due {
                     Some(due) if due > Instant::now() => {
@@ -553,7 +553,7 @@ impl Runner {
             }
             begun = Some(Instant::now());
 
-            let batch = match take_batch(&mut pending, self.retry.limit()) {
+            let batch = match take_batch(&mut pending, self.retry.limit(self.position)) {
                 Batch::Records(records) => records,
                 Batch::Unreadable(poison, error) => {
                     let now_ms = self.context.cluster.now().0;
