@@ -217,7 +217,8 @@ impl Catalogue {
     }
 
     async fn read(&self, prefix: &str) -> Result<(Revision, Vec<KeyValue>), Error> {
-        let all = self.ledger.read(KeyRange::prefix(prefix.to_owned()), RESOURCES_MAX, Consistency::Serializable).await?;
+        let all =
+            self.ledger.read(KeyRange::prefix(prefix.to_owned()), RESOURCES_MAX, Consistency::Serializable).await?;
         if all.more {
             return Err(Error::new(Code::TOO_LARGE, format!("more than {RESOURCES_MAX} keys lie under '{prefix}'")));
         }
@@ -309,7 +310,10 @@ impl Catalogue {
             loop {
                 let result = load_once(&*ledger, &lane, &digest, work.clone()).await;
                 match result {
-                    Err(error) if error.retryable || matches!(error.code, Code::NO_LEADER | Code::TIMEOUT | Code::OVERLOADED) => {
+                    Err(error)
+                        if error.retryable
+                            || matches!(error.code, Code::NO_LEADER | Code::TIMEOUT | Code::OVERLOADED) =>
+                    {
                         tracing::warn!(plane = "functions", name = owned, %error, "load is tried again");
                         tokio::time::sleep(Duration::from_millis(backoff_ms(failures))).await;
                         failures += 1;
@@ -327,7 +331,9 @@ impl Catalogue {
             tracing::error!(plane = "functions", name, revision = revision.0, %error, "cannot be loaded on this node");
         }
         match (kind, result) {
-            (Kind::Function, Ok(Loaded::Function(loaded))) => install(&mut self.snapshot.functions, &name, revision, Ok(loaded)),
+            (Kind::Function, Ok(Loaded::Function(loaded))) => {
+                install(&mut self.snapshot.functions, &name, revision, Ok(loaded))
+            }
             (Kind::Model, Ok(Loaded::Model(loaded))) => install(&mut self.snapshot.models, &name, revision, Ok(loaded)),
             (Kind::Function, Err(error)) => install(&mut self.snapshot.functions, &name, revision, Err(error)),
             (Kind::Model, Err(error)) => install(&mut self.snapshot.models, &name, revision, Err(error)),
@@ -415,15 +421,17 @@ pub(crate) async fn blocking<T: Send + 'static>(
 ) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) if error.is_panic() => {
-            let panic = error.into_panic();
-            let message = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("no message");
-            Err(Error::new(Code::TRAPPED, format!("the engine panicked: {message}")))
-        }
+        Err(error) if error.is_panic() => Err(panicked(&*error.into_panic())),
         Err(_) => Err(Error::new(Code::STOPPED, "the node is stopping")),
     }
+}
+
+/// A panic as the error of the work that panicked.
+pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
+    let message = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    Error::new(Code::TRAPPED, format!("the engine panicked: {message}"))
 }

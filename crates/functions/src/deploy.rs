@@ -75,8 +75,11 @@ impl Deployer {
             (Some(bytes), Some(stated)) => {
                 let digest = blob::digest(&bytes);
                 if digest != *stated {
-                    return Err(Error::new(Code::BAD_REQUEST, format!("the body has digest '{digest}', the manifest states '{stated}'"))
-                        .hint("leave 'component' out where the component is the body"));
+                    return Err(Error::new(
+                        Code::BAD_REQUEST,
+                        format!("the body has digest '{digest}', the manifest states '{stated}'"),
+                    )
+                    .hint("leave 'component' out where the component is the body"));
                 }
                 bytes
             }
@@ -91,20 +94,29 @@ impl Deployer {
         if let Some(trigger) = &manifest.trigger
             && self.stream.topic(&trigger.topic).is_none()
         {
-            return Err(Error::new(Code::TOPIC_UNKNOWN, format!("the trigger's topic '{}' does not exist", trigger.topic))
-                .hint(format!("create it first: buttress topic create {}", trigger.topic)));
+            return Err(Error::new(
+                Code::TOPIC_UNKNOWN,
+                format!("the trigger's topic '{}' does not exist", trigger.topic),
+            )
+            .hint(format!("create it first: buttress topic create {}", trigger.topic)));
         }
         let (grants, limits) = ((&manifest.grants).into(), (&manifest.limits).into());
         let engine = self.engine.clone();
         let bytes = component.clone();
         let guest = blocking(move || engine.compile(&bytes, &grants, limits)).await?;
         if manifest.trigger.is_some() && !guest.handles_batches() {
-            return Err(Error::new(Code::EXPORT_MISSING, "the component does not export 'handle-batch', which its topic trigger needs")
-                .hint("build it against the world 'buttress:functions/topic-function', or leave 'trigger' out"));
+            return Err(Error::new(
+                Code::EXPORT_MISSING,
+                "the component does not export 'handle-batch', which its topic trigger needs",
+            )
+            .hint("export it from the world 'buttress:function/function@0.1.0', or leave 'trigger' out"));
         }
         if (manifest.http || !manifest.routes.is_empty()) && !guest.handles_http() {
-            return Err(Error::new(Code::EXPORT_MISSING, "the component does not export 'wasi:http/incoming-handler', which HTTP needs")
-                .hint("leave 'http' and 'routes' out, or export the handler"));
+            return Err(Error::new(
+                Code::EXPORT_MISSING,
+                "the component does not export 'wasi:http/incoming-handler', which HTTP needs",
+            )
+            .hint("leave 'http' and 'routes' out, or export the handler"));
         }
 
         let digest = blob::put(&*self.ledger, &component).await?;
@@ -125,13 +137,8 @@ impl Deployer {
         for _ in 0..RACES_MAX {
             let before = self.read::<FunctionSpec>(&function_key(name)).await?;
             let version = before.as_ref().map_or(1, |b| b.spec.version + 1);
-            let spec = manifest.clone().into_spec(
-                name,
-                version,
-                digest.clone(),
-                component.len() as u64,
-                self.cluster.now().0,
-            );
+            let spec =
+                manifest.clone().into_spec(name, version, digest.clone(), component.len() as u64, self.cluster.now().0);
             if let Some(before) = before.as_ref().filter(|b| b.spec.same_as(&spec)) {
                 return Ok(Deployed {
                     name: name.to_owned(),
@@ -145,7 +152,13 @@ impl Deployer {
             let entry = replace(function_key(name), before.map(|b| b.revision), Some(json(&spec)));
             match self.ledger.submit(entry).await {
                 Ok(receipt) => {
-                    tracing::info!(plane = "functions", function = name, version, revision = receipt.revision.0, "function deployed");
+                    tracing::info!(
+                        plane = "functions",
+                        function = name,
+                        version,
+                        revision = receipt.revision.0,
+                        "function deployed"
+                    );
                     return Ok(Deployed {
                         name: name.to_owned(),
                         version,
@@ -172,7 +185,12 @@ impl Deployer {
             let before = self.read::<FunctionSpec>(&function_key(name)).await?.ok_or_else(|| unknown_function(name))?;
             match self.ledger.submit(replace(function_key(name), Some(before.revision), None)).await {
                 Ok(receipt) => {
-                    tracing::info!(plane = "functions", function = name, revision = receipt.revision.0, "function removed");
+                    tracing::info!(
+                        plane = "functions",
+                        function = name,
+                        revision = receipt.revision.0,
+                        "function removed"
+                    );
                     return Ok(receipt.revision);
                 }
                 Err(SubmitError::Refused(Refusal::Guard { .. })) => {}
@@ -226,7 +244,13 @@ impl Deployer {
             entry.appends.push(plan::model_pushed(audit, name, from, generation, &digest, now_ms));
             match self.ledger.submit(entry).await {
                 Ok(receipt) => {
-                    tracing::info!(plane = "functions", model = name, generation, revision = receipt.revision.0, "model pushed");
+                    tracing::info!(
+                        plane = "functions",
+                        model = name,
+                        generation,
+                        revision = receipt.revision.0,
+                        "model pushed"
+                    );
                     let audit_offset = match receipt.appends.first() {
                         Some(AppendOutcome::Appended { base_offset }) => Some(base_offset.0),
                         _ => None,

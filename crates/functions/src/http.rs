@@ -350,8 +350,11 @@ impl FunctionsHttp {
             }
         };
         if !function.loaded.handles_http() {
-            return Err(Error::new(Code::EXPORT_MISSING, format!("function '{name}' does not export 'wasi:http/incoming-handler'"))
-                .hint("it is only called by its topic"));
+            return Err(Error::new(
+                Code::EXPORT_MISSING,
+                format!("function '{name}' does not export 'wasi:http/incoming-handler'"),
+            )
+            .hint("it is only called by its topic"));
         }
         let permit = match self.enter(name, function.spec.limits.http_concurrency).await {
             Ok(permit) => permit,
@@ -428,19 +431,12 @@ impl FunctionsHttp {
     }
 }
 
-fn models(
-    function: &Serving<FunctionSpec, dyn Guest>,
-    models: &BTreeMap<String, ModelSlot>,
-) -> Vec<NamedModel> {
+fn models(function: &Serving<FunctionSpec, dyn Guest>, models: &BTreeMap<String, ModelSlot>) -> Vec<NamedModel> {
     let granted = function.spec.grants.models.iter();
     granted
         .filter_map(|name| {
             let serving = models.get(name)?.serving.as_ref()?;
-            Some(NamedModel {
-                name: name.clone(),
-                generation: serving.spec.generation,
-                model: serving.loaded.clone(),
-            })
+            Some(NamedModel { name: name.clone(), generation: serving.spec.generation, model: serving.loaded.clone() })
         })
         .collect()
 }
@@ -474,9 +470,7 @@ fn describe_model(slot: &ModelSlot) -> Value {
 
 /// The function's answer, as far as HTTP allows it.
 fn passed_on(name: &str, version: u64, answer: HttpAnswer) -> Result<Answer, Error> {
-    let wrong = |what: String| {
-        Error::new(Code::FUNCTION_FAILED, format!("function '{name}' answered {what}"))
-    };
+    let wrong = |what: String| Error::new(Code::FUNCTION_FAILED, format!("function '{name}' answered {what}"));
     let status = StatusCode::from_u16(answer.status).map_err(|_| wrong(format!("status {}", answer.status)))?;
     let mut response = Response::new(answer.body);
     *response.status_mut() = status;

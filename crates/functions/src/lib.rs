@@ -21,10 +21,10 @@
 
 pub mod resource;
 
-pub mod topics;
 pub mod blob;
 pub mod catalogue;
 pub mod deploy;
+pub mod topics;
 
 mod partitioner;
 pub mod plan;

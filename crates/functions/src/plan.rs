@@ -90,12 +90,7 @@ impl Place<'_> {
     fn audit(&self, event: &Value) -> Vec<Append> {
         let Some(log) = self.audit else { return Vec::new() };
         let mut builder = Builder::new();
-        builder.push(
-            self.now_ms as i64,
-            Some(self.spec.name.as_bytes()),
-            Some(event.to_string().as_bytes()),
-            &[],
-        );
+        builder.push(self.now_ms as i64, Some(self.spec.name.as_bytes()), Some(event.to_string().as_bytes()), &[]);
         vec![append(log, builder)]
     }
 }
@@ -173,10 +168,8 @@ pub fn batch(
         "generation": first.map(|m| m.generation), "digest": first.map(|m| &m.digest),
     });
     if used.len() > 1 {
-        event["models"] = used
-            .iter()
-            .map(|m| json!({"model": m.name, "generation": m.generation, "digest": m.digest}))
-            .collect();
+        event["models"] =
+            used.iter().map(|m| json!({"model": m.name, "generation": m.generation, "digest": m.digest})).collect();
     }
     entry.appends.extend(place.audit(&event));
     entry.cursors.push(place.moved(to));
@@ -290,12 +283,7 @@ pub fn gap(place: &Place<'_>, from: Offset, to: Offset) -> Entry {
         "event": "gap", "function": spec.name, "version": spec.version, "topic": place.topic,
         "partition": place.partition, "from": from.0, "to": to.0, "reason": "retention",
     });
-    Entry {
-        guards: place.guards(),
-        appends: place.audit(&event),
-        cursors: vec![place.moved(to)],
-        ..Entry::default()
-    }
+    Entry { guards: place.guards(), appends: place.audit(&event), cursors: vec![place.moved(to)], ..Entry::default() }
 }
 
 /// A guest's message may be long; headers and audit records hold its beginning.
@@ -313,7 +301,8 @@ mod tests {
     use crate::resource::Manifest;
 
     fn spec() -> FunctionSpec {
-        let manifest = r#"{"trigger":{"topic":"telemetry"},"grants":{"models":["wear","heat"],"topics":["alerts"],"state":true}}"#;
+        let manifest =
+            r#"{"trigger":{"topic":"telemetry"},"grants":{"models":["wear","heat"],"topics":["alerts"],"state":true}}"#;
         Manifest::parse(manifest.as_bytes()).unwrap().into_spec("watch", 3, "sha256:aa".into(), 1, 0)
     }
 
@@ -370,7 +359,11 @@ mod tests {
     fn one_entry_holds_everything_of_a_batch() {
         check(
             &BatchOutcome {
-                outputs: vec![output("alerts", "m1", "hot"), output("alerts", "", "odd"), output("alerts", "m1", "hotter")],
+                outputs: vec![
+                    output("alerts", "m1", "hot"),
+                    output("alerts", "", "odd"),
+                    output("alerts", "m1", "hotter"),
+                ],
                 state: vec![("m2".into(), Some("1".into())), ("m1".into(), Some("1".into())), ("m2".into(), None)],
                 models_used: vec!["wear".into()],
                 ..BatchOutcome::default()
@@ -405,11 +398,14 @@ mod tests {
 
     #[test]
     fn what_was_not_granted_is_refused() {
-        check(&BatchOutcome { outputs: vec![output("other", "", "")], ..BatchOutcome::default() }, expect![[r#"
+        check(
+            &BatchOutcome { outputs: vec![output("other", "", "")], ..BatchOutcome::default() },
+            expect![[r#"
             the function produced to topic 'other', which is not granted [BT0403]
 
             hint: deploy it with "grants":{"topics":["other"]}
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

@@ -379,8 +379,11 @@ fn check_route(route: &str) -> Result<(), Error> {
     }
     for reserved in ROUTES_RESERVED {
         if route == reserved || route.strip_prefix(reserved).is_some_and(|rest| rest.starts_with('/')) {
-            return Err(Error::new(Code::BAD_REQUEST, format!("route '{route}' lies under '{reserved}', which a node serves"))
-                .hint(r#"choose another path, or use "http":true and /fn/<name>/…"#));
+            return Err(Error::new(
+                Code::BAD_REQUEST,
+                format!("route '{route}' lies under '{reserved}', which a node serves"),
+            )
+            .hint(r#"choose another path, or use "http":true and /fn/<name>/…"#));
         }
     }
     Ok(())
@@ -403,8 +406,7 @@ impl FunctionSpec {
 impl ModelSpec {
     /// The generation after `self` with other bytes.
     pub fn history_with_current(&self) -> Vec<Generation> {
-        let current =
-            Generation { generation: self.generation, digest: self.digest.clone(), at_ms: self.created_ms };
+        let current = Generation { generation: self.generation, digest: self.digest.clone(), at_ms: self.created_ms };
         std::iter::once(current).chain(self.history.iter().cloned()).take(MODEL_HISTORY_MAX).collect()
     }
 }
@@ -445,7 +447,8 @@ mod tests {
             r#"{"http":true,"grants":{"models":["A B"]}}"#,
             r#"not json"#,
         ];
-        let transcript: String = cases.iter().map(|c| format!("{c}\n    {}\n", check(c).replace('\n', "\n    "))).collect();
+        let transcript: String =
+            cases.iter().map(|c| format!("{c}\n    {}\n", check(c).replace('\n', "\n    "))).collect();
         expect_test::expect_file!["../testdata/manifests.txt"].assert_eq(&transcript);
     }
 }

@@ -187,7 +187,12 @@ mod tests {
 
     #[test]
     fn one_poison_record_is_isolated() {
-        check(24, 8, &[5], Failure::Guest, expect![[r#"
+        check(
+            24,
+            8,
+            &[5],
+            Failure::Guest,
+            expect![[r#"
             [0,8) fails, again after 50
             [0,8) fails, again after 100
             [0,8) fails, again after 0
@@ -202,12 +207,18 @@ mod tests {
             [8,12) ok
             [12,20) ok
             [20,24) ok
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_broken_function_slows_down() {
-        check(12, 4, &(0..12).collect::<Vec<_>>(), Failure::Guest, expect![[r#"
+        check(
+            12,
+            4,
+            &(0..12).collect::<Vec<_>>(),
+            Failure::Guest,
+            expect![[r#"
             [0,4) fails, again after 50
             [0,4) fails, again after 100
             [0,4) fails, again after 0
@@ -224,12 +235,18 @@ mod tests {
             [9,10) fails, dead letter, pause 10000
             [10,11) fails, dead letter, pause 10000
             [11,12) fails, dead letter, pause 10000
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn what_would_fail_again_is_not_tried_again() {
-        check(8, 8, &[0], Failure::Outcome, expect![[r#"
+        check(
+            8,
+            8,
+            &[0],
+            Failure::Outcome,
+            expect![[r#"
             [0,8) fails, again after 0
             [0,4) fails, again after 0
             [0,2) fails, again after 0
@@ -237,6 +254,7 @@ mod tests {
             [1,2) ok
             [2,4) ok
             [4,8) ok
-        "#]]);
+        "#]],
+        );
     }
 }

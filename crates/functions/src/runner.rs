@@ -86,12 +86,7 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(
-        ledger: Arc<dyn Ledger>,
-        stream: Arc<dyn Stream>,
-        cluster: Arc<dyn Cluster>,
-        stats: Arc<Stats>,
-    ) -> Self {
+    pub fn new(ledger: Arc<dyn Ledger>, stream: Arc<dyn Stream>, cluster: Arc<dyn Cluster>, stats: Arc<Stats>) -> Self {
         Self {
             ledger,
             stream,
@@ -184,7 +179,12 @@ pub async fn supervise(context: Arc<Context>, mut catalogue: Receiver, mut shutd
 enum Piece {
     Record(GuestRecord),
     /// A batch, or the rest of one, that cannot be read.
-    Unreadable { from: Offset, to: Offset, bytes: Bytes, error: Error },
+    Unreadable {
+        from: Offset,
+        to: Offset,
+        bytes: Bytes,
+        error: Error,
+    },
 }
 
 /// Reads and decodes ahead.
@@ -230,9 +230,8 @@ impl Feed {
 
 async fn decode_batches(batches: Vec<Stored>, partition: i32, from: Offset) -> Result<Vec<Piece>, Error> {
     let large = batches.iter().map(|b| b.bytes.len()).sum::<usize>() > DECODE_INLINE_BYTES_MAX;
-    let compressed = || {
-        batches.iter().any(|b| BatchView::parse(b.bytes.clone()).is_ok_and(|view| view.codec() != Codec::None))
-    };
+    let compressed =
+        || batches.iter().any(|b| BatchView::parse(b.bytes.clone()).is_ok_and(|view| view.codec() != Codec::None));
     if large || compressed() {
         return crate::catalogue::blocking(move || Ok(decode(&batches, partition, from))).await;
     }
@@ -489,8 +488,11 @@ impl Runner {
         if let Some(cursor) = self.cursor
             && cursor > end
         {
-            let error = Error::new(Code::OFFSET_OUT_OF_RANGE, format!("the cursor is at {cursor}, the partition ends at {end}"))
-                .hint(format!("someone has moved the group '{}'", group(&self.name)));
+            let error = Error::new(
+                Code::OFFSET_OUT_OF_RANGE,
+                format!("the cursor is at {cursor}, the partition ends at {end}"),
+            )
+            .hint(format!("someone has moved the group '{}'", group(&self.name)));
             self.node_failed(&error).await;
             return Leave::Resync;
         }
@@ -536,12 +538,10 @@ impl Runner {
             let due = begun.filter(|_| self.retry.is_calm()).map(|begun| begun + max_wait);
             while pending.len() < full {
                 let received = match due {
-                    Some(due) if due > Instant::now() => {
-                        match tokio::time::timeout_at(due, feed.pieces.recv()).await {
-                            Ok(received) => received,
-                            Err(_) => break,
-                        }
-                    }
+                    Some(due) if due > Instant::now() => match tokio::time::timeout_at(due, feed.pieces.recv()).await {
+                        Ok(received) => received,
+                        Err(_) => break,
+                    },
                     _ => match feed.pieces.try_recv() {
                         Ok(received) => Some(received),
                         Err(_) => break,
@@ -618,23 +618,24 @@ impl Runner {
             return Ok(None);
         }
         let fresh = |key: Bytes, revision: Revision| self.outdated.get(&key) != Some(&revision);
-        let function = slot
-            .current()
-            .filter(|serving| fresh(function_key(&self.name), serving.revision))
-            .ok_or_else(|| match &slot.error {
-                Some(error) => format!("version {} cannot be loaded: {error}", slot.wanted.spec.version),
-                None => format!("version {} is being loaded", slot.wanted.spec.version),
+        let function =
+            slot.current().filter(|serving| fresh(function_key(&self.name), serving.revision)).ok_or_else(|| {
+                match &slot.error {
+                    Some(error) => format!("version {} cannot be loaded: {error}", slot.wanted.spec.version),
+                    None => format!("version {} is being loaded", slot.wanted.spec.version),
+                }
             })?;
         let mut named = Vec::new();
         let mut judged_by = Vec::new();
         for name in &function.spec.grants.models {
             let slot = snapshot.models.get(name).ok_or_else(|| format!("model '{name}' does not exist"))?;
-            let model = slot.current().filter(|serving| fresh(model_key(name), serving.revision)).ok_or_else(|| {
-                match &slot.error {
+            let model =
+                slot.current().filter(|serving| fresh(model_key(name), serving.revision)).ok_or_else(|| match &slot
+                    .error
+                {
                     Some(error) => format!("model '{name}' cannot be loaded: {error}"),
                     None => format!("model '{name}' is being loaded"),
-                }
-            })?;
+                })?;
             named.push(NamedModel {
                 name: name.clone(),
                 generation: model.spec.generation,
@@ -783,13 +784,22 @@ impl Runner {
                     Ok(guest) => Instance { revision: function.revision, guest },
                     Err(error) => {
                         let result = Err(CallError::Node(error));
-                        return Ok(Judged { records, instance: None, result, rows: rows.known, elapsed: Duration::ZERO });
+                        return Ok(Judged {
+                            records,
+                            instance: None,
+                            result,
+                            rows: rows.known,
+                            elapsed: Duration::ZERO,
+                        });
                     }
                 },
             };
             let begun = std::time::Instant::now();
-            let result =
-                instance.guest.handle(BatchCall { records: &records, models: &models, state: &mut rows, now_ms });
+            // A panic is a bug of the engine, but one that these records bring out: it is contained as a trap is.
+            let handle =
+                || instance.guest.handle(BatchCall { records: &records, models: &models, state: &mut rows, now_ms });
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(handle))
+                .unwrap_or_else(|panic| Err(crate::catalogue::panicked(&*panic)));
             let elapsed = begun.elapsed();
             let (instance, result) = match (result, rows.failed) {
                 // Whatever the guest made of it: it has seen a state that is not there.
@@ -833,8 +843,15 @@ impl Runner {
         let log = buttress_core::guest::GuestLog { level: "error", message: line };
         self.stats.log(now_ms, version, Some(self.partition), vec![log]);
         tracing::warn!(
-            plane = "functions", function = self.name, version, topic = self.topic, partition = self.partition,
-            attempt = attempts, code = error.code.0, records = records.len(), "a call failed"
+            plane = "functions",
+            function = self.name,
+            version,
+            topic = self.topic,
+            partition = self.partition,
+            attempt = attempts,
+            code = error.code.0,
+            records = records.len(),
+            "a call failed"
         );
         match decided {
             Next::Again { after_ms } => {
@@ -901,8 +918,13 @@ impl Runner {
         match self.commit(plan::gap(&place, from, to)).await {
             Ok(()) => {
                 tracing::error!(
-                    plane = "functions", function = self.name, topic = self.topic, partition = self.partition,
-                    from = from.0, to = to.0, "retention took records that were not judged"
+                    plane = "functions",
+                    function = self.name,
+                    topic = self.topic,
+                    partition = self.partition,
+                    from = from.0,
+                    to = to.0,
+                    "retention took records that were not judged"
                 );
                 self.stats.gaps.fetch_add(1, Relaxed);
                 self.status(|p| {
@@ -944,7 +966,8 @@ impl Runner {
     async fn create_targets(&mut self, spec: &FunctionSpec) -> Result<(), Error> {
         for topic in &spec.grants.topics {
             let settings = buttress_core::entry::TopicSettings::default();
-            topics::ensure(&*self.context.ledger, &*self.context.stream, topic, spec.output_partitions, settings).await?;
+            topics::ensure(&*self.context.ledger, &*self.context.stream, topic, spec.output_partitions, settings)
+                .await?;
         }
         Ok(())
     }

@@ -53,7 +53,8 @@ impl StateCache {
     }
 
     pub fn put(&mut self, key: Bytes, value: Option<Bytes>) {
-        let cost = |key: &Bytes, value: &Option<Bytes>| ROW_OVERHEAD_BYTES + key.len() + value.as_ref().map_or(0, Bytes::len);
+        let cost =
+            |key: &Bytes, value: &Option<Bytes>| ROW_OVERHEAD_BYTES + key.len() + value.as_ref().map_or(0, Bytes::len);
         // An older row must never be found again once it was overwritten.
         self.old.remove(&key);
         let added = cost(&key, &value);

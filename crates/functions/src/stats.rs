@@ -276,11 +276,8 @@ fn histogram(
             );
             count = total;
         }
-        let _ = writeln!(
-            out,
-            "buttress_functions_{name}_milliseconds_sum{{function=\"{function}\"}} {}",
-            histogram.sum()
-        );
+        let _ =
+            writeln!(out, "buttress_functions_{name}_milliseconds_sum{{function=\"{function}\"}} {}", histogram.sum());
         let _ = writeln!(out, "buttress_functions_{name}_milliseconds_count{{function=\"{function}\"}} {count}");
     }
 }

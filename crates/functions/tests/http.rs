@@ -10,7 +10,13 @@ use http::{Request, Response};
 use serde_json::{Value, json};
 use support::{World, component, create, produce};
 
-async fn ask(http: &FunctionsHttp, method: &str, path: &str, headers: &[(&str, &str)], body: Bytes) -> Option<Response<Bytes>> {
+async fn ask(
+    http: &FunctionsHttp,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Bytes,
+) -> Option<Response<Bytes>> {
     let mut request = Request::builder().method(method).uri(path);
     for (key, value) in headers {
         request = request.header(*key, *value);
@@ -149,7 +155,8 @@ async fn a_busy_function_turns_callers_away() {
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..2 {
         let http = http.clone();
-        calls.spawn(async move { ask(&http, "POST", "/fn/busy/", &[], "hang".into()).await.unwrap().status().as_u16() });
+        calls
+            .spawn(async move { ask(&http, "POST", "/fn/busy/", &[], "hang".into()).await.unwrap().status().as_u16() });
     }
     tokio::task::yield_now().await;
     let mut waiting = tokio::task::JoinSet::new();

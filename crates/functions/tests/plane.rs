@@ -4,7 +4,7 @@ mod support;
 
 use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
 
-use buttress_core::{Entry, LogId, NodeId, Offset, TopicChange, Stream as _};
+use buttress_core::{Entry, LogId, NodeId, Offset, Stream as _, TopicChange};
 use buttress_state::local::{Fault, Local};
 use buttress_wire::records::Builder;
 use bytes::Bytes;
@@ -125,12 +125,25 @@ async fn a_batch_of_the_old_model_is_scored_again() {
     world.engine.gate.open();
     world.caught_up("judge", "in").await;
 
-    expect![[r#""#]].assert_eq(&audit_text(&world.local).await);
-    expect![[r#""#]].assert_eq(&world.engine.calls.lock().unwrap().join("\n"));
+    expect![[r#"
+        model "wear" generation 1
+        batch "judge" v1 p0 [0,2) records 2 outputs 1 model "wear"@1
+        model "wear" generation 2
+        batch "judge" v1 p0 [2,4) records 2 outputs 2 model "wear"@2
+    "#]]
+    .assert_eq(&audit_text(&world.local).await);
+    expect![[r#"
+        p0 0..2 wear@1
+        p0 2..4 wear@1
+        p0 2..4 wear@2"#]]
+    .assert_eq(&world.engine.calls.lock().unwrap().join("\n"));
     assert_eq!(values(&world.local, "out").await, ["m1=1", "m1=2", "m2=2"]);
     assert_eq!(world.counter("judge", |s| s.rescored.load(Relaxed)), 1);
     let again = world.plane.deployer().model("wear", "2".into()).await.unwrap();
-    assert!(again.unchanged && again.generation == 2 && again.revision == second.revision, "a repeated push is no push");
+    assert!(
+        again.unchanged && again.generation == 2 && again.revision == second.revision,
+        "a repeated push is no push"
+    );
     assert_no_stale_verdict(&world.local).await;
     assert_tiled(&world.local, "judge", "in").await;
     world.stop().await;
@@ -153,7 +166,11 @@ async fn a_new_version_takes_over_between_two_records() {
     world.caught_up("count", "in").await;
     assert_eq!(values(&world.local, "out").await, ["one:m1=1", "two:m1=2"]);
     assert!(world.deploy("count", counting(), component(json!({"tag": "two:"}))).await.unchanged);
-    expect![[r#""#]].assert_eq(&audit_text(&world.local).await);
+    expect![[r#"
+        batch "count" v1 p0 [0,1) records 1 outputs 1 model null@null
+        batch "count" v2 p0 [1,2) records 1 outputs 1 model null@null
+    "#]]
+    .assert_eq(&audit_text(&world.local).await);
 
     // Removing and deploying it again goes on where it stopped.
     world.plane.deployer().remove_function("count").await.unwrap();
@@ -202,7 +219,24 @@ async fn poison_is_set_aside_alone() {
             text += &format!("    {key}: {value}\n");
         }
     }
-    expect![[r#""#]].assert_eq(&text);
+    expect![[r#"
+        b = boom
+            buttress.error.code: BT0405
+            buttress.error.message: wasm trap: unreachable executed
+            buttress.offset: 1
+        e = slow
+            buttress.error.code: BT0406
+            buttress.error.message: the call ran longer than 1000 ms
+            buttress.offset: 4
+        f = stray
+            buttress.error.code: BT0403
+            buttress.error.message: the function produced to topic 'elsewhere', which is not granted
+            buttress.offset: 5
+        h = panic
+            buttress.error.code: BT0405
+            buttress.error.message: the engine panicked: the engine has a bug
+            buttress.offset: 7
+    "#]].assert_eq(&text);
     assert_tiled(&world.local, "count", "in").await;
     let status = world.plane.stats().function("count").partitions();
     assert_eq!((status[&0].dead_letters, status[&0].attempts), (4, 0));
@@ -242,7 +276,12 @@ async fn loss_is_never_silent() {
     produce(&world.local, logs[0], &[("a", "")]);
     world.caught_up("count", "in").await;
     world.local.elect(Some(NodeId(9)));
-    world.until(|| world.plane.stats().function("count").partitions()[&0].state == buttress_functions::stats::RunnerState::Stopped).await;
+    world
+        .until(|| {
+            world.plane.stats().function("count").partitions()[&0].state
+                == buttress_functions::stats::RunnerState::Stopped
+        })
+        .await;
     for _ in 0..4 {
         produce(&world.local, logs[0], &[("a", ""), ("a", "")]);
     }
@@ -255,7 +294,14 @@ async fn loss_is_never_silent() {
     produce(&world.local, logs[0], &[("a", "")]);
     world.local.elect(Some(NodeId(1)));
     world.caught_up("count", "in").await;
-    expect![[r#""#]].assert_eq(&audit_text(&world.local).await);
+    expect![[r#"
+        batch "count" v1 p0 [0,1) records 1 outputs 1 model null@null
+        gap "count" v1 p0 [1,5) records null outputs null model null@null
+        batch "count" v1 p0 [5,9) records 4 outputs 4 model null@null
+        dead-letter "count" v1 p0 [9,12) records null outputs null model null@null error BT0604
+        batch "count" v1 p0 [12,13) records 1 outputs 1 model null@null
+    "#]]
+    .assert_eq(&audit_text(&world.local).await);
     assert_tiled(&world.local, "count", "in").await;
     assert_eq!(world.counter("count", |s| s.gaps.load(Relaxed)), 1);
     let letters = read_topic(&world.local, "count-dead-letter").await;
@@ -286,7 +332,12 @@ async fn a_guest_reads_rows_that_its_records_do_not_name() {
     world.caught_up("count", "in").await;
     // Without its memory, the row of `a` is only in the ledger.
     world.local.elect(None);
-    world.until(|| world.plane.stats().function("count").partitions()[&0].state == buttress_functions::stats::RunnerState::Stopped).await;
+    world
+        .until(|| {
+            world.plane.stats().function("count").partitions()[&0].state
+                == buttress_functions::stats::RunnerState::Stopped
+        })
+        .await;
     world.local.elect(Some(NodeId(1)));
     produce(&world.local, logs[0], &[("b", "peek:a"), ("b", "peek:nobody")]);
     world.caught_up("count", "in").await;
@@ -302,7 +353,7 @@ async fn batches_wait_for_their_model() {
     let world = World::new();
     let logs = create(&world.local, "in", 1);
     let deployed = world.deploy("judge", judging(), component(json!({}))).await;
-    check(&deployed.warnings.join("\n"), expect![[r#""#]]);
+    check(&deployed.warnings.join("\n"), expect!["model 'wear' does not exist yet: batches wait until it is pushed"]);
     produce(&world.local, logs[0], &[("m1", "6")]);
     world
         .until(|| {
@@ -312,7 +363,7 @@ async fn batches_wait_for_their_model() {
         .await;
     check(
         world.plane.stats().function("judge").partitions()[&0].waits_for.as_deref().unwrap(),
-        expect![[r#""#]],
+        expect!["model 'wear' does not exist"],
     );
     world.plane.deployer().model("wear", "5".into()).await.unwrap();
     world.caught_up("judge", "in").await;
@@ -337,7 +388,10 @@ async fn busy_runners_fill_their_batches() {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
     world.caught_up("count", "in").await;
-    expect![[r#""#]].assert_eq(&world.engine.calls.lock().unwrap().join("\n"));
+    expect![[r#"
+        p0 0..1 -
+        p0 1..9 -"#]]
+    .assert_eq(&world.engine.calls.lock().unwrap().join("\n"));
     world.stop().await;
 }
 
@@ -364,7 +418,13 @@ async fn what_cannot_be_loaded_is_reported_alone() {
         .until(|| world.plane.catalogue().borrow().functions.get("torn").is_some_and(|slot| slot.error.is_some()))
         .await;
     let error = world.plane.catalogue().borrow().functions["torn"].error.clone().unwrap();
-    check(&error.to_string().replace(&spec.component, "sha256:…"), expect![[r#""#]]);
+    check(
+        &error.to_string().replace(&spec.component, "sha256:…"),
+        expect![[r#"
+        the stored bytes of 'sha256:…' do not have this digest [BT0203]
+
+        hint: upload the file again; an upload that was cut off is completed by it"#]],
+    );
     produce(&world.local, logs[0], &[("a", "")]);
     world.caught_up("count", "in").await;
     assert_eq!(values(&world.local, "out").await, ["a=1"]);

@@ -13,9 +13,7 @@ use buttress_core::{
     Append, BoxFuture, Cluster, Code, Consistency, Engine, Entry, Error, Guest, KeyRange, Ledger, LogId, Model, Offset,
     Receipt, Revision, Scope, Stream, SubmitError,
     entry::TopicSettings,
-    guest::{
-        BatchCall, BatchInstance, BatchOutcome, Grants, GuestLimits, GuestLog, GuestOutput, HttpAnswer, HttpCall,
-    },
+    guest::{BatchCall, BatchInstance, BatchOutcome, Grants, GuestLimits, GuestLog, GuestOutput, HttpAnswer, HttpCall},
     ledger::{KeyValues, Watch},
     model::ModelInfo,
 };
@@ -94,7 +92,8 @@ impl Engine for FakeEngine {
         let text = component
             .strip_prefix(b"\0fake")
             .ok_or_else(|| Error::new(Code::COMPONENT_INVALID, "not a component").hint("build a component"))?;
-        let settings: Value = serde_json::from_slice(text).map_err(|e| Error::new(Code::COMPONENT_INVALID, e.to_string()))?;
+        let settings: Value =
+            serde_json::from_slice(text).map_err(|e| Error::new(Code::COMPONENT_INVALID, e.to_string()))?;
         if settings["imports"].as_array().is_some_and(|i| i.contains(&json!("state"))) && !grants.state {
             return Err(Error::new(Code::IMPORT_NOT_GRANTED, "the component imports 'buttress:function/state'"));
         }
@@ -203,7 +202,8 @@ impl BatchInstance for FakeInstance {
     fn handle(&mut self, call: BatchCall<'_>) -> Result<BatchOutcome, Error> {
         self.gate.pass();
         let first = &call.records[0];
-        let model = self.model.as_ref().map(|name| call.models.iter().find(|m| m.name == *name).expect("models are loaded"));
+        let model =
+            self.model.as_ref().map(|name| call.models.iter().find(|m| m.name == *name).expect("models are loaded"));
         self.calls.lock().unwrap().push(format!(
             "p{} {}..{} {}",
             first.partition,
@@ -230,10 +230,7 @@ impl BatchInstance for FakeInstance {
             if let Some(key) = value.strip_prefix("peek:") {
                 let row = call.state.get(key.as_bytes()).map_err(|e| Error::new(Code::FUNCTION_FAILED, e))?;
                 let row = row.unwrap_or("nothing".into());
-                outcome.logs.push(GuestLog {
-                    level: "info",
-                    message: format!("{key} is {}", row.escape_ascii()),
-                });
+                outcome.logs.push(GuestLog { level: "info", message: format!("{key} is {}", row.escape_ascii()) });
             }
             let mut suffix = String::new();
             if self.state {
@@ -483,7 +480,10 @@ pub struct Read {
 
 /// Everything that is in a partition, as an independent reader gets it.
 pub async fn read_log(local: &Local, log: LogId) -> Vec<Read> {
-    let text = |bytes: &[u8]| bytes.escape_ascii().to_string().replace("\\\"", "\"");
+    let text = |bytes: &[u8]| match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.escape_ascii().to_string(),
+    };
     let mut all: Vec<Read> = Vec::new();
     let bounds = local.topics().into_iter().flat_map(|t| t.partitions).find(|p| p.log == log).unwrap();
     let mut next = bounds.start;
@@ -528,7 +528,8 @@ pub async fn assert_tiled(local: &Local, function: &str, topic: &str) {
     for (n, partition) in local.topic(topic).unwrap().partitions.iter().enumerate() {
         let mut next = None;
         for event in &events {
-            if event["function"] != json!(function) || event["topic"] != json!(topic) || event["partition"] != json!(n) {
+            if event["function"] != json!(function) || event["topic"] != json!(topic) || event["partition"] != json!(n)
+            {
                 continue;
             }
             let (from, to) = (event["from"].as_i64().unwrap(), event["to"].as_i64().unwrap());
