@@ -32,6 +32,7 @@ pub mod retry;
 pub mod runner;
 pub mod state_cache;
 
+pub mod fuzz;
 pub mod http;
 pub mod stats;
 

@@ -244,26 +244,18 @@ fn decode(batches: &[Stored], partition: i32, from: Offset) -> Vec<Piece> {
     let mut next = from.0;
     for Stored { bytes, last_offset, .. } in batches {
         let end = last_offset.0 + 1;
-        let view = match BatchView::parse(bytes.clone()) {
-            Ok(view) => view,
-            Err(error) => {
-                // Edges check batches before they are proposed, so this is rot that the store did not see.
-                let error = Error::new(error.code(), error.to_string());
-                pieces.push(Piece::Unreadable { from: Offset(next), to: Offset(end), bytes: bytes.clone(), error });
-                next = end;
-                continue;
-            }
-        };
-        if view.is_control() {
+        if end <= next {
             continue;
         }
         let mut failed = None;
-        match view.records() {
+        match BatchView::parse(bytes.clone())
+            .and_then(|view| if view.is_control() { Ok(None) } else { view.records().map(Some) })
+        {
             Ok(records) => {
-                for record in records {
+                for record in records.into_iter().flatten() {
                     match record {
                         Ok(record) if record.offset < next => {}
-                        Ok(record) => {
+                        Ok(record) if record.offset < end => {
                             next = record.offset + 1;
                             pieces.push(Piece::Record(GuestRecord {
                                 key: record.key.unwrap_or_default(),
@@ -273,21 +265,43 @@ fn decode(batches: &[Stored], partition: i32, from: Offset) -> Vec<Piece> {
                                 offset: record.offset,
                             }));
                         }
-                        Err(error) => failed = Some(error),
+                        Ok(record) => {
+                            let message =
+                                format!("record {} lies behind its batch, which ends at {end}", record.offset);
+                            failed = Some(Error::new(Code::BATCH_INVALID, message));
+                            break;
+                        }
+                        Err(error) => {
+                            failed = Some(Error::new(error.code(), error.to_string()));
+                            break;
+                        }
                     }
                 }
             }
-            Err(error) => failed = Some(error),
+            // Edges check batches before they are proposed, so this is a codec that is not decoded here, or rot.
+            Err(error) => failed = Some(Error::new(error.code(), error.to_string())),
         }
         if let Some(error) = failed
             && next < end
         {
-            let error = Error::new(error.code(), error.to_string());
             pieces.push(Piece::Unreadable { from: Offset(next), to: Offset(end), bytes: bytes.clone(), error });
         }
-        next = next.max(end);
+        next = end;
     }
     pieces
+}
+
+/// Asserts what a runner relies on: pieces follow each other and end where the batch does.
+pub(crate) fn check_pieces(batches: &[Stored], end: i64) {
+    let mut next = 0;
+    for piece in decode(batches, 0, Offset(0)) {
+        let (from, to) = match &piece {
+            Piece::Record(record) => (record.offset, record.offset + 1),
+            Piece::Unreadable { from, to, .. } => (from.0, to.0),
+        };
+        assert!(from >= next && to > from && to <= end, "a piece [{from}, {to}) after {next}, before {end}");
+        next = to;
+    }
 }
 
 /// A running instance and the version it is of.

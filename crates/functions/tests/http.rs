@@ -37,7 +37,10 @@ async fn say(out: &mut String, http: &FunctionsHttp, method: &str, path: &str, h
     if !shown.is_empty() {
         *out += &format!("  {shown}\n");
     }
-    let Some(response) = ask(http, method, path, headers, body).await else {
+    let owned = http.owns(path.split('?').next().unwrap());
+    let answer = ask(http, method, path, headers, body).await;
+    assert_eq!(owned, answer.is_some(), "{method} {path}");
+    let Some(response) = answer else {
         *out += "→ not this plane's\n\n";
         return;
     };

@@ -236,7 +236,8 @@ async fn poison_is_set_aside_alone() {
             buttress.error.code: BT0405
             buttress.error.message: the engine panicked: the engine has a bug
             buttress.offset: 7
-    "#]].assert_eq(&text);
+    "#]]
+    .assert_eq(&text);
     assert_tiled(&world.local, "count", "in").await;
     let status = world.plane.stats().function("count").partitions();
     assert_eq!((status[&0].dead_letters, status[&0].attempts), (4, 0));
