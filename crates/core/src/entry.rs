@@ -216,16 +216,40 @@ impl Entry {
             + self.timers.len()
     }
 
-    /// A close upper bound of the encoded size in bytes, without encoding.
+    /// An upper bound of the encoded size in bytes, without encoding, so that an edge can pack up to
+    /// [`ENTRY_BYTES_MAX`]. A number takes at most ten bytes, and no part has more than four beside its texts.
     pub fn size_hint(&self) -> usize {
-        let appends: usize = self.appends.iter().map(|a| a.batch.len() + 64).sum();
-        let puts: usize = self.puts.iter().map(|p| p.key.len() + p.value.as_ref().map_or(0, Bytes::len) + 16).sum();
-        let state: usize =
-            self.state.iter().map(|p| p.space.len() + p.key.len() + p.value.as_ref().map_or(0, Bytes::len) + 16).sum();
-        64 + appends
-            + puts
-            + state
-            + 96 * (self.guards.len() + self.cursors.len() + self.timers.len() + self.topics.len())
+        const PART: usize = 48;
+        let guards = self.guards.iter().map(|guard| match guard {
+            Guard::ModRevision { key, .. } | Guard::CreateRevision { key, .. } | Guard::Version { key, .. } => {
+                key.len()
+            }
+            Guard::Value { key, value } => key.len() + value.len(),
+            Guard::LeaseAlive { .. } | Guard::LogEnd { .. } => 0,
+            Guard::Cursor { group, .. } => group.len(),
+        });
+        let topics = self.topics.iter().map(|change| match change {
+            TopicChange::Create { name, settings, .. } => {
+                let fields = settings.sequence_fields.as_ref();
+                64 + name.len() + fields.map_or(0, |(producer, number)| producer.len() + number.len())
+            }
+            TopicChange::Delete { name } => name.len(),
+            TopicChange::Trim { .. } => 0,
+        });
+        let length = |value: &Option<Bytes>| value.as_ref().map_or(0, Bytes::len);
+        let puts = self.puts.iter().map(|put| put.key.len() + length(&put.value));
+        let state = self.state.iter().map(|put| put.space.len() + put.key.len() + length(&put.value));
+        let appends = self.appends.iter().map(|append| {
+            append.batch.len() + append.sequence.as_ref().map_or(0, |sequence| 16 + sequence.producer.len())
+        });
+        let cursors = self.cursors.iter().map(|cursor| cursor.group.len() + cursor.metadata.len());
+        let timers = self.timers.iter().map(|timer| match timer {
+            Timer::Set { id, key, value, .. } => id.len() + key.len() + value.len(),
+            Timer::Cancel { id } => id.len(),
+        });
+        let texts: usize =
+            guards.chain(topics).chain(puts).chain(state).chain(appends).chain(cursors).chain(timers).sum();
+        128 + PART * self.parts() + texts
     }
 
     pub fn encode(&self) -> Bytes {

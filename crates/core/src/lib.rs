@@ -10,6 +10,7 @@ mod bytes_debug;
 pub mod codec;
 pub mod entry;
 pub mod error;
+pub mod fuzz;
 pub mod guest;
 pub mod ids;
 pub mod ledger;
