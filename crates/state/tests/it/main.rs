@@ -1,0 +1,5 @@
+//! One binary: text transcripts of every guard and part, and the machine against a naive model.
+
+mod local;
+mod model;
+mod transcripts;
