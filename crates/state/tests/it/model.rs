@@ -131,7 +131,10 @@ impl World {
         self.leases.remove(&lease);
         let keys: Vec<Bytes> =
             self.keys.iter().filter(|(_, (_, of))| *of == Some(lease)).map(|(key, _)| key.clone()).collect();
-        keys.iter().fold(false, |changed, key| self.change(key, None, None) || changed)
+        for key in &keys {
+            assert!(self.change(key, None, None), "the key was there");
+        }
+        !keys.is_empty()
     }
 
     fn holds(&self, guard: &Guard) -> bool {
