@@ -140,6 +140,13 @@ proptest! {
     }
 
     #[test]
+    fn a_stamped_entry_differs_in_its_time_only(entry in entry(), time in any::<u64>()) {
+        let time = TimeMs(time);
+        let stamped = Entry::stamp(&entry.encode(), time).unwrap();
+        prop_assert_eq!(Entry::decode(stamped).unwrap(), Entry { time, ..entry });
+    }
+
+    #[test]
     fn a_cut_entry_is_refused_wherever_it_is_cut(entry in entry(), at in any::<prop::sample::Index>()) {
         let encoded = entry.encode();
         let cut = encoded.slice(..at.index(encoded.len()));
@@ -189,8 +196,8 @@ fn counts_and_lengths_that_lie_are_refused() {
     // A list of guards that claims 16,000 items in an entry of a few bytes.
     let mut w = Writer::default();
     w.u8(ENTRY_FORMAT);
+    w.raw(&[0; 8]);
     w.u8(0);
-    w.varint(0);
     w.varint(16_000);
     let got = Entry::decode(w.finish());
     assert_eq!(got, Err(DecodeError::TooLarge { what: "guards", got: 16_000, limit: 0 }));

@@ -8,7 +8,7 @@
 //! writes a tombstone; a key that is written again starts a new life with version 1. As in etcd, an empty key space is
 //! at revision 1, so that 0 can say "does not exist".
 //!
-//! Compaction (forgetting changes that no read may ask for any more) has its place in [`Keys::compacted`]: reads and
+//! Compaction (forgetting changes that no read may ask for any more) has its place in `Keys::compacted`: reads and
 //! watches below it are refused already; no entry moves it yet.
 
 use std::collections::{BTreeMap, BTreeSet};

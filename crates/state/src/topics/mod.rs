@@ -153,6 +153,14 @@ impl Partition {
         self.trimmed = r.varint("trimmed bytes")?;
         self.last_append = TimeMs(r.varint("last append")?);
         self.marked = TimeMs(r.varint("marked")?);
+        // A row may have rotted; what follows relies on this.
+        if self.start < Offset(0) || self.start > self.end {
+            let limit = self.end.0.max(0) as u64;
+            return Err(DecodeError::TooLarge { what: "start", got: self.start.0 as u64, limit });
+        }
+        if self.trimmed > self.appended {
+            return Err(DecodeError::TooLarge { what: "trimmed bytes", got: self.trimmed, limit: self.appended });
+        }
         r.end()
     }
 

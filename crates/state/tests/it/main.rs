@@ -2,4 +2,5 @@
 
 mod local;
 mod model;
+mod store;
 mod transcripts;
