@@ -8,6 +8,8 @@ mod log;
 mod message;
 mod replica;
 mod rng;
+#[cfg(test)]
+mod traps;
 mod types;
 
 pub use config::{Config, Restored};
