@@ -2,20 +2,19 @@
 //!
 //! The crate is a faithful Raft with pre-vote, check-quorum, joint consensus and pipelined, asynchronous appends, but
 //! it trusts its callers: it panics on messages that cannot be, and a few that can. Nothing reaches it here that was
-//! not checked against the log first. What is contained, each with a test of this name in this file:
+//! not checked against the log first. What is contained, each with tests of this name in `traps.rs`:
 //!
 //! - `stale_rejection_*`: a delayed rejection in probe state sets a follower's next index at or below what it has
 //!   already matched (tikv/raft-rs#557). A rejection at or below `matched` is dropped.
 //! - `gap_*`, `lost_tail_*`: an append with an index gap, and a heartbeat that commits more than the log holds, panic.
 //!   The first is dropped; the second proves that this node lost what it acknowledged, and is fatal.
 //! - `follower_never_forwards_*`: `propose` on a follower returns `Ok` and forwards. The role is asked first.
-//! - `late_vote_*`: winning an election while entries are not yet durable panics. Such votes wait, and such a
-//!   campaign does not start.
+//! - `undurable_*`: winning an election while entries are not yet durable panics. Such a campaign does not start.
 //! - `sole_voter_*`: a group's only voter leads the moment it campaigns, before its own vote is durable; sending to
 //!   learners then could show them two different entries at one index and term. Its messages wait for the vote.
 //! - `removed_leader_*`: a leader that removed itself panics on its next persist. It steps down at once.
-//! - `joint_*`: a leader that changes in mid-change may never leave the joint configuration. Any leader with nothing
-//!   pending proposes to leave it.
+//! - `impossible_change_*`: a change of members that comes too early is replaced by an empty entry in silence. It is
+//!   planned here first, and refused.
 //! - `installing_*`: a follower between accepting a snapshot and having it in place has neither the old log nor the
 //!   new state; an election then panics. Until it is in place no time passes and no entry is taken, but heartbeats
 //!   and votes are answered.
@@ -51,13 +50,10 @@ use crate::{
 /// How the crate marks a vote request that a leadership transfer caused.
 const TRANSFER: &[u8] = b"CampaignTransfer";
 
-/// Votes that wait for our own entries to become durable; a member votes once per term, and more are dropped.
-const LATE_VOTES_MAX: usize = 64;
-
 /// [`Consensus`] on the `raft` crate.
 pub struct RaftEngine {
     id: u64,
-    node: RawNode<MemoryLog>,
+    pub(crate) node: RawNode<MemoryLog>,
     log_tail_bytes: usize,
     max_uncommitted_bytes: usize,
     rng: Rng,
@@ -70,7 +66,6 @@ pub struct RaftEngine {
     pending_entries: VecDeque<u64>,
     /// Last index of the entries handed out to be made durable so far.
     handed_out: u64,
-    late_votes: VecDeque<RaftMessage>,
     installing: Option<Installing>,
     /// The durable log holds entries that a snapshot replaced.
     stale: bool,
@@ -142,7 +137,6 @@ impl RaftEngine {
             pending_votes: VecDeque::new(),
             pending_entries: VecDeque::new(),
             handed_out: last,
-            late_votes: VecDeque::new(),
             installing: None,
             stale,
             members: BTreeMap::from([(index.0, (members.clone(), conf_state.clone()))]),
@@ -183,7 +177,7 @@ impl RaftEngine {
         self.pending_entries.is_empty() && self.node.raft.raft_log.unstable_entries().is_empty()
     }
 
-    /// Whether a leader may be challenged by this node's own campaign now: see `late_vote` and `installing`.
+    /// Whether this node may campaign now: see `undurable` and `installing`.
     fn may_campaign(&self) -> bool {
         self.installing.is_none() && self.all_durable()
     }
@@ -239,28 +233,9 @@ impl RaftEngine {
     }
 
     fn step_raft(&mut self, message: RaftMessage) -> Result<(), StepError> {
-        let is_vote = matches!(
-            message.get_msg_type(),
-            MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
-        );
-        if is_vote && !self.all_durable() {
-            if self.late_votes.len() < LATE_VOTES_MAX {
-                self.late_votes.push_back(message);
-            }
-            return Ok(());
-        }
         let result = self.node.step(message);
         self.settle();
         result.map_err(|_| StepError::Dropped("the sender is not a member"))
-    }
-
-    fn step_late_votes(&mut self) {
-        if self.all_durable() {
-            for vote in std::mem::take(&mut self.late_votes) {
-                // A vote of an older term is ignored by the crate, and one of somebody who left is dropped.
-                let _ = self.step_raft(vote);
-            }
-        }
     }
 
     /// Where the next proposal of this node goes; the crate itself would forward it from a follower.
@@ -278,7 +253,12 @@ impl RaftEngine {
     /// Whether the crate would take this change now, and as what.
     fn plan_change(&self, steps: &[MemberStep]) -> Result<ConfChangeV2, ProposalError> {
         let raft = &self.node.raft;
-        if raft.has_pending_conf() || raft.prs().conf().to_conf_state().get_voters_outgoing() != [0u64; 0] {
+        // A leader that has not committed in its own term does not know what else is committed (Ongaro's correction of
+        // single-server changes, raft-dev 2015-07-10).
+        let unfinished = !raft.commit_to_current_term()
+            || raft.has_pending_conf()
+            || to_members(&raft.prs().conf().to_conf_state()).is_joint();
+        if unfinished {
             return Err(ProposalError::ChangePending);
         }
         if steps.is_empty() || steps.len() > crate::types::MEMBERS_MAX {
@@ -305,20 +285,6 @@ impl RaftEngine {
         }
         Ok(change)
     }
-
-    /// See `joint` in the file's head.
-    fn leave_joint_if_stuck(&mut self) {
-        let raft = &self.node.raft;
-        let stuck = self.is_leader()
-            && self.installing.is_none()
-            && *raft.prs().conf().auto_leave()
-            && !raft.has_pending_conf()
-            && raft.lead_transferee.is_none();
-        if stuck {
-            // Refused only while others would be refused too; the next tick tries again.
-            let _ = self.node.propose_conf_change(Vec::new(), ConfChangeV2::default());
-        }
-    }
 }
 
 impl Consensus for RaftEngine {
@@ -330,7 +296,6 @@ impl Consensus for RaftEngine {
         }
         self.node.tick();
         self.settle();
-        self.leave_joint_if_stuck();
     }
 
     fn step(&mut self, from: NodeId, message: Message) -> Result<(), StepError> {
@@ -484,7 +449,6 @@ impl Consensus for RaftEngine {
             _ => {
                 self.node.on_persist_ready(number);
                 self.settle();
-                self.step_late_votes();
             }
         }
     }
@@ -501,7 +465,6 @@ impl Consensus for RaftEngine {
 
     fn applied(&mut self, index: Index) {
         self.node.advance_apply_to(index.0);
-        self.leave_joint_if_stuck();
     }
 
     fn apply_change(&mut self, entry: &LogEntry) -> Members {
@@ -681,7 +644,7 @@ fn from_snapshot(snapshot: &Snapshot) -> SnapshotMeta {
     SnapshotMeta { index: Index(meta.index), term: Term(meta.term), members: to_members(meta.get_conf_state()) }
 }
 
-fn to_raft_message(message: Message) -> RaftMessage {
+pub(crate) fn to_raft_message(message: Message) -> RaftMessage {
     let mut raw = RaftMessage::default();
     raw.from = message.from.0;
     raw.to = message.to.0;

@@ -456,6 +456,8 @@ impl<M: Machine, C: Consensus> Replica<M, C> {
                 break;
             }
         }
+        // The engine's order among followers is that of its hash map.
+        later.sort_by_key(|message: &Message| message.to);
         match (persist, self.tickets.back()) {
             (Some(mut persist), _) => {
                 self.tickets.push_back(persist.ticket);
@@ -470,6 +472,8 @@ impl<M: Machine, C: Consensus> Replica<M, C> {
             (None, Some(ticket)) if !later.is_empty() => self.held.push_back((*ticket, later)),
             (None, _) => later.into_iter().for_each(|message| send(message, out)),
         }
+        out.messages.sort_by_key(|(to, _)| *to);
+        out.snapshots.sort_by_key(|(to, _)| *to);
     }
 
     fn apply(&mut self, entry: LogEntry, out: &mut Outputs<M>) {

@@ -242,13 +242,23 @@ impl SnapshotMeta {
 }
 
 /// One step of a change of members.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum MemberStep {
     /// Adds a voter, or makes a learner one.
     Voter(NodeId),
     /// Adds a learner, or makes a voter one.
     Learner(NodeId),
     Remove(NodeId),
+}
+
+impl fmt::Debug for MemberStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Voter(id) => write!(f, "voter {id}"),
+            Self::Learner(id) => write!(f, "learner {id}"),
+            Self::Remove(id) => write!(f, "remove {id}"),
+        }
+    }
 }
 
 /// A wish to change the members. One step is taken directly; several go through joint consensus and leave it by
@@ -261,13 +271,23 @@ pub struct MemberChange {
 }
 
 /// What a conf-change entry holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Change {
     /// Ends a joint configuration. Written as no bytes at all, because the engine proposes it by itself.
     Leave,
     Steps(Vec<MemberStep>),
     /// The members that the group was founded with; the first entry of its log.
     Found(Vec<NodeId>),
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Leave => write!(f, "leave joint"),
+            Self::Steps(steps) => write!(f, "change {steps:?}"),
+            Self::Found(voters) => write!(f, "found {:?}", voters.iter().map(|id| id.0).collect::<Vec<_>>()),
+        }
+    }
 }
 
 impl Change {

@@ -1,0 +1,7 @@
+//! Tests of the replica from the outside: a seeded world, transcripts, and the codec.
+
+mod chaos;
+mod codec;
+mod lab;
+mod transcripts;
+mod world;
