@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     Broker, PRODUCES_IN_FLIGHT_MAX, api_versions, coordinator, fetch,
     frame::{Frame, FrameError, FrameReader},
-    list_offsets, metadata, produce, producer_id, topics,
+    list_offsets, metadata, produce, producer_id, stopped, topics,
 };
 
 /// What a request is answered with.
@@ -76,11 +76,6 @@ pub(super) async fn run(broker: Arc<Broker>, socket: TcpStream, peer: SocketAddr
         Err(close) if close.is_quiet() => tracing::debug!(%peer, reason = %close, "kafka: a connection ended"),
         Err(close) => tracing::warn!(%peer, reason = %close, "kafka: a connection is closed"),
     }
-}
-
-/// Returns when the node stops, or when nobody is left who could say so.
-async fn stopped(shutdown: &mut watch::Receiver<bool>) {
-    let _ = shutdown.wait_for(|stop| *stop).await;
 }
 
 struct Connection {

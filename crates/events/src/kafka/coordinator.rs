@@ -1,8 +1,8 @@
 //! FindCoordinator: there is none yet, neither for groups nor for transactions.
 //!
-//! It is served nevertheless because librdkafka takes its presence for the sign that a broker understands LZ4. A group
-//! is answered with COORDINATOR_NOT_AVAILABLE, which clients retry; a transactional id with INVALID_REQUEST, which
-//! they do not, because a producer that waits for ever for its transactions helps nobody.
+//! It is served nevertheless because librdkafka takes its presence for the sign that a broker understands LZ4. Both are
+//! answered with an error that clients do not retry in silence, so that a user reads the text instead of waiting: kcat
+//! prints it for `-G` at once, where COORDINATOR_NOT_AVAILABLE would have it ask for ever.
 
 use buttress_wire::kafka::{
     Api, ErrorCode,
@@ -15,10 +15,10 @@ pub(super) fn handle(broker: &Broker, version: i16, request: FindCoordinatorRequ
     broker.counters.error(&Api::FIND_COORDINATOR);
     let (error_code, text) = match request.key_type {
         KEY_TYPE_GROUP => (
-            ErrorCode::COORDINATOR_NOT_AVAILABLE,
+            ErrorCode::INVALID_REQUEST,
             "consumer groups are not served yet; assign partitions instead of subscribing",
         ),
-        _ => (ErrorCode::INVALID_REQUEST, "transactions are not served yet; produce without a transactional id"),
+        _ => (ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "transactions are not served yet; produce without a transactional id"),
     };
     let mut response = FindCoordinatorResponse { node_id: -1, port: -1, ..FindCoordinatorResponse::default() };
     if version < 4 {

@@ -18,7 +18,7 @@ use buttress_wire::kafka::{
     fetch::{FetchPartition, FetchPartitionResponse, FetchRequest, FetchResponse, FetchTopicResponse},
 };
 use futures::{StreamExt, stream::FuturesUnordered};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Broker, FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, check_leader_epoch, error::Fault, leader, leader_endpoint, partition,
@@ -180,13 +180,15 @@ async fn read(broker: &Broker, parts: &mut [Part], bytes_min: usize, bytes_max: 
             })
             .collect();
         // Those that give nothing have waited their time; the first one with news ends the round.
-        let news = loop {
-            match waiting.next().await {
-                None => return,
-                Some((_, Ok(fetched))) if fetched.batches.is_empty() => {}
-                Some(news) => break news,
+        let news = async {
+            loop {
+                match waiting.next().await {
+                    Some((_, Ok(fetched))) if fetched.batches.is_empty() => {}
+                    ended => return ended,
+                }
             }
         };
+        let Ok(Some(news)) = timeout_at(until, news).await else { return };
         drop(waiting);
         let part = &mut parts[news.0];
         total -= part.size;

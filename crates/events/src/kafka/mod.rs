@@ -143,13 +143,13 @@ pub async fn serve(listener: TcpListener, deps: Deps) {
         frame_room: Arc::new(Semaphore::new(FRAME_BYTES_IN_FLIGHT_MAX)),
     });
     let mut connections = JoinSet::new();
-    let stopped = shutdown.clone();
+    let for_connections = shutdown.clone();
     loop {
         tokio::select! {
             biased;
-            _ = shutdown.wait_for(|stop| *stop) => break,
+            () = stopped(&mut shutdown) => break,
             accepted = listener.accept() => match accepted {
-                Ok((socket, peer)) => accept(&broker, &mut connections, socket, peer, stopped.clone()),
+                Ok((socket, peer)) => accept(&broker, &mut connections, socket, peer, for_connections.clone()),
                 Err(error) => {
                     // Out of descriptors, most likely: closing others is what helps, so wait for that.
                     tracing::warn!(%error, "kafka: a connection cannot be accepted");
@@ -165,6 +165,11 @@ pub async fn serve(listener: TcpListener, deps: Deps) {
     if tokio::time::timeout(grace, finished).await.is_err() {
         tracing::warn!(connections = connections.len(), "kafka: connections are cut because they did not finish");
     }
+}
+
+/// Returns when the node stops, or when nobody is left who could say so.
+async fn stopped(shutdown: &mut watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|stop| *stop).await;
 }
 
 fn accept(

@@ -128,7 +128,8 @@ fn refuse(view: &ClusterView, version: i16, request: &ProduceRequest) -> Option<
         return Some(Fault::new(ErrorCode::INVALID_REQUIRED_ACKS, format!("acks is {}, not -1, 0 or 1", request.acks)));
     }
     if request.transactional_id.is_some() {
-        return Some(Fault::new(ErrorCode::INVALID_REQUEST, "transactions are not served yet"));
+        let text = "transactions are not served yet; produce without a transactional id";
+        return Some(Fault::new(ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED, text));
     }
     (!view.is_leader()).then(|| ErrorCode::NOT_LEADER_OR_FOLLOWER.into())
 }

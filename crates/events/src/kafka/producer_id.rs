@@ -35,7 +35,7 @@ pub(super) struct ProducerIds(Mutex<Block>);
 
 pub(super) async fn handle(broker: &Broker, request: InitProducerIdRequest) -> InitProducerIdResponse {
     let given = match request.transactional_id {
-        Some(_) => Err(ErrorCode::INVALID_REQUEST.into()),
+        Some(_) => Err(ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED.into()),
         None => next(broker).await.map_err(Fault::from),
     };
     match given {
