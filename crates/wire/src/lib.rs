@@ -1,6 +1,7 @@
-//! Bytes to typed messages and back.
+//! Bytes to typed messages and back, for the protocols that the planes speak.
 //!
-//! Everything in here is a pure function over buffers that the caller owns: no socket, no clock, no task. A decoder
-//! never panics on what the network sends, and never allocates by a count or a length that the bytes do not bear out.
+//! This crate never performs IO and never trusts a count: every decoder reads from bounded input, allocates only for
+//! bytes that have arrived, and answers malformed input with an error.
 
 pub mod mqtt;
+pub mod records;
