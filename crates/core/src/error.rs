@@ -37,6 +37,9 @@ codes! {
     TOO_LARGE = "BT0105", "the request is larger than a named limit";
     OVERLOADED = "BT0106", "a bounded queue is full; retry after a pause";
     WRONG_CLUSTER = "BT0107", "the data directory or peer belongs to another cluster";
+    COMPACTED = "BT0108", "the history of keys before this revision is gone";
+    LEASE_UNKNOWN = "BT0109", "there is no such lease, or it has ended";
+    LEASE_EXISTS = "BT0110", "a lease of this id is alive";
     // 02xx: disk
     DISK = "BT0201", "a disk operation failed and the node stopped";
     DISK_FULL = "BT0202", "the disk is full";

@@ -1,0 +1,55 @@
+//! What the host does or answers because of an applied entry.
+
+use buttress_core::{Index, LeaseId, LogId, Offset, Receipt, Refusal, RequestId, StoreError, Term, ledger::KeyEvent};
+
+/// A topic came or went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TopicEvent {
+    Created { name: String, logs: Vec<LogId> },
+    Deleted { name: String, logs: Vec<LogId> },
+}
+
+/// The outcome of one applied entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Effects {
+    pub index: Index,
+    pub term: Term,
+    /// The request that the entry carried, for hosts that find the waiting client by it.
+    pub request: Option<RequestId>,
+    pub result: Result<Receipt, Refusal>,
+    /// Changes of keys, in their order; all of them have the same revision.
+    pub events: Vec<KeyEvent>,
+    /// Partitions that grew, with their new ends.
+    pub ends: Vec<(LogId, Offset)>,
+    /// Partitions whose start moved, with their new starts.
+    pub starts: Vec<(LogId, Offset)>,
+    pub topics: Vec<TopicEvent>,
+    /// Leases that were revoked or expired.
+    pub leases_ended: Vec<LeaseId>,
+    /// Ids of the timers that fired.
+    pub timers_fired: Vec<String>,
+    /// [`crate::Machine::next_deadline`] is another one than before.
+    pub deadline_changed: bool,
+    /// The store could not be read, so the entry could not be judged. The machine changes nothing from here on; the
+    /// host must stop the node, answer nothing and write no checkpoint.
+    pub fatal: Option<StoreError>,
+}
+
+impl Effects {
+    pub(crate) fn new(index: Index, term: Term, result: Result<Receipt, Refusal>) -> Self {
+        Self {
+            index,
+            term,
+            request: None,
+            result,
+            events: Vec::new(),
+            ends: Vec::new(),
+            starts: Vec::new(),
+            topics: Vec::new(),
+            leases_ended: Vec::new(),
+            timers_fired: Vec::new(),
+            deadline_changed: false,
+            fatal: None,
+        }
+    }
+}
