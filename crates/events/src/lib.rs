@@ -12,3 +12,6 @@
 pub mod http;
 pub mod ingest;
 pub mod mqtt;
+
+#[cfg(test)]
+mod testing;

@@ -20,6 +20,9 @@ mod lane;
 mod partition;
 mod sequence;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fmt::Write as _,

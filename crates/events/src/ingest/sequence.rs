@@ -232,7 +232,27 @@ mod tests {
             }
             .expect("strings can be written to");
         }
-        expect![""].assert_eq(&out);
+        expect![[r#"
+            device:m1 epoch 0 number 7
+            device:17 epoch 3 number 9223372036854775807
+            device:grün epoch 0 number 0
+            BT0308 record is not what its topic expects: field "seq" is missing at line 1 column 16
+            BT0308 record is not what its topic expects: field "machine" is missing at line 1 column 9
+            BT0308 record is not what its topic expects: invalid value: integer `-1`, expected an integer from 0 to 9223372036854775807 in field "seq" at line 1 column 24
+            BT0308 record is not what its topic expects: invalid value: integer `9223372036854775808`, expected an integer from 0 to 9223372036854775807 in field "seq" at line 1 column 41
+            BT0308 record is not what its topic expects: invalid type: floating point `1.0`, expected an integer from 0 to 9223372036854775807 in field "seq" at line 1 column 25
+            BT0308 record is not what its topic expects: invalid type: string "1", expected an integer from 0 to 9223372036854775807 in field "seq" at line 1 column 25
+            BT0308 record is not what its topic expects: invalid value: integer `2147483648`, expected an integer from 0 to 2147483647 in field "epoch" at line 1 column 42
+            BT0308 record is not what its topic expects: invalid type: null, expected an integer from 0 to 2147483647 in field "epoch" at line 1 column 36
+            BT0308 record is not what its topic expects: field "machine" is not 1 to 256 bytes long at line 1 column 13
+            BT0308 record is not what its topic expects: invalid type: floating point `1.5`, expected a string or an integer in field "machine" at line 1 column 14
+            BT0308 record is not what its topic expects: a field of the sequence appears twice at line 1 column 32
+            BT0308 record is not what its topic expects: trailing characters at line 1 column 26
+            BT0308 record is not what its topic expects: EOF while parsing an object at line 1 column 23
+            BT0308 record is not what its topic expects: invalid type: sequence, expected a JSON object at line 1 column 0
+            BT0308 record is not what its topic expects: EOF while parsing a value at line 1 column 0
+            BT0308 record is not what its topic expects: expected value at line 1 column 1
+        "#]].assert_eq(&out);
     }
 
     proptest! {
