@@ -516,8 +516,11 @@ impl Ingest {
 }
 
 pub(crate) fn unknown_topic(topic: &str) -> Error {
-    Error::new(Code::TOPIC_UNKNOWN, format!("there is no topic {topic:?}"))
-        .hint(format!("create it first: buttress topic create {topic} --partitions 8"))
+    let error = Error::new(Code::TOPIC_UNKNOWN, format!("there is no topic {topic:?}"));
+    match crate::http::check_topic_name(topic) {
+        Ok(()) => error.hint(format!("create it first: buttress topic create {topic} --partitions 8")),
+        Err(_) => error.hint("and there cannot be one: topic names have letters, digits, '.', '_' and '-'"),
+    }
 }
 
 /// An entry being filled.
