@@ -5,4 +5,5 @@
 
 pub mod fuzz;
 pub mod kafka;
+pub mod mqtt;
 pub mod records;
