@@ -120,7 +120,11 @@ impl Forest {
             let block = self.fill(block, &mut filled);
             let sums = &mut sums[..block.len() / self.width * self.sums];
             sums.fill(0.0);
-            if self.plain { self.walk::<true>(block, sums) } else { self.walk::<false>(block, sums) }
+            if self.plain {
+                self.walk::<true>(block, sums)
+            } else {
+                self.walk::<false>(block, sums)
+            }
             for sums in sums.chunks_exact_mut(self.sums) {
                 self.finish(sums, scores);
             }

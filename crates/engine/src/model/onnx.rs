@@ -1,8 +1,8 @@
 //! Tree ensembles out of ONNX files, as scikit-learn's, XGBoost's and LightGBM's converters write them.
 //!
 //! Read is a graph around exactly one `TreeEnsembleClassifier` or `TreeEnsembleRegressor` of `ai.onnx.ml`, with nothing
-//! beside it that would change the numbers: `Cast`, `Identity` and `ZipMap` are passed over, any other operator is
-//! refused by its name. A classifier gives one number per class, as onnxruntime does.
+//! beside it that would change the numbers: `Identity`, `ZipMap`, a `Cast` of the label or between kinds of floats, and
+//! a `Mul` by one (LightGBM's converter writes it) are passed over, any other operator is refused by its name. A classifier gives one number per class, as onnxruntime does.
 //!
 //! Names and neutral values of features may stand in the file's metadata: `buttress.features` and
 //! `buttress.neutral`, each a JSON array.
@@ -19,8 +19,9 @@ use super::{
     protobuf::{Value, fields},
 };
 
-/// Operators that do not change scores.
-const PASSED_OVER: [&str; 3] = ["Cast", "Identity", "ZipMap"];
+/// `TensorProto.DataType`: the two that hold scores without changing them much.
+const FLOAT: i64 = 1;
+const DOUBLE: i64 = 11;
 
 /// An attribute of a node.
 #[derive(Default)]
@@ -36,6 +37,8 @@ struct Attribute<'a> {
 struct Operator<'a> {
     op: &'a str,
     domain: &'a str,
+    inputs: Vec<&'a str>,
+    outputs: Vec<&'a str>,
     attributes: BTreeMap<&'a str, Attribute<'a>>,
 }
 
@@ -53,25 +56,46 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Description, Problem> {
         }
     }
     let graph = graph.ok_or("it is neither JSON nor ONNX: there is no graph in it")?;
-    let mut tree = None;
+    let mut tree: Option<Operator<'_>> = None;
     let mut width = None;
+    let mut operators = Vec::new();
+    // Names of initializers that are the number one.
+    let mut ones = BTreeSet::new();
     for field in fields(graph) {
         match field? {
-            (1, value) => {
-                let operator = operator(value.bytes()?)?;
-                match operator.op {
-                    "TreeEnsembleClassifier" | "TreeEnsembleRegressor" if operator.domain == "ai.onnx.ml" => {
-                        if tree.replace(operator).is_some() {
-                            return Err("it holds more than one tree ensemble".into());
-                        }
-                    }
-                    op if PASSED_OVER.contains(&op) => {}
-                    op => return Err(format!("it holds the operator `{}`, which is not evaluated here", cut(op))),
+            (1, value) => operators.push(operator(value.bytes()?)?),
+            (5, value) => {
+                if let (name, Some(1.0)) = scalar(value.bytes()?)? {
+                    ones.insert(name);
                 }
             }
-            // Initializers belong to operators that are refused anyway; inputs follow.
             (11, value) if width.is_none() => width = columns(value.bytes()?)?,
             _ => {}
+        }
+    }
+    // Values that hold the label of a classifier, which nobody asks for here. Operators stand in order of data flow.
+    let mut labels = BTreeSet::new();
+    for operator in operators {
+        let about_label = operator.inputs.iter().any(|input| labels.contains(input));
+        match operator.op {
+            "TreeEnsembleClassifier" | "TreeEnsembleRegressor" if operator.domain == "ai.onnx.ml" => {
+                if operator.op == "TreeEnsembleClassifier" {
+                    labels.extend(operator.outputs.first());
+                }
+                if tree.replace(operator).is_some() {
+                    return Err("it holds more than one tree ensemble".into());
+                }
+            }
+            "Cast" | "Identity" if about_label => labels.extend(operator.outputs),
+            "Cast" => {
+                let to = operator.attributes.get("to").and_then(|to| to.int);
+                if !matches!(to, Some(FLOAT | DOUBLE)) {
+                    return Err("it holds a `Cast` that makes something else of its numbers than floats".into());
+                }
+            }
+            "Mul" if operator.inputs.iter().any(|input| ones.contains(input)) => {}
+            "Identity" | "ZipMap" => {}
+            op => return Err(format!("it holds the operator `{}`, which is not evaluated here", cut(op))),
         }
     }
     let tree = tree.ok_or("it holds no tree ensemble")?;
@@ -121,6 +145,8 @@ fn operator(bytes: &[u8]) -> Result<Operator<'_>, Problem> {
     let mut operator = Operator::default();
     for field in fields(bytes) {
         match field? {
+            (1, value) => operator.inputs.push(value.text()?),
+            (2, value) => operator.outputs.push(value.text()?),
             (4, value) => operator.op = value.text()?,
             (7, value) => operator.domain = value.text()?,
             (5, value) => {
@@ -131,6 +157,26 @@ fn operator(bytes: &[u8]) -> Result<Operator<'_>, Problem> {
         }
     }
     Ok(operator)
+}
+
+/// The name of a `TensorProto` and, where it is one float, its value.
+fn scalar(bytes: &[u8]) -> Result<(&str, Option<f32>), Problem> {
+    let (mut name, mut floats, mut raw, mut kind) = ("", Vec::new(), None, 0);
+    for field in fields(bytes) {
+        match field? {
+            (2, value) => kind = value.int()?,
+            (4, value) => value.floats(&mut floats)?,
+            (8, value) => name = value.text()?,
+            (9, value) => raw = <[u8; 4]>::try_from(value.bytes()?).ok(),
+            _ => {}
+        }
+    }
+    let float = match (floats[..].as_ref(), raw) {
+        ([float], None) => Some(*float),
+        ([], Some(raw)) => Some(f32::from_le_bytes(raw)),
+        _ => None,
+    };
+    Ok((name, float.filter(|_| kind == FLOAT)))
 }
 
 /// An `AttributeProto`.
@@ -252,16 +298,7 @@ fn ensemble(operator: &Operator<'_>) -> Result<Description, Problem> {
         Split::Branch { feature, .. } => width.max(feature.saturating_add(1)),
         Split::Leaf(_) => width,
     });
-    Ok(Description {
-        features: Vec::new(),
-        width,
-        neutral: Vec::new(),
-        sums,
-        base,
-        average,
-        transform,
-        trees,
-    })
+    Ok(Description { features: Vec::new(), width, neutral: Vec::new(), sums, base, average, transform, trees })
 }
 
 struct Weights<'a> {
@@ -337,8 +374,9 @@ fn trees<'a>(
             other => return Err(place(format!("has the mode `{}`", cut(&String::from_utf8_lossy(other))))),
         };
         let mut child = |id: i64| {
-            let position =
-                *positions.get(&(tree_id, id)).ok_or_else(|| place(format!("has the child {id}, which is not there")))?;
+            let position = *positions
+                .get(&(tree_id, id))
+                .ok_or_else(|| place(format!("has the child {id}, which is not there")))?;
             has_parent[position] = true;
             Ok::<_, Problem>(position)
         };

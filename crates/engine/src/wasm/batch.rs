@@ -107,14 +107,19 @@ impl Instance {
         let inner = &self.inner;
         self.store.data_mut().start(call.models, call.now_ms);
         self.store.set_epoch_deadline(Clock::ticks(deadline_ms));
-        let answered = lend::with(&mut self.store, |store| &mut store.data_mut().state, call.state, |store| {
-            let handle = handle
-                .typed::<HandleParams<'_>, HandleResults>(&mut *store)
-                .expect("the export's type was checked when it was compiled");
-            let _running = inner.shared.clock.run();
-            let _timers = inner.shared.timers().enter();
-            block::on(tokio::time::timeout(patience(deadline_ms), handle.call_async(&mut *store, (&records,))))
-        });
+        let answered = lend::with(
+            &mut self.store,
+            |store| &mut store.data_mut().state,
+            call.state,
+            |store| {
+                let handle = handle
+                    .typed::<HandleParams<'_>, HandleResults>(&mut *store)
+                    .expect("the export's type was checked when it was compiled");
+                let _running = inner.shared.clock.run();
+                let _timers = inner.shared.timers().enter();
+                block::on(tokio::time::timeout(patience(deadline_ms), handle.call_async(&mut *store, (&records,))))
+            },
+        );
         let context = self.store.data_mut();
         let answer = match answered {
             Ok(Ok((answer,))) => answer,

@@ -73,8 +73,7 @@ impl Cache {
     pub(crate) fn store(&self, digest: &str, component: &Component) -> io::Result<()> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let code = component.serialize().map_err(io::Error::other)?;
-        let temporary =
-            self.dir.join(format!("{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        let temporary = self.dir.join(format!("{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         let written = (|| {
             let mut file = fs::File::create_new(&temporary)?;
             file.write_all(MAGIC)?;

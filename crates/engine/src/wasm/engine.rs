@@ -147,8 +147,7 @@ impl WasmEngine {
             .map_err(|error| limit(&error))?;
         let clock = Clock::new(&engine);
         let pool = Pool::new(options.http_threads_max, options.http_queue_max);
-        let shared =
-            Shared { engine, clock, counters: Counters::default(), pool, linker, cache, timers: Some(timers) };
+        let shared = Shared { engine, clock, counters: Counters::default(), pool, linker, cache, timers: Some(timers) };
         Ok(Self { shared: Arc::new(shared), pooled })
     }
 
@@ -202,10 +201,14 @@ impl WasmEngine {
         let proxy = match exports.http {
             false => None,
             true => Some(ProxyPre::new(pre.clone()).map_err(|error| {
-                Error::new(Code::EXPORT_MISSING, format!("`wasi:http/incoming-handler` does not fit: {}", detail(&error)))
+                Error::new(
+                    Code::EXPORT_MISSING,
+                    format!("`wasi:http/incoming-handler` does not fit: {}", detail(&error)),
+                )
             })?),
         };
-        let inner = Inner { shared: Arc::clone(shared), digest, grants: Arc::new(grants.clone()), limits, exports, pre, proxy };
+        let inner =
+            Inner { shared: Arc::clone(shared), digest, grants: Arc::new(grants.clone()), limits, exports, pre, proxy };
         Ok(WasmGuest { inner: Arc::new(inner) })
     }
 }

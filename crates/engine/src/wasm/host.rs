@@ -254,10 +254,11 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Conte
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
 
-    linker.instance("buttress:function/inference@0.1.0")?.func_wrap(
-        "predict",
-        |mut store: Store<'_>, (model, rows): (String, Vec<f32>)| Ok((store.data_mut().predict(&model, &rows),)),
-    )?;
+    linker
+        .instance("buttress:function/inference@0.1.0")?
+        .func_wrap("predict", |mut store: Store<'_>, (model, rows): (String, Vec<f32>)| {
+            Ok((store.data_mut().predict(&model, &rows),))
+        })?;
     let mut state = linker.instance("buttress:function/state@0.1.0")?;
     state.func_wrap("get", |mut store: Store<'_>, (key,): (Vec<u8>,)| Ok((store.data_mut().state_get(key),)))?;
     state.func_wrap("set", |mut store: Store<'_>, (key, value): (Vec<u8>, Vec<u8>)| {

@@ -65,8 +65,11 @@ pub(crate) fn check(component: &Component, grants: &Grants) -> Result<(), Error>
     if unmet.is_empty() {
         return Ok(());
     }
-    Err(Error::new(Code::IMPORT_NOT_GRANTED, format!("the component imports what was not granted: {}", unmet.join(", ")))
-        .hint("grant what it may have at deploy, or build it without the others"))
+    Err(Error::new(
+        Code::IMPORT_NOT_GRANTED,
+        format!("the component imports what was not granted: {}", unmet.join(", ")),
+    )
+    .hint("grant what it may have at deploy, or build it without the others"))
 }
 
 /// Which triggers a component serves.
@@ -84,16 +87,18 @@ pub(crate) fn exports(component: &Component) -> Result<Exports, Error> {
     let ty = component.component_type();
     let batches = match ty.get_export(engine, "handle-batch").map(|export| export.ty) {
         None => false,
-        Some(ComponentItem::ComponentFunc(func)) => match func.typecheck::<HandleParams<'_>, HandleResults>(&ty.instance_type()) {
-            Ok(()) => true,
-            Err(error) => {
-                return Err(Error::new(
-                    Code::EXPORT_MISSING,
-                    format!("the component exports a `handle-batch` of another type: {}", error.root_cause()),
-                )
-                .hint(WORLD_HINT));
+        Some(ComponentItem::ComponentFunc(func)) => {
+            match func.typecheck::<HandleParams<'_>, HandleResults>(&ty.instance_type()) {
+                Ok(()) => true,
+                Err(error) => {
+                    return Err(Error::new(
+                        Code::EXPORT_MISSING,
+                        format!("the component exports a `handle-batch` of another type: {}", error.root_cause()),
+                    )
+                    .hint(WORLD_HINT));
+                }
             }
-        },
+        }
         Some(_) => {
             return Err(Error::new(Code::EXPORT_MISSING, "the component's export `handle-batch` is not a function")
                 .hint(WORLD_HINT));
@@ -119,15 +124,17 @@ pub(crate) fn check_header(bytes: &[u8]) -> Result<(), Error> {
             "these bytes are a core WebAssembly module, not a component",
             "build with `--target wasm32-wasip2`, or wrap it: wasm-tools component new MODULE -o COMPONENT",
         ),
-        [0, b'a', b's', b'm', ..] => invalid(
-            "these bytes are WebAssembly of a version that is not known",
-            "build with `--target wasm32-wasip2`",
-        ),
+        [0, b'a', b's', b'm', ..] => {
+            invalid("these bytes are WebAssembly of a version that is not known", "build with `--target wasm32-wasip2`")
+        }
         [0x7f, b'E', b'L', b'F', ..] => invalid(
             "these bytes are machine code, which is never taken from users",
             "deploy the component itself (.wasm), not a precompiled one",
         ),
         [] => invalid("there are no bytes", "deploy a WebAssembly component"),
-        _ => invalid("these bytes are not WebAssembly", "deploy a WebAssembly component, for example a .wasm file built with `--target wasm32-wasip2`"),
+        _ => invalid(
+            "these bytes are not WebAssembly",
+            "deploy a WebAssembly component, for example a .wasm file built with `--target wasm32-wasip2`",
+        ),
     }
 }

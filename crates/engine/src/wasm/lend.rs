@@ -28,7 +28,8 @@ impl Lent {
     fn put(&mut self, reader: &mut dyn StateReader) {
         let pointer: NonNull<dyn StateReader + '_> = NonNull::from(reader);
         // SAFETY: this only forgets the lifetime, which `with` enforces by hand.
-        self.0 = Some(unsafe { std::mem::transmute::<NonNull<dyn StateReader + '_>, NonNull<dyn StateReader>>(pointer) });
+        self.0 =
+            Some(unsafe { std::mem::transmute::<NonNull<dyn StateReader + '_>, NonNull<dyn StateReader>>(pointer) });
     }
 }
 
@@ -69,9 +70,14 @@ mod tests {
         let mut lent = Lent::default();
         assert!(lent.get().is_none());
         let mut reader = Count(0);
-        with(&mut lent, |lent| lent, &mut reader, |lent| {
-            lent.get().expect("lent").get(b"k").expect("the fake answers");
-        });
+        with(
+            &mut lent,
+            |lent| lent,
+            &mut reader,
+            |lent| {
+                lent.get().expect("lent").get(b"k").expect("the fake answers");
+            },
+        );
         assert!(lent.get().is_none());
         assert_eq!(reader.0, 1);
         let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

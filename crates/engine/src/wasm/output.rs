@@ -85,7 +85,8 @@ impl Output {
                 }
             }
             if lines.dropped_lines > 0 {
-                let message = format!("{} more lines were dropped: the limit of this call was reached", lines.dropped_lines);
+                let message =
+                    format!("{} more lines were dropped: the limit of this call was reached", lines.dropped_lines);
                 lines.kept.push(GuestLog { level: "warn", message });
             }
             std::mem::take(&mut lines.kept)
@@ -153,7 +154,7 @@ mod tests {
     #[test]
     fn lines_are_split_and_bounded() {
         let output = Output::default();
-        output.start(100);
+        output.start(90);
         output.with(|lines| {
             lines.write(0, b"one\ntw");
             lines.write(1, b"err");
