@@ -23,8 +23,8 @@ const READ_DEADLINE: Duration = Duration::from_secs(30);
 const CONNECTIONS_MAX: usize = 4096;
 
 pub struct Http {
-    pub events: EventsHttp,
-    pub functions: FunctionsHttp,
+    pub events: Arc<EventsHttp>,
+    pub functions: Arc<FunctionsHttp>,
     pub cluster: Arc<dyn Cluster>,
     pub metrics: Metrics,
 }
@@ -92,13 +92,14 @@ impl Http {
             return response;
         }
         let request = Request::from_parts(head, body);
-        if let Some(response) = self.events.route(&request).await {
+        if let Some(response) = self.events.route(request.clone()).await {
             return response.map(Full::new);
         }
-        if let Some(response) = self.functions.route(&request).await {
+        let what = format!("{} {}", request.method(), request.uri().path());
+        if let Some(response) = self.functions.route(request).await {
             return response.map(Full::new);
         }
-        let error = Error::new(Code::NOT_FOUND, format!("nothing is served at {} {}", request.method(), request.uri().path()));
+        let error = Error::new(Code::NOT_FOUND, format!("nothing is served at {what}"));
         failure(StatusCode::NOT_FOUND, &error.hint("docs/reference/http.md lists every path"))
     }
 

@@ -1,5 +1,9 @@
 //! `/metrics`: every part keeps its own figures; here they become one page in Prometheus' text form.
 
+use std::fmt::Write;
+
+use buttress_events::kafka;
+
 /// Parts that can print their figures, in the order of the page.
 #[derive(Default)]
 pub struct Metrics {
@@ -16,4 +20,40 @@ impl Metrics {
         self.parts.iter().for_each(|part| part(&mut page));
         page
     }
+}
+
+/// The Kafka edge's samples, grouped by name as the text form wants it.
+pub fn render_kafka(counters: &kafka::Counters, out: &mut String) {
+    let mut last = "";
+    for sample in counters.samples() {
+        if sample.name != last {
+            let _ = writeln!(out, "# TYPE {} counter", sample.name);
+            last = sample.name;
+        }
+        let label = sample.label.map(|(key, value)| format!("{{{key}=\"{value}\"}}")).unwrap_or_default();
+        let _ = writeln!(out, "{}{label} {}", sample.name, sample.value);
+    }
+}
+
+/// What Linux knows of this process: resident memory and processor time.
+pub fn process_metrics(out: &mut String) {
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return };
+    let kib = |key: &str| {
+        let line = status.lines().find(|line| line.starts_with(key))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    if let Some(resident) = kib("VmRSS:") {
+        let _ = writeln!(out, "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {}", resident * 1024);
+    }
+    if let Some(ticks) = processor_ticks() {
+        // Linux counts in hundredths of a second for every architecture it tells programs about.
+        let _ = writeln!(out, "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total {}", ticks as f64 / 100.0);
+    }
+}
+
+fn processor_ticks() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name in parentheses may hold spaces; the fields after it do not.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
 }

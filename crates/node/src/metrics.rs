@@ -1,48 +1,25 @@
-//! Figures that a node shows, and the text form that Prometheus scrapes.
+//! The text form that Prometheus scrapes.
 
-use std::{
-    fmt::Write,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::fmt::Write;
 
-/// Upper bounds in microseconds: 100 µs to 10 s, about three per decade.
-const BOUNDS_US: [u64; 16] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
-    5_000_000, 10_000_000,
-];
+use crate::wal::Histogram;
 
-/// A latency histogram with fixed bounds, cheap enough for every commit.
-#[derive(Debug, Default)]
-pub struct Histogram {
-    buckets: [AtomicU64; 17],
-    sum_us: AtomicU64,
-}
-
-impl Histogram {
-    pub fn observe_us(&self, us: u64) {
-        let at = BOUNDS_US.partition_point(|&bound| bound < us);
-        self.buckets[at].fetch_add(1, Ordering::Relaxed);
-        self.sum_us.fetch_add(us, Ordering::Relaxed);
-    }
-
-    /// Appends the histogram in seconds.
-    pub fn render(&self, name: &str, help: &str, out: &mut String) {
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
-        let mut count = 0;
-        for (at, bucket) in self.buckets.iter().enumerate() {
-            count += bucket.load(Ordering::Relaxed);
-            match BOUNDS_US.get(at) {
-                Some(bound) => {
-                    let _ = writeln!(out, "{name}_bucket{{le=\"{}\"}} {count}", *bound as f64 / 1e6);
-                }
-                None => {
-                    let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {count}");
-                }
+/// Appends a histogram, in seconds.
+pub fn render_histogram(name: &str, help: &str, histogram: &Histogram, out: &mut String) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
+    let mut count = 0;
+    for (bound_us, below) in histogram.cumulative() {
+        count = below;
+        match bound_us {
+            u64::MAX => {
+                let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {below}");
+            }
+            us => {
+                let _ = writeln!(out, "{name}_bucket{{le=\"{}\"}} {below}", us as f64 / 1e6);
             }
         }
-        let sum = self.sum_us.load(Ordering::Relaxed) as f64 / 1e6;
-        let _ = writeln!(out, "{name}_sum {sum}\n{name}_count {count}");
     }
+    let _ = writeln!(out, "{name}_sum {}\n{name}_count {count}", histogram.sum_us() as f64 / 1e6);
 }
 
 /// Appends one gauge or counter.
@@ -57,11 +34,11 @@ mod tests {
     #[test]
     fn buckets_are_cumulative_and_the_last_is_infinite() {
         let h = Histogram::default();
-        [50, 100, 101, 20_000_000].into_iter().for_each(|us| h.observe_us(us));
+        [50, 100, 101, 20_000_000].into_iter().for_each(|us| h.record_us(us));
         let mut out = String::new();
-        h.render("x_seconds", "x", &mut out);
-        assert!(out.contains("x_seconds_bucket{le=\"0.0001\"} 2\n"), "{out}");
-        assert!(out.contains("x_seconds_bucket{le=\"10\"} 3\n"), "{out}");
+        render_histogram("x_seconds", "x", &h, &mut out);
+        assert!(out.contains("x_seconds_bucket{le=\"0.000128\"} 3\n"), "{out}");
         assert!(out.contains("x_seconds_bucket{le=\"+Inf\"} 4\n"), "{out}");
+        assert!(out.ends_with("x_seconds_count 4\n"), "{out}");
     }
 }

@@ -23,7 +23,7 @@ use buttress_consensus::{
     SnapshotMeta,
 };
 use buttress_core::{
-    Code, Consistency, Entry, Error, Index, LogId, NodeId, Receipt, RequestId, Revision, SubmitError, Term,
+    Code, Consistency, Entry, Error, Index, LogId, NodeId, Receipt, Refusal, RequestId, Revision, SubmitError, Term,
     ledger::ClusterView,
 };
 use buttress_state::Effects;
@@ -616,11 +616,17 @@ impl Core {
                 && request.client == self.config.client
                 && let Some(pending) = self.pending.remove(&request.number)
             {
-                self.shared.counters.commit.observe_us(pending.since.elapsed().as_micros() as u64);
+                self.shared.counters.commit.record_us(pending.since.elapsed().as_micros() as u64);
                 if effects.result.is_err() {
                     self.shared.counters.refused.fetch_add(1, Ordering::Relaxed);
                 }
-                let _ = pending.reply.send(effects.result.map_err(SubmitError::Refused));
+                let _ = pending.reply.send(effects.result.map_err(|refusal| match refusal {
+                    // The result is forgotten, so whether it happened is unknown: no refusal.
+                    Refusal::Part { code: Code::TIMEOUT, message } => {
+                        SubmitError::Failed(Error::new(Code::TIMEOUT, message).retryable())
+                    }
+                    refusal => SubmitError::Refused(refusal),
+                }));
             }
         }
         if let Some(revision) = revision {
@@ -673,7 +679,7 @@ impl Core {
         }
         if role.leader.is_some() {
             if let Some(since) = self.leaderless_since.take() {
-                self.shared.counters.election.observe_us(since.elapsed().as_micros() as u64);
+                self.shared.counters.election.record_us(since.elapsed().as_micros() as u64);
             }
             if before.leader != role.leader {
                 self.shared.counters.leader_changes.fetch_add(1, Ordering::Relaxed);

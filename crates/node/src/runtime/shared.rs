@@ -16,10 +16,9 @@ use buttress_core::{
 };
 
 use crate::{
-    metrics::Histogram,
     store::{LogReader, StoreHandle},
     transport,
-    wal::WalStats,
+    wal::{Histogram, WalStats},
 };
 
 /// The live end of one partition.

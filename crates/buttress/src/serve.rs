@@ -1,0 +1,153 @@
+//! `buttress serve`: the composition root. It opens the listeners, starts the node, and hands every plane the same three
+//! traits; no plane knows another, or the node.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use buttress_core::{Cluster, Code, Error, Ledger, Stream};
+use buttress_engine::WasmEngine;
+use buttress_events::{http as events_http, ingest, kafka, mqtt};
+use buttress_functions::{Deps as FunctionsDeps, FunctionsPlane};
+use tokio::{io::AsyncReadExt, net::TcpListener, sync::watch};
+
+use crate::{
+    cli::{Answer, args::ServeArgs},
+    config::Config,
+    dev::{interrupted, seed},
+    http::Http,
+    logging,
+    metrics::{Metrics, process_metrics},
+};
+
+/// Runs a node until it is asked to stop or stops itself.
+///
+/// # Errors
+/// What kept it from starting, or made it stop.
+pub fn run(args: &ServeArgs) -> Answer {
+    logging::init(args.log, "info");
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(error) => {
+            // Whoever started us reads the reason in the log.
+            tracing::error!(code = error.code.0, error = %error.message, "the configuration is not valid");
+            return Err(error.into());
+        }
+    };
+    // One thread for everything that waits: the edges, Raft and the planes. Disks and guests have their own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(serve(&config, args.with_parent));
+    if let Err(error) = &result {
+        tracing::error!(code = error.code.0, error = %error.message, "the node ended");
+    }
+    // Blocking work (a compilation, say) must not hold up the end.
+    runtime.shutdown_background();
+    result?;
+    Ok(true)
+}
+
+async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
+    let member = config.member().clone();
+    let [peer, kafka_port, mqtt_port, http_port] =
+        [bind(&member.peer).await?, bind(&member.kafka).await?, bind(&member.mqtt).await?, bind(&member.http).await?];
+    let (node, running) = buttress_node::runtime::start(config.for_node(seed()?, seed()?), peer)?;
+    let (ledger, stream, cluster): (Arc<dyn Ledger>, Arc<dyn Stream>, Arc<dyn Cluster>) =
+        (node.clone(), node.clone(), node.clone());
+    let (stop, shutdown) = watch::channel(false);
+
+    let engine = WasmEngine::new(buttress_engine::Options {
+        cache_dir: Some(config.node.data_dir.join("components")),
+        ..buttress_engine::Options::default()
+    })?;
+    let functions = FunctionsPlane::start(FunctionsDeps {
+        ledger: ledger.clone(),
+        stream: stream.clone(),
+        cluster: cluster.clone(),
+        engine: Arc::new(engine),
+        shutdown: shutdown.clone(),
+    })?;
+    let functions = Arc::new(functions);
+
+    let deps = ingest::Deps { ledger: ledger.clone(), stream: stream.clone(), cluster: cluster.clone() };
+    let ingest = ingest::Ingest::new(deps, ingest::Options::default());
+    let broker = mqtt::Broker::new(ingest.clone(), mqtt::Options::default());
+    let events = Arc::new(events_http::EventsHttp::new(
+        ingest.clone(),
+        events_http::Options { default_topic: config.events.default_topic.clone(), ..events_http::Options::default() },
+    ));
+    let kafka_counters = Arc::new(kafka::Counters::default());
+
+    let mut metrics = Metrics::default();
+    metrics.add(process_metrics);
+    metrics.add({
+        let node = node.clone();
+        move |out| node.render_metrics(out)
+    });
+    metrics.add({
+        let (ingest, broker, events) = (ingest.clone(), broker.clone(), events.clone());
+        move |out| {
+            ingest.prometheus(out);
+            broker.counters().prometheus(out);
+            events.prometheus(out);
+        }
+    });
+    metrics.add({
+        let counters = kafka_counters.clone();
+        move |out| crate::metrics::render_kafka(&counters, out)
+    });
+    metrics.add({
+        let functions = functions.clone();
+        move |out| functions.metrics(out)
+    });
+    let http = Arc::new(Http { events, functions: functions.http(), cluster: cluster.clone(), metrics });
+
+    let kafka_deps = kafka::Deps {
+        ledger,
+        stream,
+        cluster,
+        options: kafka::Options {
+            auto_create_topics: config.events.auto_create_topics,
+            default_partitions: config.events.default_partitions,
+            ..kafka::Options::default()
+        },
+        counters: kafka_counters,
+        shutdown: shutdown.clone(),
+    };
+    tokio::spawn(kafka::serve(kafka_port, kafka_deps));
+    tokio::spawn(broker.serve(mqtt_port));
+    tokio::spawn(http.serve(http_port, shutdown));
+    tracing::info!(
+        node_id = member.id,
+        kafka = %member.kafka,
+        mqtt = %member.mqtt,
+        http = %member.http,
+        event_type = "serving",
+        "serving"
+    );
+
+    let mut running = tokio::spawn(running);
+    let ended = tokio::select! {
+        ended = &mut running => return ended.map_err(|error| Error::new(Code::STOPPED, error.to_string()))?,
+        () = interrupted() => "signal",
+        () = parent_gone(), if with_parent => "parent",
+    };
+    tracing::info!(reason = ended, event_type = "stopping", "stopping");
+    let _ = stop.send(true);
+    node.stop().await;
+    running.await.map_err(|error| Error::new(Code::STOPPED, error.to_string()))?
+}
+
+async fn bind(address: &str) -> Result<TcpListener, Error> {
+    let parsed: SocketAddr =
+        address.parse().map_err(|_| Error::new(Code::CONFIG, format!("\"{address}\" is not IP:PORT")))?;
+    TcpListener::bind(parsed).await.map_err(|error| {
+        let code = if error.kind() == std::io::ErrorKind::AddrInUse { Code::PORT_TAKEN } else { Code::CONFIG };
+        Error::new(code, format!("cannot listen on {address}: {error}"))
+            .hint(format!("see who listens with: ss -ltnp 'sport = :{}'", parsed.port()))
+    })
+}
+
+/// Returns when standard input ends: then the process that started us is gone or wants us to stop.
+async fn parent_gone() {
+    let mut stdin = tokio::io::stdin();
+    let mut scratch = [0u8; 64];
+    while stdin.read(&mut scratch).await.is_ok_and(|read| read > 0) {}
+}
