@@ -26,7 +26,8 @@ impl EventsHttp {
         let body = request::body(&request, self.options.body_bytes_max)?;
         let now = self.ingest.now_ms();
         let records = match media.as_deref() {
-            None | Some("application/json") => json_records(&body, now)?,
+            // The form type is what curl says when it is told nothing.
+            None | Some("application/json" | "application/x-www-form-urlencoded") => json_records(&body, now)?,
             Some("application/x-ndjson" | "application/ndjson" | "application/jsonl") => line_records(&body, now)?,
             Some("application/cloudevents+json") => vec![cloud_event(&body, now)?],
             Some("application/cloudevents-batch+json") => {

@@ -85,7 +85,7 @@ async fn events_are_answered_after_their_commit() {
                 "application/x-ndjson",
                 "{\"machine\":\"m1\",\"seq\":3}\n\n{\"machine\":\"m1\",\"seq\":4}\r\n",
             ),
-            ("POST", "/events", "", "[]"),
+            ("POST", "/events", "application/x-www-form-urlencoded", "[]"),
             // Refused by the log.
             ("POST", "/events", "", r#"[{"machine":"m1","seq":5},{"machine":"m1","seq":9}]"#),
             ("POST", "/events", "", r#"{"machine":"m1","seq":0,"epoch":1}"#),

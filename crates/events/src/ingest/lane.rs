@@ -125,18 +125,18 @@ impl Lane {
     }
 
     /// Hands items to `add` until it gives one back. The lane leaves the queue, and is busy if any was taken.
-    pub(super) fn take(&self, mut add: impl FnMut(Item) -> Result<(), Item>) -> Taken {
+    pub(super) fn take(&self, mut add: impl FnMut(Item) -> Option<Item>) -> Taken {
         let mut state = self.state();
         assert!(state.ready && !state.busy, "only a ready lane stands in the queue");
         let before = state.queued_bytes;
         while let Some(item) = state.queued.pop_front() {
             let size = item.size;
             match add(item) {
-                Ok(()) => {
+                None => {
                     state.queued_bytes -= size;
                     state.busy = true;
                 }
-                Err(item) => {
+                Some(item) => {
                     state.queued.push_front(item);
                     break;
                 }

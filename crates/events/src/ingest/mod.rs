@@ -43,7 +43,7 @@ use tokio::sync::Notify;
 
 pub use lane::{Lane, Outcome, Placed};
 pub use partition::{murmur2, partition_for_key};
-pub use sequence::{DEVICE_NAME_BYTES_MAX, sequence_of};
+pub use sequence::{DEVICE_NAME_BYTES_MAX, fuzz_sequence_of, sequence_of};
 
 /// What the edges are written against.
 #[derive(Clone)]
@@ -378,10 +378,10 @@ impl Ingest {
             let mut slots = Vec::new();
             let taken = lane.take(|item| {
                 if !packing.fits(&item) {
-                    return Err(item);
+                    return Some(item);
                 }
                 slots.push(packing.add(item));
-                Ok(())
+                None
             });
             queue.ready_bytes -= taken.bytes as i64;
             queue.ready_records -= slots.len() as i64;

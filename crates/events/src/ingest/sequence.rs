@@ -26,14 +26,29 @@ const EPOCH_FIELD: &str = "epoch";
 /// # Errors
 /// `RECORD_INVALID`: the body is not a JSON object, a field is missing, doubled or of another type.
 pub fn sequence_of(body: &[u8], fields: &(String, String)) -> Result<Sequence, Error> {
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let found = Object(fields).deserialize(&mut deserializer).and_then(|found| deserializer.end().map(|()| found));
+    // Checked up front, because strings that are skipped are not.
+    let text = std::str::from_utf8(body).map_err(|error| error.to_string());
+    let found = text.and_then(|text| {
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let found = Object(fields).deserialize(&mut deserializer);
+        found.and_then(|found| deserializer.end().map(|()| found)).map_err(|error| error.to_string())
+    });
     found.map_err(|error| {
         Error::new(Code::RECORD_INVALID, format!("record is not what its topic expects: {error}")).hint(format!(
             "send a JSON object with {:?} (string or integer) and {:?} (integer, one more for each record)",
             fields.0, fields.1
         ))
     })
+}
+
+/// What must hold for any body whatsoever.
+pub fn fuzz_sequence_of(body: &[u8]) {
+    let fields = ("machine".to_owned(), "seq".to_owned());
+    if let Ok(found) = sequence_of(body, &fields) {
+        let name = found.producer.strip_prefix(DEVICE_PREFIX).expect("a device's name has its prefix");
+        assert!((1..=DEVICE_NAME_BYTES_MAX).contains(&name.len()), "{name:?}");
+        assert!(found.number >= 0 && found.epoch >= 0, "{found:?}");
+    }
 }
 
 /// The object with its two or three fields.
@@ -268,7 +283,12 @@ mod tests {
 
         #[test]
         fn garbage_never_panics(body in prop::collection::vec(any::<u8>(), 0..60)) {
-            let _ = sequence_of(&body, &fields());
+            fuzz_sequence_of(&body);
+        }
+
+        #[test]
+        fn near_misses_never_panic(parts in prop::collection::vec(prop::sample::select(&["{", "}", "\"machine\"", "\"seq\"", "\"epoch\"", ":", ",", "1", "-", "\"m\"", "[", "]", "null"][..]), 0..12)) {
+            fuzz_sequence_of(parts.concat().as_bytes());
         }
     }
 }
