@@ -68,6 +68,7 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
 
     let deps = ingest::Deps { ledger: ledger.clone(), stream: stream.clone(), cluster: cluster.clone() };
     let ingest = ingest::Ingest::new(deps, ingest::Options::default());
+    tokio::spawn(ingest.clone().run());
     let broker = mqtt::Broker::new(ingest.clone(), mqtt::Options::default());
     let events = Arc::new(events_http::EventsHttp::new(
         ingest.clone(),
@@ -84,7 +85,7 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
     metrics.add({
         let (ingest, broker, events) = (ingest.clone(), broker.clone(), events.clone());
         move |out| {
-            ingest.prometheus(out);
+            ingest.counters().prometheus(out);
             broker.counters().prometheus(out);
             events.prometheus(out);
         }

@@ -28,7 +28,10 @@ pub mod reader;
 pub mod report;
 
 pub mod feed;
+pub mod page;
 pub mod terminal;
+
+pub mod cli;
 
 use std::{
     collections::BTreeMap,
