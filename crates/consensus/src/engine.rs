@@ -26,6 +26,9 @@
 //! itself a moment before; what goes into logs and messages is our own form, which travels in the entry's `context`.
 //! So protobuf is never parsed from bytes that another process wrote.
 
+// The crate's messages carry bookkeeping fields of protobuf; setting what is meant reads better than naming those.
+#![allow(clippy::field_reassign_with_default)]
+
 use std::collections::{BTreeMap, VecDeque};
 
 use buttress_core::{Code, Error, Index, NodeId, Term};
