@@ -93,7 +93,7 @@ impl Restored {
     /// When something that was acknowledged is missing.
     pub(crate) fn check(mut self) -> Result<Checked, Error> {
         let corrupt = |message: String| Error::new(Code::CORRUPT, message).hint(REPLACE_HINT);
-        let snapshot = &self.snapshot;
+        let snapshot = self.snapshot.clone();
         if snapshot.index.0 == 0 {
             if !snapshot.members.is_empty() || snapshot.term.0 != 0 {
                 return Err(Error::new(Code::CONFIG, "an empty store has neither members nor a term")
@@ -118,10 +118,10 @@ impl Restored {
         // replaced.
         let at_snapshot = self.entries.iter().find(|entry| entry.index == snapshot.index);
         let replaced = last < snapshot.index || at_snapshot.is_some_and(|entry| entry.term != snapshot.term);
-        let stale = replaced && !self.entries.is_empty();
         if replaced {
             self.entries.clear();
         }
+        let stale = self.entries.is_empty() && snapshot.index.0 > 0;
         for entry in &self.entries {
             let malformed = entry.kind == EntryKind::ConfChange && Change::decode(entry.data.clone()).is_err();
             if malformed || entry.term.0 == 0 || entry.index.0.max(entry.term.0) > NUMBER_MAX {
@@ -151,7 +151,8 @@ impl Restored {
 /// What survived, without holes.
 pub(crate) struct Checked {
     pub(crate) restored: Restored,
-    /// The durable log still holds what a snapshot replaced; it must be told to forget it.
+    /// The durable log holds nothing that follows or reaches the store, but may hold what a snapshot replaced: it must
+    /// be told that it begins anew behind the store.
     pub(crate) stale: bool,
 }
 

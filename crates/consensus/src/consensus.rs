@@ -41,8 +41,9 @@ pub struct Ready {
     pub messages: Vec<Message>,
     /// Must not be sent before everything in this and all earlier batches is durable.
     pub after_persist: Vec<Message>,
-    /// Every entry that the durable log holds is void, for a snapshot has taken their place; `entries` come after.
-    pub reset: bool,
+    /// Every entry that the durable log holds is void, for this snapshot has taken their place: the log begins anew
+    /// behind it. `entries` come after.
+    pub reset: Option<SnapshotMeta>,
     /// Set where term or vote changed, and beside entries.
     pub hard_state: Option<HardState>,
     /// The first one's index truncates what the log had from there on.

@@ -26,6 +26,9 @@
 //! itself a moment before; what goes into logs and messages is our own form, which travels in the entry's `context`.
 //! So protobuf is never parsed from bytes that another process wrote.
 
+// The crate's messages carry bookkeeping fields of protobuf; setting what is meant reads better than naming those.
+#![allow(clippy::field_reassign_with_default)]
+
 use std::collections::{BTreeMap, VecDeque};
 
 use buttress_core::{Code, Error, Index, NodeId, Term};
@@ -67,15 +70,15 @@ pub struct RaftEngine {
     /// Last index of the entries handed out to be made durable so far.
     handed_out: u64,
     installing: Option<Installing>,
-    /// The durable log holds entries that a snapshot replaced.
-    stale: bool,
+    /// The durable log holds entries that this snapshot replaced.
+    stale: Option<SnapshotMeta>,
     /// Members after the entry at the index: one at or before the last checkpoint, and every change since.
     members: BTreeMap<u64, (Members, ConfState)>,
 }
 
 struct Installing {
     number: u64,
-    index: u64,
+    meta: SnapshotMeta,
     /// The latest batch that became durable in the meantime.
     persisted: u64,
     /// What must not be said before the state is in place.
@@ -138,7 +141,7 @@ impl RaftEngine {
             pending_entries: VecDeque::new(),
             handed_out: last,
             installing: None,
-            stale,
+            stale: stale.then(|| SnapshotMeta { index, term, members: members.clone() }),
             members: BTreeMap::from([(index.0, (members.clone(), conf_state.clone()))]),
         };
         if index.0 > 0 {
@@ -365,13 +368,13 @@ impl Consensus for RaftEngine {
     }
 
     fn ready(&mut self) -> Option<Ready> {
-        if !self.node.has_ready() && (!self.stale || self.installing.is_some()) {
+        if !self.node.has_ready() && (self.stale.is_none() || self.installing.is_some()) {
             return None;
         }
         let mut raw = self.node.ready();
         let mut ready = Ready { number: raw.number(), ..Ready::default() };
         if self.installing.is_none() {
-            ready.reset = std::mem::take(&mut self.stale);
+            ready.reset = self.stale.take();
         }
 
         if !raw.snapshot().is_empty() {
@@ -380,13 +383,13 @@ impl Consensus for RaftEngine {
             self.members.clear();
             self.members.insert(meta.index.0, (meta.members.clone(), to_conf_state(&meta.members)));
             self.pending_entries.clear();
-            self.stale = false;
-            ready.reset = false;
+            self.stale = None;
+            ready.reset = None;
             // Until the state is in place the durable log is still the old one, of which only this much is committed
             // for certain.
             self.handed_out = self.node.raft.raft_log.applied;
             self.installing =
-                Some(Installing { number: ready.number, index: meta.index.0, persisted: 0, held: Vec::new() });
+                Some(Installing { number: ready.number, meta: meta.clone(), persisted: 0, held: Vec::new() });
             ready.snapshot = Some(meta);
         }
 
@@ -455,10 +458,10 @@ impl Consensus for RaftEngine {
 
     fn installed(&mut self) {
         let installing = self.installing.take().expect("the replica answers a snapshot it was given");
-        self.stale = true;
-        self.handed_out = installing.index;
+        self.stale = Some(installing.meta.clone());
+        self.handed_out = installing.meta.index.0;
         self.node.on_persist_ready(installing.number.max(installing.persisted));
-        self.node.advance_apply_to(installing.index);
+        self.node.advance_apply_to(installing.meta.index.0);
         self.node.raft.msgs.extend(installing.held.into_iter().map(to_raft_message));
         self.settle();
     }

@@ -92,8 +92,9 @@ pub enum Input<M> {
 pub struct Persist {
     /// Grows with every persist.
     pub ticket: u64,
-    /// Every entry that the log holds is void, for a snapshot has taken their place; `entries` come after.
-    pub reset: bool,
+    /// Every entry that the durable log holds is void, for this snapshot has taken their place: the log begins anew
+    /// behind it. `entries` come after.
+    pub reset: Option<SnapshotMeta>,
     pub hard_state: Option<HardState>,
     /// The first one's index truncates what the log had from there on.
     pub entries: Vec<LogEntry>,
@@ -439,7 +440,7 @@ impl<M: Machine, C: Consensus> Replica<M, C> {
                 self.installing = Some(meta.clone());
                 out.install = Some(meta);
             }
-            if reset || hard_state.is_some() || !entries.is_empty() {
+            if reset.is_some() || hard_state.is_some() || !entries.is_empty() {
                 merge(persist.get_or_insert_with(Persist::default), number, reset, hard_state, entries);
             }
             messages.into_iter().for_each(|message| send(message, out));
@@ -628,10 +629,16 @@ fn send<M: Machine>(message: Message, out: &mut Outputs<M>) {
 }
 
 /// Adds what a later batch of the same step must make durable.
-fn merge(persist: &mut Persist, number: u64, reset: bool, hard_state: Option<HardState>, mut entries: Vec<LogEntry>) {
+fn merge(
+    persist: &mut Persist,
+    number: u64,
+    reset: Option<SnapshotMeta>,
+    hard_state: Option<HardState>,
+    mut entries: Vec<LogEntry>,
+) {
     persist.ticket = number;
-    if reset {
-        persist.reset = true;
+    if reset.is_some() {
+        persist.reset = reset;
         persist.entries.clear();
     }
     if let Some(mut new) = hard_state {

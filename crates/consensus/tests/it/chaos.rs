@@ -28,7 +28,7 @@ impl Drop for Replay<'_> {
 fn play(seed: u64, trace: bool) -> (u64, Stats, Option<String>) {
     let mut rng = Rng::new(seed ^ 0x5eed);
     let cruelty = Cruelty::draw(&mut rng);
-    let (voters, spares) = if seed % 2 == 0 { (3, 2) } else { (5, 0) };
+    let (voters, spares) = if seed.is_multiple_of(2) { (3, 2) } else { (5, 0) };
     let mut world = World::new(seed, voters, spares, cruelty);
     if trace {
         world.full_trace = Some(String::new());

@@ -214,8 +214,8 @@ impl Lab {
         }
         if let Some(persist) = &out.persist {
             let mut line = "persists".to_owned();
-            if persist.reset {
-                line.push_str(" reset");
+            if let Some(meta) = &persist.reset {
+                let _ = write!(line, " reset behind {}@{}", meta.index, meta.term);
             }
             if let Some(HardState { term, vote, commit }) = persist.hard_state {
                 let _ = write!(line, " term {term}");
@@ -267,7 +267,7 @@ impl Lab {
         let node = self.nodes.get_mut(&id).expect("a node");
         for persist in std::mem::take(&mut node.persisting) {
             let node = self.nodes.get_mut(&id).expect("a node");
-            if persist.reset {
+            if persist.reset.is_some() {
                 node.log.clear();
             }
             if let Some(first) = persist.entries.first() {

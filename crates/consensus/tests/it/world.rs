@@ -92,19 +92,24 @@ pub struct Disk {
     pub hard_state: HardState,
     pub log: Vec<LogEntry>,
     pub store: (SnapshotMeta, Book),
+    /// The last index ever written and not truncated, forgotten or not.
+    last: Index,
 }
 
 impl Disk {
     fn truncate_and_append(&mut self, entries: &[LogEntry]) {
         if let Some(first) = entries.first() {
+            assert!(first.index <= self.last.next(), "{} leaves a gap behind {}", first.index, self.last);
+            self.last = entries.last().expect("there is a first one").index;
             self.log.retain(|entry| entry.index < first.index);
             self.log.extend_from_slice(entries);
         }
     }
 
     fn write(&mut self, persist: &Persist) {
-        if persist.reset {
+        if let Some(meta) = &persist.reset {
             self.log.clear();
+            self.last = meta.index;
         }
         self.truncate_and_append(&persist.entries);
         if let Some(hard_state) = persist.hard_state {
@@ -121,7 +126,7 @@ impl Disk {
                     self.hard_state = hard_state;
                 }
             }
-            2 if !persist.reset => {
+            2 if persist.reset.is_none() => {
                 let some = rng.below(persist.entries.len() as u64 + 1) as usize;
                 self.truncate_and_append(&persist.entries[..some]);
             }
@@ -281,7 +286,7 @@ impl World {
             if id <= voters {
                 let founding = Restored::founding(&founders);
                 disk.hard_state = founding.hard_state;
-                disk.log = founding.entries;
+                disk.truncate_and_append(&founding.entries);
             }
             world.nodes.insert(
                 id,
@@ -529,7 +534,7 @@ impl World {
                     line,
                     " persist {}{} {:?} {:?} then {:?}",
                     persist.ticket,
-                    if persist.reset { " reset" } else { "" },
+                    if persist.reset.is_some() { " reset" } else { "" },
                     persist.hard_state,
                     persist.entries,
                     persist.then_send
