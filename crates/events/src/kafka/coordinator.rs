@@ -14,11 +14,13 @@ use super::{Broker, message};
 pub(super) fn handle(broker: &Broker, version: i16, request: FindCoordinatorRequest) -> FindCoordinatorResponse {
     broker.counters.error(&Api::FIND_COORDINATOR);
     let (error_code, text) = match request.key_type {
-        KEY_TYPE_GROUP => (
-            ErrorCode::INVALID_REQUEST,
-            "consumer groups are not served yet; assign partitions instead of subscribing",
+        KEY_TYPE_GROUP => {
+            (ErrorCode::INVALID_REQUEST, "consumer groups are not served yet; assign partitions instead of subscribing")
+        }
+        _ => (
+            ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+            "transactions are not served yet; produce without a transactional id",
         ),
-        _ => (ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "transactions are not served yet; produce without a transactional id"),
     };
     let mut response = FindCoordinatorResponse { node_id: -1, port: -1, ..FindCoordinatorResponse::default() };
     if version < 4 {

@@ -37,6 +37,8 @@ struct TopicCounters {
     record_bytes_out: u64,
 }
 
+type TopicFigure = fn(&TopicCounters) -> u64;
+
 /// One figure: the metric's name, its label if it has one, and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
@@ -124,7 +126,7 @@ impl Counters {
             }));
         }
         let topics = self.topics.lock().expect("counting does not panic").clone();
-        let by_topic: [(&'static str, fn(&TopicCounters) -> u64); 4] = [
+        let by_topic: [(&'static str, TopicFigure); 4] = [
             ("buttress_events_kafka_records_in_total", |c| c.records_in),
             ("buttress_events_kafka_record_bytes_in_total", |c| c.record_bytes_in),
             ("buttress_events_kafka_records_out_total", |c| c.records_out),

@@ -8,7 +8,7 @@ use buttress_wire::kafka::{
     },
 };
 
-use super::{Broker, broker_id, endpoints, error::Fault, leader, topic_by_id, topics};
+use super::{Broker, broker_id, endpoints, error::Fault, leader, topics};
 
 pub(super) async fn handle(broker: &Broker, version: i16, request: MetadataRequest) -> MetadataResponse {
     let mut wanted = request.topics;
@@ -58,7 +58,7 @@ async fn find(broker: &Broker, wanted: MetadataRequestTopic, may_create: bool) -
             name: None,
             ..MetadataTopic::default()
         };
-        return topic_by_id(&*broker.stream, wanted.topic_id).ok_or_else(unknown);
+        return broker.topic_by_id(wanted.topic_id).ok_or_else(unknown);
     };
     if let Some(topic) = broker.stream.topic(&name) {
         return Ok(topic);

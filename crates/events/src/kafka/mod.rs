@@ -28,7 +28,12 @@ mod produce;
 mod producer_id;
 mod topics;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use buttress_core::{
     Cluster, Ledger, NodeId, Stream,
@@ -60,6 +65,8 @@ pub const PRODUCES_IN_FLIGHT_MAX: usize = 16;
 pub const FETCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Longest wait of a Fetch, whatever it asks for. Clients ask for half a second.
 pub const FETCH_WAIT_MS_MAX: u64 = 30_000;
+/// Topic ids whose names are remembered; when there are more, all are looked up again.
+const TOPIC_NAMES_MAX: usize = 10_000;
 /// Bytes of a text that is sent with an error.
 const ERROR_MESSAGE_BYTES_MAX: usize = 1024;
 
@@ -123,6 +130,7 @@ pub(crate) struct Broker {
     counters: Arc<Counters>,
     producer_ids: producer_id::ProducerIds,
     frame_room: Arc<Semaphore>,
+    topic_names: Mutex<BTreeMap<Uuid, String>>,
 }
 
 /// Serves the Kafka protocol on `listener` until `shutdown` turns true; then running requests may finish.
@@ -141,6 +149,7 @@ pub async fn serve(listener: TcpListener, deps: Deps) {
         counters,
         producer_ids: producer_id::ProducerIds::default(),
         frame_room: Arc::new(Semaphore::new(FRAME_BYTES_IN_FLIGHT_MAX)),
+        topic_names: Mutex::default(),
     });
     let mut connections = JoinSet::new();
     let for_connections = shutdown.clone();
@@ -232,11 +241,25 @@ fn partition(topic: &TopicView, index: i32) -> Option<&PartitionView> {
     topic.partitions.get(usize::try_from(index).ok()?)
 }
 
-fn topic_by_id(stream: &dyn Stream, id: Uuid) -> Option<TopicView> {
-    if id.is_nil() {
-        return None;
+impl Broker {
+    /// The topic with this id. Names are remembered by id, so that not every request looks through all topics.
+    fn topic_by_id(&self, id: Uuid) -> Option<TopicView> {
+        if id.is_nil() {
+            return None;
+        }
+        let is_it = |topic: &TopicView| topic.id == id.0;
+        let remembered = self.topic_names.lock().expect("its holders do not panic").get(&id).cloned();
+        if let Some(topic) = remembered.and_then(|name| self.stream.topic(&name)).filter(is_it) {
+            return Some(topic);
+        }
+        let topic = self.stream.topics().into_iter().find(is_it)?;
+        let mut names = self.topic_names.lock().expect("its holders do not panic");
+        if names.len() >= TOPIC_NAMES_MAX {
+            names.clear();
+        }
+        names.insert(id, topic.name.clone());
+        Some(topic)
     }
-    stream.topics().into_iter().find(|topic| topic.id == id.0)
 }
 
 /// A UUID of version 4 for a new topic.

@@ -25,7 +25,7 @@ use buttress_wire::{
 };
 use futures::future::join_all;
 
-use super::{Broker, connection::Reply, error::Fault, leader, leader_endpoint, partition, topic_by_id};
+use super::{Broker, connection::Reply, error::Fault, leader, leader_endpoint, partition};
 
 /// The first version whose batches are of format 2.
 const VERSION_MIN: i16 = 3;
@@ -54,7 +54,7 @@ pub(super) async fn handle(broker: Arc<Broker>, header: RequestHeader, request: 
     for topic in request.topic_data {
         let by_id = header.version >= 13;
         let found = match by_id {
-            true => topic_by_id(&*broker.stream, topic.topic_id),
+            true => broker.topic_by_id(topic.topic_id),
             false => broker.stream.topic(&topic.name),
         };
         let missing = if by_id { ErrorCode::UNKNOWN_TOPIC_ID } else { ErrorCode::UNKNOWN_TOPIC_OR_PARTITION };

@@ -22,7 +22,7 @@ use buttress_wire::kafka::{
 };
 use futures::{StreamExt, stream};
 
-use super::{Broker, broker_id, error::Fault, new_topic_id, topic_by_id};
+use super::{Broker, broker_id, error::Fault, new_topic_id};
 
 /// Proposals of one request that are in the log at the same time.
 const PROPOSALS_IN_FLIGHT_MAX: usize = 16;
@@ -139,7 +139,11 @@ fn partitions(broker: &Broker, view: &ClusterView, topic: &CreatableTopic) -> Re
             return Err(Fault::new(ErrorCode::INVALID_REPLICA_ASSIGNMENT, text));
         }
     } else if topic.replication_factor != -1 && !(1..=members.len() as i16).contains(&topic.replication_factor) {
-        let text = format!("replication_factor is {}, but there are {}", topic.replication_factor, members.len());
+        let text = format!(
+            "replication_factor is {}, but the cluster has {} members",
+            topic.replication_factor,
+            members.len()
+        );
         return Err(Fault::new(ErrorCode::INVALID_REPLICATION_FACTOR, text));
     }
     let partitions = match (topic.assignments.len(), topic.num_partitions) {
@@ -230,7 +234,7 @@ pub(super) async fn handle_delete(broker: &Broker, request: DeleteTopicsRequest)
 async fn delete_one(broker: &Broker, result: &mut DeletableTopicResult) -> Result<(), Fault> {
     let topic: TopicView = match &result.name {
         Some(name) => broker.stream.topic(name).ok_or(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION)?,
-        None => topic_by_id(&*broker.stream, result.topic_id).ok_or(ErrorCode::UNKNOWN_TOPIC_ID)?,
+        None => broker.topic_by_id(result.topic_id).ok_or(ErrorCode::UNKNOWN_TOPIC_ID)?,
     };
     (result.name, result.topic_id) = (Some(topic.name.clone()), Uuid(topic.id));
     let entry = Entry { topics: vec![TopicChange::Delete { name: topic.name }], ..Entry::default() };
