@@ -129,7 +129,8 @@ mod tests {
             cluster: ClusterViewed { leader: Some("n2".into()), term: 3, ..ClusterViewed::default() },
             ..Tick::default()
         };
-        expect!["   30.0 s  [#####.....]  10,003/s in   9,998/s judged  p99    61 ms  n2 leads"].assert_eq(&status_line(&tick));
+        expect!["   30.0 s  [#####.....]  10,003/s in   9,998/s judged  p99    61 ms  n2 leads"]
+            .assert_eq(&status_line(&tick));
         let event = EventView { at_s: 21.0, kind: "kill", text: "SIGKILL to n1, the leader of term 2".into() };
         expect!["   21.0 s  kill       SIGKILL to n1, the leader of term 2"].assert_eq(&event_line(&event, false));
     }
