@@ -69,6 +69,11 @@ pub fn run(args: &[String]) -> Result<()> {
     let started = Instant::now();
     let guest = engine.compile(COMPONENT, &grants, GuestLimits::default())?;
     let compile = started.elapsed();
+    let resident_compiled = resident_mib()?;
+    let resident_cached: f64 = {
+        let output = std::process::Command::new(std::env::current_exe()?).arg("fn-at-rest").arg(dir.path()).output()?;
+        String::from_utf8(output.stdout)?.trim().parse().context("the process at rest said nothing")?
+    };
 
     let cold = cold_start(dir.path(), &grants, &model)?;
     let (theirs, ours) = requests(&asked, &guest, &model)?;
@@ -83,6 +88,7 @@ pub fn run(args: &[String]) -> Result<()> {
             "buttress_requests_per_s": ours,
             "ratio": ratio,
             "compile_ms": compile.as_secs_f64() * 1e3,
+            "resident_mib": {"after_compiling": resident_compiled, "from_cache": resident_cached},
             "cold_start_ms": {"first": cold.first, "median": cold.median},
             "batch": {
                 "records": BATCH,
@@ -102,6 +108,8 @@ pub fn run(args: &[String]) -> Result<()> {
     println!("  buttress                {ours:>10.0}");
     println!("  ratio                   {ratio:>10.2}   (wanted: 0.90)");
     println!("compile                   {:>10.1} ms", compile.as_secs_f64() * 1e3);
+    println!("resident after compiling  {resident_compiled:>10.1} MiB");
+    println!("resident, from the cache  {resident_cached:>10.1} MiB");
     println!("cold start, first         {:>10.2} ms   (cached machine code to first answer; wanted: 5)", cold.first);
     println!("cold start, median        {:>10.2} ms", cold.median);
     println!("batch of {BATCH} readings, 100 trees of depth 8");
@@ -115,6 +123,28 @@ pub fn run(args: &[String]) -> Result<()> {
     println!("model alone, one row      {:>10.2} µs", predict.0);
     println!("model alone, row in 64    {:>10.2} µs", predict.1);
     Ok(())
+}
+
+/// Prints what a process holds that took the flagship from the cache and answered once.
+pub fn at_rest(args: &[String]) -> Result<()> {
+    let [dir] = args else { bail!("fn-at-rest needs a directory") };
+    let grants = Grants { models: vec![detect::MODEL.into()], topics: vec![], state: true };
+    let model = NamedModel { name: detect::MODEL.into(), generation: 1, model: model(1, 1)? };
+    let engine = engine(dir.as_ref())?;
+    let guest = engine.compile(COMPONENT, &grants, GuestLimits::default())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let answer = runtime.block_on(guest.call_http(call(&model)))?;
+    expect(answer.status, &answer.body)?;
+    println!("{}", resident_mib()?);
+    Ok(())
+}
+
+/// Memory of this process that is in RAM.
+fn resident_mib() -> Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("only Linux tells")?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
+    Ok(kib / 1024.0)
 }
 
 fn engine(dir: &std::path::Path) -> Result<WasmEngine> {

@@ -347,9 +347,11 @@ pub fn write_number(out: &mut String, value: f32) {
 mod tests {
     use super::*;
 
+    type Score = fn(&[f32]) -> Vec<f32>;
+
     #[derive(Default)]
     struct Fake {
-        model: Option<fn(&[f32]) -> Vec<f32>>,
+        model: Option<Score>,
         asked: usize,
         state: BTreeMap<Vec<u8>, Vec<u8>>,
         log: Vec<String>,
