@@ -701,8 +701,7 @@ impl Core {
     }
 
     fn persist(&mut self, persist: Persist) {
-        let marker =
-            persist.reset.map(|meta| wal::Marker { index: meta.index, term: meta.term, meta: meta.encode() });
+        let marker = persist.reset.map(|meta| wal::Marker { index: meta.index, term: meta.term, meta: meta.encode() });
         self.log.submit(wal::Job {
             shard: SHARD,
             ticket: persist.ticket,
