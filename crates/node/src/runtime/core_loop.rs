@@ -67,6 +67,8 @@ const WINDOW: u64 = (REQUEST_RESULTS_PER_CLIENT_MAX / 2) as u64;
 const OVERLOAD_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(800));
 /// The longest time between two attempts to send an entry to the same leader.
 const RESEND_MAX: Duration = Duration::from_secs(8);
+/// A leader keeps this many times the usual tail of its log for a follower that lags or takes a snapshot.
+const LAGGING_TAILS_MAX: usize = 4;
 /// A leader takes no proposal while more bytes than this wait for its own fsync.
 const WAL_QUEUE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
@@ -197,6 +199,8 @@ pub(super) struct Core {
     /// The tag of the expiry that is under way.
     expiry: Option<u64>,
     retention_at: Instant,
+    /// A checkpoint that consensus does not know of yet, because followers still want the log before it.
+    checkpoint: Option<(Index, Term)>,
     arrivals: VecDeque<Arrival>,
     /// The one whose message is in this very step.
     arriving: Option<Arrival>,
@@ -303,6 +307,7 @@ impl Core {
             leaderless_since: Some(Instant::now()),
             expiry: None,
             retention_at: Instant::now(),
+            checkpoint: None,
             arrivals: VecDeque::new(),
             arriving: None,
             dropped: BTreeSet::new(),
@@ -657,6 +662,7 @@ impl Core {
         if self.role.is_leader {
             self.propose_due(inputs);
         }
+        self.tell_checkpoint(inputs);
         self.replica.machine_mut().store_mut().maybe_checkpoint(self.started.elapsed().as_millis() as u64);
         self.publish_view();
     }
@@ -710,7 +716,10 @@ impl Core {
                     }
                 }
             }
-            Notice::Checkpointed { index, term } => inputs.push(Input::Checkpointed { index, term }),
+            Notice::Checkpointed { index, term } => {
+                self.checkpoint = Some((index, term));
+                self.tell_checkpoint(inputs);
+            }
             Notice::Failed(error) => return Err(error),
             Notice::SnapshotSent { to, result } => {
                 match &result {
@@ -724,6 +733,18 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Lets consensus forget the log before the latest checkpoint, once the followers that can be reached have it. Without
+    /// this, one that takes a snapshot while the log moves on would need the next as soon as it has it.
+    fn tell_checkpoint(&mut self, inputs: &mut Vec<Input<Machine>>) {
+        let Some((index, term)) = self.checkpoint else { return };
+        let status = self.replica.status().engine;
+        let wanted = status.peers.iter().any(|peer| peer.active && peer.matched < index);
+        if !wanted || status.log_bytes > LAGGING_TAILS_MAX * self.options.log_tail_bytes {
+            self.checkpoint = None;
+            inputs.push(Input::Checkpointed { index, term });
+        }
     }
 
     fn carry_out(&mut self, outputs: Outputs<Machine>, inputs: &mut Vec<Input<Machine>>) -> Result<(), Error> {
@@ -793,6 +814,7 @@ impl Core {
         let machine = Machine::open(store)
             .map_err(|error| Error::new(Code::CORRUPT, format!("the snapshot's state cannot be rebuilt: {error}")))?;
         self.shared.counters.snapshots_installed.fetch_add(1, Ordering::Relaxed);
+        self.checkpoint = None;
         self.publish(&machine);
         Ok(Input::Installed { snapshot: meta, machine })
     }
@@ -1109,4 +1131,43 @@ fn from_wal_entry(entry: wal::LogEntry) -> Result<LogEntry, Error> {
         }
     };
     Ok(LogEntry { index: entry.index, term: entry.term, kind, data: entry.data })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_in_pieces_says_the_same() {
+        let entry = |index: u64, term: u64, bytes: usize| LogEntry {
+            index: Index(index),
+            term: Term(term),
+            kind: EntryKind::Normal,
+            data: vec![index as u8; bytes].into(),
+        };
+        let entries: Vec<LogEntry> =
+            [10, 900, 10, 5000, 10, 10].into_iter().zip(5..).map(|(bytes, i)| entry(i, 1 + i / 7, bytes)).collect();
+        let append = |prev_index: u64, prev_term: u64, entries: &[LogEntry]| Message {
+            from: NodeId(1),
+            to: NodeId(2),
+            term: Term(3),
+            body: Body::Append {
+                prev_index: Index(prev_index),
+                prev_term: Term(prev_term),
+                commit: Index(9),
+                entries: entries.to_vec(),
+            },
+        };
+        let cut = pieces(append(4, 1, &entries), 1300);
+        // A single entry that is larger goes alone; each piece joins the one before.
+        let expected = [
+            append(4, 1, &entries[..2]),
+            append(6, 1, &entries[2..3]),
+            append(7, 2, &entries[3..4]),
+            append(8, 2, &entries[4..]),
+        ];
+        assert_eq!(cut, expected);
+        assert_eq!(pieces(append(4, 1, &entries), usize::MAX), [append(4, 1, &entries)]);
+        assert_eq!(pieces(append(4, 1, &[]), 1), [append(4, 1, &[])], "an empty one is what it was");
+    }
 }

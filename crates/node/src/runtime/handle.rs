@@ -263,9 +263,10 @@ impl Handle {
         let deadline = tokio::time::Instant::now() + Duration::from_millis(wait_ms);
         loop {
             // Looked up anew each time, for its topic may be deleted while we wait.
-            let state = self.shared.log(log).ok_or_else(|| {
-                Error::new(Code::TOPIC_UNKNOWN, format!("there is no partition with log id {log}"))
-            })?;
+            let state = self
+                .shared
+                .log(log)
+                .ok_or_else(|| Error::new(Code::TOPIC_UNKNOWN, format!("there is no partition with log id {log}")))?;
             // Registered before the check, so that growth in between is not missed.
             let mut grown = std::pin::pin!(state.grown.notified());
             grown.as_mut().enable();

@@ -31,7 +31,7 @@ pub use shared::Counters;
 
 use crate::{
     store,
-    wal::{self, Disk, DirDisk},
+    wal::{self, DirDisk, Disk},
 };
 
 /// How long one tick of the consensus clock lasts. An election starts after 10 to 20 ticks without a leader.

@@ -102,9 +102,7 @@ fn stream(hello: &Hello, address: &str, mut message: Message, store: &StoreHandl
     // The receiver answers when its replica has seen the message, so that this one does not send it all again meanwhile.
     match connection.read(&mut [0; 1]) {
         Ok(1) => Ok(()),
-        Ok(_) => {
-            Err(Error::new(Code::UNREACHABLE, format!("node {} did not take the snapshot", hello.to)).retryable())
-        }
+        Ok(_) => Err(Error::new(Code::UNREACHABLE, format!("node {} did not take the snapshot", hello.to)).retryable()),
         Err(error) => Err(lost(error)),
     }
 }

@@ -73,9 +73,7 @@ pub enum Event {
         room: Option<OwnedSemaphorePermit>,
     },
     /// Frames to this peer were dropped or its connection broke.
-    Unreachable {
-        peer: NodeId,
-    },
+    Unreachable { peer: NodeId },
 }
 
 /// What has come and waits for the node's task. Whoever takes from it looks at `control` first.

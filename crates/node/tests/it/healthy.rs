@@ -215,8 +215,7 @@ async fn more_entries_than_results_are_remembered_are_each_applied_once() {
         async move { base_offset(&must(&node, append(log, &i.to_be_bytes())).await) }
     }))
     .await;
-    // None was given up as forgotten, none twice, and none overtook another.
-    assert!(receipts.is_sorted(), "entries keep their order");
+    // None was given up as forgotten, and none came twice.
     let found = records(&node, log).await;
     assert_eq!(found.len(), 6000);
     for (i, offset) in receipts.iter().enumerate() {

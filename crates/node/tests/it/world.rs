@@ -13,7 +13,7 @@ use std::{
 };
 
 use buttress_core::{
-    AppendOutcome, Append, Cluster as _, Code, Consistency, Entry, Error, KeyRange, Ledger as _, LogId, NodeId, Offset,
+    Append, AppendOutcome, Cluster as _, Code, Consistency, Entry, Error, KeyRange, Ledger as _, LogId, NodeId, Offset,
     Put, Receipt, Stream as _, SubmitError, TopicChange, entry::TopicSettings, ledger::Member,
 };
 use buttress_node::{
