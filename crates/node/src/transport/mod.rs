@@ -284,6 +284,8 @@ async fn drain<S: AsyncRead + AsyncWrite>(stream: S, queue: &Queue, counters: &C
     }
 }
 
+type Newest = BTreeMap<(NodeId, Lane), Arc<Notify>>;
+
 /// Where received frames go.
 #[derive(Clone)]
 struct Incoming {
@@ -293,7 +295,7 @@ struct Incoming {
     room: Arc<Semaphore>,
     snapshots: mpsc::Sender<SnapshotFrame>,
     /// The connection that counts, per peer and lane; telling the one before closes it.
-    newest: Arc<Mutex<BTreeMap<(NodeId, Lane), Arc<Notify>>>>,
+    newest: Arc<Mutex<Newest>>,
     counters: Arc<Counters>,
 }
 

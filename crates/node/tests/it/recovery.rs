@@ -10,7 +10,9 @@ use buttress_core::{
 };
 use futures::future::join_all;
 
-use crate::world::{World, append, base_offset, create_topic, get, keys, must, put, quick, records, until, value};
+use crate::world::{
+    World, append, base_offset, create_topic, get, keys, metric, must, put, quick, records, until, value,
+};
 
 #[tokio::test]
 async fn a_cluster_that_was_stopped_is_what_it_was() {
@@ -154,10 +156,7 @@ async fn a_follower_that_was_away_too_long_gets_a_snapshot_and_goes_on() {
         // Only then is the log before it forgotten, whoever leads.
         let (node, at) = (world.node(id), applied(&world, id));
         until("a checkpoint is written", async || {
-            let mut metrics = String::new();
-            node.render_metrics(&mut metrics);
-            let line = metrics.lines().find(|line| line.starts_with("buttress_store_checkpoint_index "))?;
-            let index: u64 = line.rsplit(' ').next()?.parse().ok()?;
+            let index = metric(&node, "buttress_store_checkpoint_index");
             (index >= at).then_some(())
         })
         .await;
@@ -241,6 +240,9 @@ async fn a_follower_catches_up_with_more_than_a_frame_holds() {
     })
     .await;
     assert_eq!(back.counters().snapshots_installed.load(Relaxed), 0, "the log was enough");
+    // Once to each follower. A message that fits no frame would be sent again and again.
+    let sent = metric(&node, "buttress_peer_sent_bytes_total");
+    assert!(sent < 80 << 20, "{} MiB were sent", sent >> 20);
     world.agree().await;
 }
 

@@ -412,3 +412,11 @@ pub fn set_fuse(world: &World, id: u64, left: i64) {
 pub fn code(result: Result<Receipt, SubmitError>) -> Code {
     result.expect_err("it cannot succeed").code()
 }
+
+/// A figure of the node's `/metrics`.
+pub fn metric(handle: &Handle, name: &str) -> u64 {
+    let mut text = String::new();
+    handle.render_metrics(&mut text);
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("there is no {name}")).parse().unwrap()
+}
