@@ -122,7 +122,7 @@ def score(model, x):
             goes_left = np.where(np.isnan(seen), missing_left[at], seen <= threshold[at])
             at = np.where(inner, np.where(goes_left, left[at], right[at]), at)
         margin += value[at]
-    return 1 / (1 + np.exp(-margin))
+    return 1 / (1 + np.exp(np.minimum(-margin, 80)))
 
 
 def build(name, x, y, groups, settings, source):

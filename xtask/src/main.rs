@@ -4,6 +4,7 @@
 //!     cargo xtask guests [--check]         rebuild the example functions' components
 //!     cargo xtask bench log|fn [--output json]
 
+mod guests;
 mod tidy;
 
 use std::process::{Command, ExitCode};
@@ -25,6 +26,8 @@ fn run(args: &[String]) -> anyhow::Result<()> {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["tidy"] => tidy::run(),
+        ["guests"] => guests::run(false),
+        ["guests", "--check"] => guests::run(true),
         ["bench", rest @ ..] if !rest.is_empty() => bench(rest),
         _ => bail!("usage: cargo xtask tidy | guests [--check] | bench log|fn [--output json]"),
     }

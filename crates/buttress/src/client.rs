@@ -38,7 +38,12 @@ impl Client {
         json(self.send(Method::GET, path, &[], Bytes::new()).await?)
     }
 
-    pub async fn send_json(&self, method: Method, path: &str, body: &serde_json::Value) -> Result<serde_json::Value, Error> {
+    pub async fn send_json(
+        &self,
+        method: Method,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> Result<serde_json::Value, Error> {
         let body = serde_json::to_vec(body).expect("a JSON value is serialisable");
         json(self.send(method, path, &[("content-type", "application/json")], body.into()).await?)
     }
@@ -51,7 +56,13 @@ impl Client {
     ///
     /// # Errors
     /// `UNREACHABLE`; otherwise what the server says, with its code and hint.
-    pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Result<Bytes, Error> {
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Bytes, Error> {
         let unreachable = |what: &dyn std::fmt::Display| {
             Error::new(Code::UNREACHABLE, format!("http://{} cannot be reached: {what}", self.authority))
                 .hint("is it running? name it with --server or BUTTRESS_SERVER; `buttress dev` prints the addresses")
@@ -76,7 +87,9 @@ impl Client {
             connection.abort();
             if status.is_success() { Ok(body) } else { Err(refused(status.as_u16(), &body)) }
         };
-        tokio::time::timeout(REQUEST_DEADLINE, exchange).await.unwrap_or_else(|_| Err(unreachable(&"no answer in time")))
+        tokio::time::timeout(REQUEST_DEADLINE, exchange)
+            .await
+            .unwrap_or_else(|_| Err(unreachable(&"no answer in time")))
     }
 }
 
@@ -84,7 +97,8 @@ fn json(body: Bytes) -> Result<serde_json::Value, Error> {
     if body.is_empty() {
         return Ok(serde_json::Value::Null);
     }
-    serde_json::from_slice(&body).map_err(|error| Error::new(Code::UNREACHABLE, format!("the answer is not JSON: {error}")))
+    serde_json::from_slice(&body)
+        .map_err(|error| Error::new(Code::UNREACHABLE, format!("the answer is not JSON: {error}")))
 }
 
 /// Gives the server's error back with its own code.
@@ -92,8 +106,9 @@ fn refused(status: u16, body: &[u8]) -> Error {
     let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     let text = |key: &str| value.get(key).and_then(|v| v.as_str()).map(str::to_owned);
     let code = text("code").and_then(|code| Code::ALL.iter().find(|(known, _)| known.0 == code)).map(|(code, _)| *code);
-    let message = text("message")
-        .unwrap_or_else(|| format!("the server answered {status}: {}", String::from_utf8_lossy(&body[..body.len().min(200)])));
+    let message = text("message").unwrap_or_else(|| {
+        format!("the server answered {status}: {}", String::from_utf8_lossy(&body[..body.len().min(200)]))
+    });
     let error = Error::new(code.unwrap_or(Code::BAD_REQUEST), message);
     let error = if status == 503 || status == 429 { error.retryable() } else { error };
     match text("hint") {

@@ -41,7 +41,8 @@ impl LocalCluster {
     /// `CONFIG` when the directory holds a cluster of another size, `PORT_TAKEN`, `DISK`.
     pub fn lay_out(dir: &Path, nodes: usize, cluster_id: &str, seed: u64) -> Result<Self, Error> {
         let disk = |error: std::io::Error| {
-            Error::new(Code::DISK, format!("cannot write to \"{}\": {error}", dir.display())).hint("name another --data-dir")
+            Error::new(Code::DISK, format!("cannot write to \"{}\": {error}", dir.display()))
+                .hint("name another --data-dir")
         };
         std::fs::create_dir_all(dir).map_err(disk)?;
         let file = dir.join(CLUSTER_FILE);
@@ -151,7 +152,8 @@ impl LocalCluster {
     fn member(&self, name: &str) -> Result<&MemberConfig, Error> {
         self.members.iter().find(|m| m.name == name).ok_or_else(|| {
             let names: Vec<&str> = self.members.iter().map(|m| m.name.as_str()).collect();
-            Error::new(Code::CONFIG, format!("there is no node \"{name}\"")).hint(format!("nodes: {}", names.join(", ")))
+            Error::new(Code::CONFIG, format!("there is no node \"{name}\""))
+                .hint(format!("nodes: {}", names.join(", ")))
         })
     }
 
@@ -180,7 +182,7 @@ impl LocalCluster {
         let client = Client::new(&format!("http://{}", member.http))?;
         let deadline = tokio::time::Instant::now() + START_DEADLINE;
         loop {
-            if client.get("/readyz").await.is_ok() {
+            if client.send(http::Method::GET, "/readyz", &[], bytes::Bytes::new()).await.is_ok() {
                 return Ok(());
             }
             let exited = match self.children.lock().expect("no holder panics").get_mut(&member.name) {

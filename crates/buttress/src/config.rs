@@ -99,11 +99,15 @@ impl Config {
                 [("peer", &member.peer), ("kafka", &member.kafka), ("mqtt", &member.mqtt), ("http", &member.http)]
             {
                 let parsed: SocketAddr = address.parse().map_err(|_| {
-                    Error::new(Code::CONFIG, format!("{edge} address \"{address}\" of \"{}\" is not IP:PORT", member.name))
-                        .hint("for example 127.0.0.1:9092")
+                    Error::new(
+                        Code::CONFIG,
+                        format!("{edge} address \"{address}\" of \"{}\" is not IP:PORT", member.name),
+                    )
+                    .hint("for example 127.0.0.1:9092")
                 })?;
                 if !parsed.ip().is_loopback() && !self.node.insecure {
-                    let message = format!("{edge} address \"{address}\" of \"{}\" is not a loopback address", member.name);
+                    let message =
+                        format!("{edge} address \"{address}\" of \"{}\" is not a loopback address", member.name);
                     return Err(Error::new(Code::CONFIG, message).hint(
                         "TLS and authentication are not served yet; set node.insecure = true to serve it in the clear",
                     ));

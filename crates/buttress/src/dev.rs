@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use buttress_core::{Code, Error};
 
 use crate::{
-    cli::{Answer, args::{DevArgs, Output}},
+    cli::{
+        Answer,
+        args::{DevArgs, Output},
+    },
     cluster::LocalCluster,
     logging,
 };
@@ -102,7 +105,8 @@ pub fn seed() -> Result<u64, Error> {
 /// `DISK` when it cannot be made.
 pub fn scratch_dir(what: &str) -> Result<PathBuf, Error> {
     let dir = std::env::temp_dir().join(format!("buttress-{what}-{:012x}", seed()? & 0xffff_ffff_ffff));
-    std::fs::create_dir_all(&dir)
-        .map_err(|error| Error::new(Code::DISK, format!("cannot make \"{}\": {error}", dir.display())).hint("set TMPDIR"))?;
+    std::fs::create_dir_all(&dir).map_err(|error| {
+        Error::new(Code::DISK, format!("cannot make \"{}\": {error}", dir.display())).hint("set TMPDIR")
+    })?;
     Ok(dir)
 }

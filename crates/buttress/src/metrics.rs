@@ -43,11 +43,19 @@ pub fn process_metrics(out: &mut String) {
         line.split_whitespace().nth(1)?.parse::<u64>().ok()
     };
     if let Some(resident) = kib("VmRSS:") {
-        let _ = writeln!(out, "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {}", resident * 1024);
+        let _ = writeln!(
+            out,
+            "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {}",
+            resident * 1024
+        );
     }
     if let Some(ticks) = processor_ticks() {
         // Linux counts in hundredths of a second for every architecture it tells programs about.
-        let _ = writeln!(out, "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total {}", ticks as f64 / 100.0);
+        let _ = writeln!(
+            out,
+            "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total {}",
+            ticks as f64 / 100.0
+        );
     }
 }
 

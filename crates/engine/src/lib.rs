@@ -15,6 +15,7 @@
 //! evaluates them on flat arrays.
 
 pub mod fuzz;
+pub mod guests;
 pub mod model;
 mod wasm;
 

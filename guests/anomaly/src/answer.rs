@@ -167,10 +167,34 @@ mod tests {
     #[test]
     fn requests_are_answered() {
         for (method, path, body, status, want) in [
-            ("POST", "/infer", r#"{"samples":[[60,2],[90,2]],"ts":5}"#, 200, r#"{"anomaly":true,"score":0.775,"ts":5}"#),
-            ("POST", "/fn/a/infer", r#"{"samples":[[40,2.5]],"ts":"x"}"#, 200, r#"{"anomaly":false,"score":0.35,"ts":"x"}"#),
-            ("POST", "/detect", r#"{"temperature":81,"vibration":1,"timestamp":9}"#, 200, r#"{"anomaly":true,"timestamp":9,"source":"edge"}"#),
-            ("POST", "/detect", r#"{"temperature":80,"vibration":5}"#, 200, r#"{"anomaly":false,"timestamp":null,"source":"edge"}"#),
+            (
+                "POST",
+                "/infer",
+                r#"{"samples":[[60,2],[90,2]],"ts":5}"#,
+                200,
+                r#"{"anomaly":true,"score":0.775,"ts":5}"#,
+            ),
+            (
+                "POST",
+                "/fn/a/infer",
+                r#"{"samples":[[40,2.5]],"ts":"x"}"#,
+                200,
+                r#"{"anomaly":false,"score":0.35,"ts":"x"}"#,
+            ),
+            (
+                "POST",
+                "/detect",
+                r#"{"temperature":81,"vibration":1,"timestamp":9}"#,
+                200,
+                r#"{"anomaly":true,"timestamp":9,"source":"edge"}"#,
+            ),
+            (
+                "POST",
+                "/detect",
+                r#"{"temperature":80,"vibration":5}"#,
+                200,
+                r#"{"anomaly":false,"timestamp":null,"source":"edge"}"#,
+            ),
             ("POST", "/detect", "{", 400, r#""code":"BT0601","message":"a string was expected""#),
             ("POST", "/detect", r#"{"temperature":"hot"}"#, 400, "`temperature` is not a number"),
             ("POST", "/infer", r#"{"samples":[]}"#, 400, "`samples` is empty"),

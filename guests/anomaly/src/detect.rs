@@ -248,7 +248,7 @@ pub fn scores(host: &mut impl Host, rows: &[f32]) -> Option<Vec<f32>> {
             None
         }
         Err(problem) => {
-            host.warn(&format!("model `{MODEL}`: {problem}; local rules decide"));
+            host.warn(&format!("{problem}; local rules decide"));
             None
         }
     }
@@ -309,7 +309,10 @@ fn reason(out: &mut String, reading: &Reading<'_>, score: f32, machine: &Machine
                 let times = distance / machine.spread[feature];
                 part(
                     out,
-                    format_args!("{name} {times:.0} times its usual distance above its mean {:.2}", machine.mean[feature]),
+                    format_args!(
+                        "{name} {times:.0} times its usual distance above its mean {:.2}",
+                        machine.mean[feature]
+                    ),
                 );
             }
         }
@@ -344,9 +347,11 @@ pub fn write_number(out: &mut String, value: f32) {
 mod tests {
     use super::*;
 
+    type Score = fn(&[f32]) -> Vec<f32>;
+
     #[derive(Default)]
     struct Fake {
-        model: Option<fn(&[f32]) -> Vec<f32>>,
+        model: Option<Score>,
         asked: usize,
         state: BTreeMap<Vec<u8>, Vec<u8>>,
         log: Vec<String>,
@@ -411,7 +416,7 @@ mod tests {
                 "partition 2 offset 103: not a JSON object",
                 "partition 2 offset 104: neither `temperature` nor `vibration`",
                 "2 of 5 readings are malformed and were skipped",
-                "model `anomaly`: not granted; local rules decide",
+                "not granted; local rules decide",
             ]
         );
         assert_eq!(Machine::decode(&host.state[b"m-1".as_slice()]).seq_last, 7);
@@ -421,11 +426,18 @@ mod tests {
     #[test]
     fn the_model_is_asked_once_per_batch_and_a_baseline_explains() {
         let mut host = Fake {
-            model: Some(|rows| rows.chunks(WIDTH).flat_map(|row| [0.0, if row[1] > 4.0 { 0.9 } else { 0.1 }]).collect()),
+            model: Some(|rows| {
+                rows.chunks(WIDTH).flat_map(|row| [0.0, if row[1] > 4.0 { 0.9 } else { 0.1 }]).collect()
+            }),
             ..Fake::default()
         };
         let usual: Vec<_> = (0..40)
-            .map(|seq| format!(r#"{{"machine":"a","seq":{seq},"temperature":60,"vibration":{}}}"#, 2.0 + (seq % 2) as f32 / 5.0))
+            .map(|seq| {
+                format!(
+                    r#"{{"machine":"a","seq":{seq},"temperature":60,"vibration":{}}}"#,
+                    2.0 + (seq % 2) as f32 / 5.0
+                )
+            })
             .collect();
         let usual: Vec<_> = usual.iter().map(String::as_str).collect();
         assert!(run(&mut host, &usual).is_empty());

@@ -71,13 +71,25 @@ impl Guest for Component {
                     let rows: Vec<f32> = rest.split(',').filter_map(|number| number.parse().ok()).collect();
                     say(&record.key, format!("{:?}", inference::predict(word, &rows)));
                 }
-                "get" => say(&record.key, format!("{:?}", state::get(word.as_bytes()).map(|value| value.map(|value| String::from_utf8_lossy(&value).into_owned())))),
+                "get" => say(
+                    &record.key,
+                    format!(
+                        "{:?}",
+                        state::get(word.as_bytes())
+                            .map(|value| value.map(|value| String::from_utf8_lossy(&value).into_owned()))
+                    ),
+                ),
                 "set" => say(&record.key, format!("{:?}", state::set(word.as_bytes(), rest.as_bytes()))),
                 "setbig" => say(&record.key, format!("{:?}", state::set(word.as_bytes(), &vec![0; 2 * 1024 * 1024]))),
                 "delete" => say(&record.key, format!("{:?}", state::delete(word.as_bytes()))),
                 "env" => say(
                     &record.key,
-                    format!("{} variables, {} arguments, file: {:?}", std::env::vars().count(), std::env::args().count(), std::fs::read("/etc/passwd").err().map(|error| error.kind())),
+                    format!(
+                        "{} variables, {} arguments, file: {:?}",
+                        std::env::vars().count(),
+                        std::env::args().count(),
+                        std::fs::read("/etc/passwd").err().map(|error| error.kind())
+                    ),
                 ),
                 "clock" => {
                     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();

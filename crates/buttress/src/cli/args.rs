@@ -114,7 +114,9 @@ pub struct Server {
 #[derive(Debug, Subcommand)]
 pub enum TopicCommand {
     /// Create a topic.
-    #[command(after_help = "Example:\n  buttress topic create telemetry --partitions 8 --retention-ms 2592000000 --sequence machine,seq")]
+    #[command(
+        after_help = "Example:\n  buttress topic create telemetry --partitions 8 --retention-ms 2592000000 --sequence machine,seq"
+    )]
     Create {
         name: String,
         #[arg(long, default_value_t = 1)]
@@ -151,7 +153,9 @@ pub enum TopicCommand {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Examples:\n  echo '{\"machine\":\"m-1\",\"seq\":1}' | buttress produce telemetry\n  buttress produce notes --key k lines.txt")]
+#[command(
+    after_help = "Examples:\n  echo '{\"machine\":\"m-1\",\"seq\":1}' | buttress produce telemetry\n  buttress produce notes --key k lines.txt"
+)]
 pub struct ProduceArgs {
     pub topic: String,
     /// A file with one record per line; standard input when not given.
@@ -164,7 +168,9 @@ pub struct ProduceArgs {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Examples:\n  buttress consume machine-anomalies --follow\n  buttress consume telemetry --partition 0 --from 100 --max 10 --output json")]
+#[command(
+    after_help = "Examples:\n  buttress consume machine-anomalies --follow\n  buttress consume telemetry --partition 0 --from 100 --max 10 --output json"
+)]
 pub struct ConsumeArgs {
     pub topic: String,
     /// One partition; all of them when not given.
@@ -186,7 +192,9 @@ pub struct ConsumeArgs {
 #[derive(Debug, Subcommand)]
 pub enum FnCommand {
     /// Deploy a WebAssembly component.
-    #[command(after_help = "Example:\n  buttress fn deploy anomaly guests/built/anomaly.wasm --topic telemetry --output-topic machine-anomalies --model anomaly --state --route /infer")]
+    #[command(
+        after_help = "Example:\n  buttress fn deploy anomaly guests/built/anomaly.wasm --topic telemetry --output-topic machine-anomalies --model anomaly --state --route /infer"
+    )]
     Deploy {
         name: String,
         component: PathBuf,
@@ -222,7 +230,9 @@ pub enum FnCommand {
         server: Server,
     },
     /// Call a function's HTTP handler.
-    #[command(after_help = "Example:\n  buttress fn invoke anomaly /infer --data '{\"samples\":[[91.5,6.1]],\"ts\":1}'")]
+    #[command(
+        after_help = "Example:\n  buttress fn invoke anomaly /infer --data '{\"samples\":[[91.5,6.1]],\"ts\":1}'"
+    )]
     Invoke {
         name: String,
         #[arg(default_value = "/")]

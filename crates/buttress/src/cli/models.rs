@@ -13,8 +13,9 @@ pub async fn run(command: ModelCommand) -> Result<(), Error> {
     match command {
         ModelCommand::Push { name, file, server } => {
             let bytes = super::functions::read_file(&file, Code::MODEL_INVALID)?;
-            let answer =
-                Client::new(&server.server)?.send_bytes(Method::PUT, &format!("/v1/models/{name}"), bytes.into()).await?;
+            let answer = Client::new(&server.server)?
+                .send_bytes(Method::PUT, &format!("/v1/models/{name}"), bytes.into())
+                .await?;
             match server.output {
                 Output::Json => show::json(&answer).map_err(show::output_failed)?,
                 Output::Table => eprintln!(
@@ -32,9 +33,15 @@ pub async fn run(command: ModelCommand) -> Result<(), Error> {
                     let list = answer["models"].as_array().cloned().unwrap_or_default();
                     let rows: Vec<Vec<String>> = list
                         .iter()
-                        .map(|m| ["name", "generation", "kind", "size", "digest"].iter().map(|k| show::cell(&m[*k])).collect())
+                        .map(|m| {
+                            ["name", "generation", "kind", "size", "digest"]
+                                .iter()
+                                .map(|k| show::cell(&m[*k]))
+                                .collect()
+                        })
                         .collect();
-                    show::table(&["MODEL", "GENERATION", "KIND", "BYTES", "DIGEST"], &rows).map_err(show::output_failed)?;
+                    show::table(&["MODEL", "GENERATION", "KIND", "BYTES", "DIGEST"], &rows)
+                        .map_err(show::output_failed)?;
                 }
             }
         }

@@ -62,8 +62,10 @@ async fn send(client: &Client, topic: &str, batch: &mut Vec<Value>) -> Result<us
     let offsets = answer["offsets"].as_array().cloned().unwrap_or_default();
     match offsets.iter().find(|o| !o["error_code"].is_null()) {
         None => Ok(offsets.len()),
-        Some(failed) => Err(Error::new(Code::RECORD_INVALID, format!("a record was refused: {}", show::cell(&failed["error"])))
-            .hint("the records before it in the input are acknowledged")),
+        Some(failed) => {
+            Err(Error::new(Code::RECORD_INVALID, format!("a record was refused: {}", show::cell(&failed["error"])))
+                .hint("the records before it in the input are acknowledged"))
+        }
     }
 }
 

@@ -92,7 +92,8 @@ mod tests {
     #[test]
     fn every_code_has_a_page_that_says_cause_and_remedy() {
         for (code, meaning) in Code::ALL {
-            let (_, page) = PAGES.iter().find(|(known, _)| *known == code.0).unwrap_or_else(|| panic!("{code} has no page"));
+            let (_, page) =
+                PAGES.iter().find(|(known, _)| *known == code.0).unwrap_or_else(|| panic!("{code} has no page"));
             assert!(page.starts_with(&format!("# {code}: {meaning}")), "{code}");
             assert!(page.contains("## Cause") && page.contains("## Remedy"), "{code}");
         }

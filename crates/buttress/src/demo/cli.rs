@@ -22,7 +22,9 @@ const ANOMALY: &[u8] = include_bytes!("../../../../guests/built/anomaly.wasm");
 const FAULTY: &[u8] = include_bytes!("../../../../guests/built/faulty.wasm");
 
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "Examples:\n  buttress demo\n  buttress demo --duration 20s --rate 2000 --machines 2000 --output json\n  buttress demo --data ai4i2020.csv --map temperature=\"Process temperature [K]\" --map speed=\"Rotational speed [rpm]\" \\\n    --map torque=\"Torque [Nm]\" --map wear=\"Tool wear [min]\" --label \"Machine failure\"")]
+#[command(
+    after_help = "Examples:\n  buttress demo\n  buttress demo --duration 20s --rate 2000 --machines 2000 --output json\n  buttress demo --data ai4i2020.csv --map temperature=\"Process temperature [K]\" --map speed=\"Rotational speed [rpm]\" \\\n    --map torque=\"Torque [Nm]\" --map wear=\"Tool wear [min]\" --label \"Machine failure\""
+)]
 pub struct FleetArgs {
     /// Machines of the plant.
     #[arg(long, default_value_t = super::MACHINES_DEFAULT)]
@@ -101,7 +103,8 @@ pub fn run(args: FleetArgs) -> Answer {
         return Ok(true);
     }
     logging::init(logging::Format::Text, "error");
-    let mut options = FleetOptions::new(Assets { anomaly: Bytes::from_static(ANOMALY), faulty: Bytes::from_static(FAULTY) });
+    let mut options =
+        FleetOptions::new(Assets { anomaly: Bytes::from_static(ANOMALY), faulty: Bytes::from_static(FAULTY) });
     options.machines = args.machines;
     options.rate = args.rate;
     options.duration = args.duration;

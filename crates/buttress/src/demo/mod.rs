@@ -627,7 +627,7 @@ impl Display {
                 }
             });
             terminal.0.show(&self.feed.tick(), &self.feed.events());
-            if rounds % 2 == 0 {
+            if rounds.is_multiple_of(2) {
                 self.tell_story(&stories).await;
             }
             rounds += 1;

@@ -120,10 +120,10 @@ mod tests {
 
     fn quality(model: &[u8]) -> (f64, f64) {
         let score = scorer(model).unwrap();
-        let mut plant = Plant::new(1_000, 99);
+        let mut plant = Plant::new(4_000, 99);
         let (mut hits, mut reported, mut actual) = (0.0, 0.0, 0.0);
         for _ in 0..40 {
-            for machine in 0..1_000 {
+            for machine in 0..4_000 {
                 let sample = plant.read(machine);
                 let flagged = score(&sample.values) > 0.7;
                 reported += f64::from(u8::from(flagged));

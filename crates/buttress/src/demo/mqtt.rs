@@ -270,4 +270,74 @@ mod tests {
         queue.acknowledge(1, &journal);
         assert_eq!(left(&queue), [(3, 0), (4, 0)]);
     }
+
+    /// Enough of a broker: CONNACK, and a PUBACK for each PUBLISH until `acks` are spent; then it hangs up.
+    async fn broker(listener: tokio::net::TcpListener, mut acks: usize, seen: Arc<Mutex<Vec<String>>>) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            loop {
+                let kind = stream.read_u8().await.unwrap_or(0);
+                if kind == 0 {
+                    break;
+                }
+                let (mut length, mut shift) = (0usize, 0);
+                loop {
+                    let byte = stream.read_u8().await.unwrap();
+                    length |= usize::from(byte & 0x7f) << shift;
+                    shift += 7;
+                    if byte & 0x80 == 0 {
+                        break;
+                    }
+                }
+                let mut body = vec![0; length];
+                stream.read_exact(&mut body).await.unwrap();
+                match kind >> 4 {
+                    1 => stream.write_all(&[0x20, 2, 0, 0]).await.unwrap(),
+                    3 => {
+                        let topic = usize::from(body[0]) << 8 | usize::from(body[1]);
+                        let payload = String::from_utf8(body[4 + topic..].to_vec()).unwrap();
+                        seen.lock().unwrap().push(payload);
+                        if acks == 0 {
+                            acks = usize::MAX;
+                            break;
+                        }
+                        acks -= 1;
+                        stream.write_all(&[0x40, 2, body[2 + topic], body[3 + topic]]).await.unwrap();
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_moves_to_another_node_and_sends_again_what_was_not_acknowledged() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let mut nodes = Vec::new();
+        // The first node acknowledges two readings and hangs up on the third; the second one takes everything.
+        for (id, acks) in [(1, 2), (2, usize::MAX)] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mqtt = listener.local_addr().unwrap().to_string();
+            nodes.push(NodeAddress { name: format!("n{id}"), id, kafka: String::new(), mqtt, http: String::new() });
+            tokio::spawn(broker(listener, acks, Arc::clone(&seen)));
+        }
+        let journal = Arc::new(Journal::new(1));
+        let session = Arc::new(Session::new(0, 16, Arc::new(vec!["m-0".into()]), Arc::clone(&journal)));
+        for _ in 0..40 {
+            let seq = journal.send(0, false);
+            session.push(0, seq, Bytes::from(seq.to_string()));
+        }
+        let running = tokio::spawn(Arc::clone(&session).run(Arc::new(nodes)));
+        while journal.acked() < 40 {
+            tokio::task::yield_now().await;
+        }
+        running.abort();
+        let seen: Vec<u32> = seen.lock().unwrap().iter().map(|payload| payload.parse().unwrap()).collect();
+        // What the second node got begins with the first unacknowledged reading and has no gap.
+        let again = seen.iter().rposition(|seq| *seq == 3).unwrap();
+        assert_eq!(seen[again..], (3..=40).collect::<Vec<_>>());
+        assert_eq!(journal.snapshot()[0].acked.len(), 40);
+        assert!(journal.retries() > 0);
+    }
 }

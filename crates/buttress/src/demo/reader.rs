@@ -62,11 +62,12 @@ impl Names {
 /// # Errors
 /// When none does in time.
 pub async fn connect(kafka: &[String]) -> anyhow::Result<Client> {
-    let mut backoff = BackoffConfig::default();
-    backoff.init_backoff = Duration::from_millis(20);
-    backoff.max_backoff = Duration::from_millis(200);
-    backoff.base = 2.0;
-    backoff.deadline = Some(STEP_WAIT);
+    let backoff = BackoffConfig {
+        init_backoff: Duration::from_millis(20),
+        max_backoff: Duration::from_millis(200),
+        base: 2.0,
+        deadline: Some(STEP_WAIT),
+    };
     let client = ClientBuilder::new(kafka.to_vec()).client_id("fleet-reader").backoff_config(backoff).build();
     tokio::time::timeout(STEP_WAIT, client)
         .await

@@ -11,7 +11,8 @@ use super::{
 
 /// Lines without a terminal come this often, in ticks of half a second.
 const PLAIN_EVERY: u32 = 10;
-const BAR: usize = 24;
+const BAR: usize = 10;
+const COLUMNS: usize = 79;
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +58,7 @@ impl Terminal {
         if self.live {
             out.push_str(&status_line(tick));
             self.drawn = true;
-        } else if tick.phase == Phase::Playing && self.ticks % PLAIN_EVERY == 0 {
+        } else if tick.phase == Phase::Playing && self.ticks.is_multiple_of(PLAIN_EVERY) {
             out.push_str(&status_line(tick));
             out.push('\n');
         }
@@ -88,27 +89,25 @@ fn event_line(event: &EventView, color: bool) -> String {
     format!("{:>7.1} s  {kind}  {}", event.at_s.max(0.0), event.text)
 }
 
-/// One line of at most 120 characters.
+/// One line that fits into 79 columns, because a line that wraps cannot be redrawn.
 fn status_line(tick: &Tick) -> String {
     let share = if tick.duration_s > 0.0 { (tick.elapsed_s / tick.duration_s).clamp(0.0, 1.0) } else { 0.0 };
     let full = (share * BAR as f64) as usize;
-    let ms = |value: Option<f64>| value.map_or("-".to_owned(), |ms| format!("{ms:.0}"));
-    format!(
-        "{:>7.1} s  {:<10}[{}{}]  {:>6}/s acked  {:>6}/s judged  {:>5} alerts  p50 {:>4} p99 {:>5} ms  {}",
+    let line = format!(
+        "{:>7.1} s  [{}{}] {:>7}/s in {:>7}/s judged  p99 {:>5} ms  {}",
         tick.elapsed_s,
-        tick.phase.text(),
         "#".repeat(full),
         ".".repeat(BAR - full),
         grouped(tick.rates.acked),
         grouped(tick.rates.verdicts),
-        grouped(tick.counters.anomalies),
-        ms(tick.latency_ms.p50),
-        ms(tick.latency_ms.p99),
-        tick.cluster
-            .leader
-            .as_deref()
-            .map_or("no leader".to_owned(), |l| format!("{l} leads term {}", tick.cluster.term)),
-    )
+        tick.latency_ms.p99.map_or("-".to_owned(), |ms| format!("{ms:.0}")),
+        match (tick.phase, tick.cluster.leader.as_deref()) {
+            (Phase::Playing, Some(leader)) => format!("{leader} leads"),
+            (Phase::Playing, None) => "no leader".to_owned(),
+            (phase, _) => phase.text().to_owned(),
+        },
+    );
+    line.chars().take(COLUMNS).collect()
 }
 
 #[cfg(test)]
@@ -130,7 +129,8 @@ mod tests {
             cluster: ClusterViewed { leader: Some("n2".into()), term: 3, ..ClusterViewed::default() },
             ..Tick::default()
         };
-        expect!["   30.0 s  playing   [############............]  10,003/s acked   9,998/s judged  1,234 alerts  p50   18 p99    61 ms  n2 leads term 3"].assert_eq(&status_line(&tick));
+        expect!["   30.0 s  [#####.....]  10,003/s in   9,998/s judged  p99    61 ms  n2 leads"]
+            .assert_eq(&status_line(&tick));
         let event = EventView { at_s: 21.0, kind: "kill", text: "SIGKILL to n1, the leader of term 2".into() };
         expect!["   21.0 s  kill       SIGKILL to n1, the leader of term 2"].assert_eq(&event_line(&event, false));
     }

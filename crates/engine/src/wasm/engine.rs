@@ -253,6 +253,14 @@ fn config(pooling: bool) -> Config {
             .async_stack_keep_resident(16 * 1024)
             .pagemap_scan(Enabled::Auto);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    } else {
+        // Address space is short: memories start small and move as they grow, at the price of bounds checks.
+        config
+            .memory_reservation(0)
+            .memory_reservation_for_growth(1024 * 1024)
+            .memory_guard_size(64 * 1024)
+            .guard_before_linear_memory(false)
+            .memory_may_move(true);
     }
     config
 }

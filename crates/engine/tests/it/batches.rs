@@ -301,7 +301,7 @@ fn the_flagship_finds_anomalies() {
         ? anomaly
         > machine-anomalies m-1={"anomaly":true,"machine":"m-1","seq":2,"ts":null,"score":0.775,"temperature":90,"vibration":1,"source":{"partition":3,"offset":10},"arrived_ms":1700000000000,"by":"rules","reason":"temperature 90.0 above 80"}
         * …
-        # warn: model `anomaly`: model `anomaly` is granted, but nothing of this name was pushed yet; local rules decide
+        # warn: model `anomaly` is granted, but nothing of this name was pushed yet; local rules decide
     "#]].assert_eq(&shown);
     assert_eq!(state.rows.len(), 2);
     assert!(state.rows.values().all(|value| value.len() == 41));

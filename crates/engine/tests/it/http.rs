@@ -65,13 +65,13 @@ fn the_flagship_answers() {
         &guest,
         call("POST", "/infer", infer, vec![]),
         expect![[r#"
-        200
-        content-type: application/json
-        content-length: 49
+            200
+            content-type: application/json
+            content-length: 49
 
-        {"anomaly":false,"score":0.63,"ts":1700000000000}
-        # warn: model `anomaly`: model `anomaly` is granted, but nothing of this name was pushed yet; local rules decide
-    "#]],
+            {"anomaly":false,"score":0.63,"ts":1700000000000}
+            # warn: model `anomaly` is granted, but nothing of this name was pushed yet; local rules decide
+        "#]],
     );
     check(
         &guest,

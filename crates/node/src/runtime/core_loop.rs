@@ -147,8 +147,6 @@ pub(super) struct Core {
     retention_at: Instant,
     /// A snapshot that is on disk and waits for consensus to accept it.
     received: Option<ReceivedSnapshot>,
-    /// What was installed last: the log restarts behind it.
-    installed: SnapshotMeta,
 }
 
 impl Core {
@@ -176,7 +174,6 @@ impl Core {
             );
         }
         let restored = restore(config, &mut log, recovered.take(SHARD), &store)?;
-        let installed = restored.snapshot.clone();
         let handle = store.handle();
         let reader = store.reader();
         let wal = {
@@ -239,7 +236,6 @@ impl Core {
             expiry: None,
             retention_at: Instant::now(),
             received: None,
-            installed,
         })
     }
 
@@ -570,7 +566,6 @@ impl Core {
         let machine = Machine::open(store)
             .map_err(|error| Error::new(Code::CORRUPT, format!("the snapshot's state cannot be rebuilt: {error}")))?;
         self.shared.counters.snapshots_installed.fetch_add(1, Ordering::Relaxed);
-        self.installed = meta.clone();
         self.publish(&machine);
         Ok(Input::Installed { snapshot: meta, machine })
     }
@@ -706,11 +701,7 @@ impl Core {
     }
 
     fn persist(&mut self, persist: Persist) {
-        let marker = persist.reset.then(|| wal::Marker {
-            index: self.installed.index,
-            term: self.installed.term,
-            meta: self.installed.encode(),
-        });
+        let marker = persist.reset.map(|meta| wal::Marker { index: meta.index, term: meta.term, meta: meta.encode() });
         self.log.submit(wal::Job {
             shard: SHARD,
             ticket: persist.ticket,

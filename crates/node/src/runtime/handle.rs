@@ -59,41 +59,139 @@ impl Handle {
         let shared = &self.shared;
         let values: [(&str, &str, &str, u64); 27] = [
             ("buttress_consensus_term", "gauge", "Raft term.", view.term.0),
-            ("buttress_consensus_leader", "gauge", "Id of the leader, 0 while none is known.", view.leader.map_or(0, |id| id.0)),
+            (
+                "buttress_consensus_leader",
+                "gauge",
+                "Id of the leader, 0 while none is known.",
+                view.leader.map_or(0, |id| id.0),
+            ),
             ("buttress_consensus_is_leader", "gauge", "1 on the leader.", view.is_leader().into()),
             ("buttress_consensus_committed_index", "gauge", "Last committed entry.", view.committed.0),
             ("buttress_consensus_applied_index", "gauge", "Last applied entry.", view.applied.0),
-            ("buttress_consensus_commit_lag_entries", "gauge", "Committed here and not yet applied.", view.committed.0.saturating_sub(view.applied.0)),
-            ("buttress_consensus_leader_changes_total", "counter", "Leaders that this node has seen.", count(&shared.counters.leader_changes)),
+            (
+                "buttress_consensus_commit_lag_entries",
+                "gauge",
+                "Committed here and not yet applied.",
+                view.committed.0.saturating_sub(view.applied.0),
+            ),
+            (
+                "buttress_consensus_leader_changes_total",
+                "counter",
+                "Leaders that this node has seen.",
+                count(&shared.counters.leader_changes),
+            ),
             ("buttress_consensus_turns_total", "counter", "Turns of the node's task.", count(&shared.counters.turns)),
             ("buttress_ledger_revision", "gauge", "Revision of the key space.", view.revision.0),
-            ("buttress_ledger_submitted_total", "counter", "Entries submitted to this node.", count(&shared.counters.submitted)),
-            ("buttress_ledger_forwarded_total", "counter", "Entries sent on to the leader.", count(&shared.counters.forwarded)),
-            ("buttress_ledger_resent_total", "counter", "Entries sent again after a leader change or silence.", count(&shared.counters.resent)),
-            ("buttress_ledger_refused_total", "counter", "Entries of this node that a guard refused.", count(&shared.counters.refused)),
-            ("buttress_ledger_failed_total", "counter", "Entries of this node given up at their deadline.", count(&shared.counters.failed)),
-            ("buttress_ledger_applied_entries_total", "counter", "Entries applied.", count(&shared.counters.applied_entries)),
-            ("buttress_ledger_applied_records_total", "counter", "Records applied.", count(&shared.counters.applied_records)),
+            (
+                "buttress_ledger_submitted_total",
+                "counter",
+                "Entries submitted to this node.",
+                count(&shared.counters.submitted),
+            ),
+            (
+                "buttress_ledger_forwarded_total",
+                "counter",
+                "Entries sent on to the leader.",
+                count(&shared.counters.forwarded),
+            ),
+            (
+                "buttress_ledger_resent_total",
+                "counter",
+                "Entries sent again after a leader change or silence.",
+                count(&shared.counters.resent),
+            ),
+            (
+                "buttress_ledger_refused_total",
+                "counter",
+                "Entries of this node that a guard refused.",
+                count(&shared.counters.refused),
+            ),
+            (
+                "buttress_ledger_failed_total",
+                "counter",
+                "Entries of this node given up at their deadline.",
+                count(&shared.counters.failed),
+            ),
+            (
+                "buttress_ledger_applied_entries_total",
+                "counter",
+                "Entries applied.",
+                count(&shared.counters.applied_entries),
+            ),
+            (
+                "buttress_ledger_applied_records_total",
+                "counter",
+                "Records applied.",
+                count(&shared.counters.applied_records),
+            ),
             ("buttress_wal_commits_total", "counter", "Writes with their fsync.", count(&shared.wal.commits)),
             ("buttress_wal_entries_total", "counter", "Entries written.", count(&shared.wal.entries)),
             ("buttress_wal_bytes_total", "counter", "Bytes written.", count(&shared.wal.bytes)),
             ("buttress_wal_queued_bytes", "gauge", "Bytes that wait for their fsync.", count(&shared.wal.queued_bytes)),
-            ("buttress_store_checkpoints_total", "counter", "Checkpoints written.", count(&shared.store.stats().checkpoints)),
-            ("buttress_store_checkpoint_index", "gauge", "Entry of the last checkpoint.", count(&shared.store.stats().checkpoint_index)),
-            ("buttress_store_overlay_bytes", "gauge", "Rows in memory that no checkpoint has yet.", count(&shared.store.stats().overlay_bytes)),
-            ("buttress_store_snapshots_sent_total", "counter", "Snapshots sent to followers.", count(&shared.counters.snapshots_sent)),
-            ("buttress_store_snapshots_installed_total", "counter", "Snapshots installed.", count(&shared.counters.snapshots_installed)),
+            (
+                "buttress_store_checkpoints_total",
+                "counter",
+                "Checkpoints written.",
+                count(&shared.store.stats().checkpoints),
+            ),
+            (
+                "buttress_store_checkpoint_index",
+                "gauge",
+                "Entry of the last checkpoint.",
+                count(&shared.store.stats().checkpoint_index),
+            ),
+            (
+                "buttress_store_overlay_bytes",
+                "gauge",
+                "Rows in memory that no checkpoint has yet.",
+                count(&shared.store.stats().overlay_bytes),
+            ),
+            (
+                "buttress_store_snapshots_sent_total",
+                "counter",
+                "Snapshots sent to followers.",
+                count(&shared.counters.snapshots_sent),
+            ),
+            (
+                "buttress_store_snapshots_installed_total",
+                "counter",
+                "Snapshots installed.",
+                count(&shared.counters.snapshots_installed),
+            ),
             ("buttress_peer_sent_bytes_total", "counter", "Bytes sent to peers.", count(&shared.transport.sent_bytes)),
-            ("buttress_peer_dropped_frames_total", "counter", "Frames to peers that were dropped.", count(&shared.transport.dropped_frames)),
+            (
+                "buttress_peer_dropped_frames_total",
+                "counter",
+                "Frames to peers that were dropped.",
+                count(&shared.transport.dropped_frames),
+            ),
         ];
         for (name, kind, help, value) in values {
             metrics::render_value(name, kind, help, value, out);
         }
-        metrics::render_histogram("buttress_ledger_commit_seconds", "From submit to applied on this node.", &shared.counters.commit, out);
-        metrics::render_histogram("buttress_consensus_election_seconds", "From losing a leader to knowing the next.", &shared.counters.election, out);
+        metrics::render_histogram(
+            "buttress_ledger_commit_seconds",
+            "From submit to applied on this node.",
+            &shared.counters.commit,
+            out,
+        );
+        metrics::render_histogram(
+            "buttress_consensus_election_seconds",
+            "From losing a leader to knowing the next.",
+            &shared.counters.election,
+            out,
+        );
         metrics::render_histogram("buttress_wal_fsync_seconds", "One fsync of the log.", &shared.wal.sync_us, out);
-        metrics::render_histogram("buttress_store_checkpoint_seconds", "One checkpoint.", &shared.store.stats().checkpoint_us, out);
-        let _ = writeln!(out, "# HELP buttress_topic_end_offset Sum of the partitions' end offsets.\n# TYPE buttress_topic_end_offset gauge");
+        metrics::render_histogram(
+            "buttress_store_checkpoint_seconds",
+            "One checkpoint.",
+            &shared.store.stats().checkpoint_us,
+            out,
+        );
+        let _ = writeln!(
+            out,
+            "# HELP buttress_topic_end_offset Sum of the partitions' end offsets.\n# TYPE buttress_topic_end_offset gauge"
+        );
         for topic in self.topics().iter().take(TOPIC_LABELS_MAX) {
             let end: i64 = topic.partitions.iter().map(|p| p.end.0).sum();
             let _ = writeln!(out, "buttress_topic_end_offset{{topic=\"{}\"}} {end}", topic.name);
