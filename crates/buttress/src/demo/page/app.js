@@ -158,7 +158,8 @@ const actions = {
   },
   "wear-out": {
     reason: () => (map.selected === null ? "select a machine in the map" : null),
-    does: () => `damages the bearing of ${machineName(map.selected)}`,
+    label: () => (map.selected === null ? "Wear out this machine" : `Wear out ${machineName(map.selected)}`),
+    does: () => "damages its bearing",
     path: () => `wear-out?machine=${map.selected}`,
     done: () => story.prefer(map.selected),
   },
@@ -178,6 +179,7 @@ function showButtons() {
     const reason = reasonAgainst(name);
     button.disabled = reason !== null;
     const text = reason ?? action.does(now);
+    if (action.label) setText(button.querySelector("b span"), action.label());
     setText(button.querySelector("small"), text);
     button.title = text;
   }

@@ -3,14 +3,14 @@
 //
 // The lanes share the time axis, from the start of the play to its planned end (a long run shows its last minutes). What
 // happened to the cluster is a line through all lanes; the time without a leader is a hatched band. Labels stand on a
-// strip above the lanes and give way to each other: an older one that has no room is left out, its line stays.
+// strip above the lanes and give way to each other: one that has no room is left out, its line stays.
 
 import { count, drawer, fitted, ms, seconds, short, themeColor } from "./format.js";
 
 /** Longer runs scroll; the feed keeps this much as well. */
 const WINDOW_S = 300;
 const SERIES_MAX = 600;
-const LEFT = 44;
+const LEFT = 54;
 const RIGHT = 10;
 const LABELS_HEIGHT = 30;
 const LABEL_ROW = 14;
@@ -19,12 +19,15 @@ const BAND_HEIGHT = 22;
 const TITLE_HEIGHT = 19;
 const LATENCY_MS_MIN = 1;
 
-/** Which events are lines, how they are labelled, and on which side of the line the label would like to stand. */
+/**
+ * Which events are lines, how they are labelled, and on which side of the line the label would like to stand; what is
+ * more important comes first and gets the room.
+ */
 const MARKS = {
-  kill: { symbol: "✕", color: "bad", side: "left", label: (event) => event.text.match(/SIGKILL to (\S+?),/)?.[1] ?? "kill" },
-  election: { symbol: "★", color: "good", side: "right", label: (event) => event.text.match(/^\S+ leads term \d+/)?.[0] ?? "election" },
-  restart: { symbol: "↻", color: "muted", side: "right", label: (event) => `${event.text.split(" ")[0]} back` },
+  kill: { symbol: "✕", color: "bad", side: "left", label: (event) => `${event.text.match(/SIGKILL to (\S+?),/)?.[1] ?? "leader"} killed` },
+  election: { symbol: "★", color: "good", side: "right", label: (event) => event.text.match(/^(\S+) leads term/)?.[1] ?? "election" },
   swap: { symbol: "⇄", color: "accent", side: "right", label: (event) => `model ${event.text.match(/to (\d+)$/)?.[1] ?? "swap"}` },
+  restart: { symbol: "↻", color: "muted", side: "right", label: (event) => `${event.text.split(" ")[0]} back` },
   trap: { symbol: "!", color: "muted", side: "right", label: () => "trap" },
 };
 
@@ -107,10 +110,10 @@ export class Charts {
 
     this.drawTimeAxis(bottom);
     this.drawLeaderless(LABELS_HEIGHT, latency.top + latency.height);
+    this.drawMarks(LABELS_HEIGHT, bottom);
     this.drawThroughput(throughput);
     this.drawLatency(latency);
     this.drawBand(band);
-    this.drawMarks(LABELS_HEIGHT, bottom);
     this.drawPointer(LABELS_HEIGHT, bottom, width);
   }
 
@@ -167,12 +170,21 @@ export class Charts {
     }
   }
 
-  /** Title on the left, keys and newest values on the right, above a lane. */
-  title(lane, title, keys) {
+  /** Title on the left (the longest that has room) and keys on the right, above a lane. */
+  title(lane, titles, keys) {
+    const { context } = this;
     const y = lane.top - TITLE_HEIGHT / 2;
-    this.context.font = `600 11px ${this.font}`;
+    context.font = `11px ${this.font}`;
+    const keysWidth = keys.reduce((sum, { name }) => sum + context.measureText(name).width + 31, 0);
+    context.font = `600 11px ${this.font}`;
+    const room = this.right - this.left - keysWidth;
+    const title = titles.find((text) => context.measureText(text).width < room) ?? titles.at(-1);
+    // Lines of marks end at the text instead of crossing it.
+    context.fillStyle = themeColor("panel");
+    context.fillRect(this.left, y - 8, context.measureText(title).width + 6, 16);
+    context.fillRect(this.right - keysWidth + 8, y - 8, keysWidth - 8, 16);
     this.text(title, this.left, y, themeColor("text"));
-    this.context.font = `11px ${this.font}`;
+    context.font = `11px ${this.font}`;
     let x = this.right;
     for (const { name, color, dashed } of [...keys].reverse()) {
       this.text(name, x, y, themeColor("muted"), "right");
@@ -202,7 +214,7 @@ export class Charts {
     this.fill(points, (point) => y(point.verdicts), () => y(0), themeColor("series-a-fill"));
     this.stroke(points, (point) => y(point.verdicts), area, []);
     this.stroke(points, (point) => y(point.acked), edge, [4, 3]);
-    this.title(lane, "Throughput, per second", [
+    this.title(lane, ["Throughput, per second", "Throughput/s"], [
       { name: "verdicts", color: area },
       { name: "acknowledged", color: edge, dashed: true },
     ]);
@@ -222,7 +234,7 @@ export class Charts {
     this.fill(points, (point) => y(point.p99), (point) => y(point.p50), themeColor("series-c-fill"));
     this.stroke(points, (point) => y(point.p50), p50, []);
     this.stroke(points, (point) => y(point.p99), p99, [4, 3]);
-    this.title(lane, "Arrival to verdict, log scale", [
+    this.title(lane, ["Arrival to verdict, log scale", "Arrival to verdict"], [
       { name: "p50", color: p50 },
       { name: "p99", color: p99, dashed: true },
     ]);
@@ -269,8 +281,8 @@ export class Charts {
 
   drawBand(lane) {
     const { context } = this;
+    this.title(lane, ["Leader and term"], []);
     context.font = `600 11px ${this.font}`;
-    this.text("Leader and term", this.left, lane.top - TITLE_HEIGHT / 2, themeColor("text"));
     context.fillStyle = themeColor("grid");
     context.fillRect(this.left, lane.top, this.right - this.left, lane.height);
     for (const span of this.spans()) {
@@ -309,12 +321,15 @@ export class Charts {
     context.restore();
   }
 
-  /** Newest first, so that what just happened has its label. */
+  /** By importance, and among equals the newest first, so that what just happened has its label. */
   drawMarks(top, bottom) {
     const { context } = this;
     context.font = `600 11px ${this.font}`;
     const taken = [];
-    for (const event of this.visible(this.marks).reverse()) {
+    const order = Object.keys(MARKS);
+    const marks = this.visible(this.marks).reverse();
+    marks.sort((a, b) => order.indexOf(a.kind) - order.indexOf(b.kind));
+    for (const event of marks) {
       const mark = MARKS[event.kind];
       const x = Math.round(this.x(event.at_s)) + 0.5;
       if (x < this.left || x > this.right + 1) continue;
@@ -323,6 +338,14 @@ export class Charts {
       this.line(x, top, x, bottom, color);
       context.setLineDash([]);
       this.placeLabel(`${mark.symbol} ${mark.label(event)}`, x, mark.side, color, taken);
+    }
+    const middle = (row) => row * LABEL_ROW + LABEL_ROW / 2 + 1;
+    for (const { row, x, color } of taken) if (row === 0) this.line(x, middle(0), x, LABELS_HEIGHT, color);
+    for (const { row, from, to, text, color } of taken) {
+      // The line of an upper label ends at a lower one.
+      context.fillStyle = themeColor("panel");
+      context.fillRect(from + 2, middle(row) - 7, to - from - 4, 14);
+      this.text(text, from + 4, middle(row), color);
     }
     context.font = `11px ${this.font}`;
   }
@@ -333,13 +356,10 @@ export class Charts {
     for (const row of [1, 0]) {
       for (const side of sides) {
         const from = side === "left" ? x - width - 4 : x + 4;
-        const box = { row, from: from - 4, to: from + width + 4 };
+        const box = { row, from: from - 4, to: from + width + 4, text, x, color };
         const fits = box.from >= 0 && box.to <= this.right + RIGHT;
         if (!fits || taken.some((other) => other.row === row && other.from < box.to && box.from < other.to)) continue;
         taken.push(box);
-        const y = row * LABEL_ROW + LABEL_ROW / 2 + 1;
-        this.text(text, from, y, color);
-        if (row === 0) this.line(x, y, x, LABELS_HEIGHT, color);
         return;
       }
     }

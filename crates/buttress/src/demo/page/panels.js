@@ -23,12 +23,12 @@ const PHASES = {
 
 const EVENT_SYMBOLS = {
   start: "▸", deploy: "▸", kill: "✕", election: "★", restart: "↻", "caught-up": "✓", swap: "⇄", trap: "!",
-  contained: "✓", "wear-out": "◆", stop: "■", check: "?",
+  contained: "✓", "wear-out": "◆", stop: "■", check: "▸",
 };
 
 const PROMISE_STATES = {
   holding: { symbol: "●", text: "holding" },
-  pending: { symbol: "○", text: "judged at the end" },
+  pending: { symbol: "○", text: "at the end" },
   held: { symbol: "✓", text: "held" },
   broken: { symbol: "✕", text: "broken" },
 };
@@ -45,15 +45,15 @@ export class Figures {
     setText(byId("facts"), `${count(tick.machines)} machines, ${tick.cluster.nodes.length} nodes, seed ${tick.seed}${model}`);
     const { counters, rates, latency_ms: latency } = tick;
     setText(byId("readings-rate"), count(rates.acked));
-    setText(byId("readings-total"), `${count(counters.acked)} of ${count(counters.sent)} acknowledged`);
+    setText(byId("readings-total"), `${count(counters.acked)} acknowledged\nof ${count(counters.sent)} sent`);
     setText(byId("verdicts-rate"), count(rates.verdicts));
-    setText(byId("verdicts-total"), `${count(counters.verdicts)} judged, ${count(counters.retries)} sent again`);
+    setText(byId("verdicts-total"), `${count(counters.verdicts)} judged\n${count(counters.retries)} sent again`);
     setText(byId("anomalies-total"), count(counters.anomalies));
-    setText(byId("anomalies-rate"), `${count(rates.anomalies)} a second`);
+    setText(byId("anomalies-rate"), `${count(rates.anomalies)} a second\nas the function finds them`);
     setText(byId("p50"), ms(latency.p50));
     setText(byId("p99"), ms(latency.p99));
-    setText(byId("alert-latency"), `sensor to alert ${ms(latency.alert_p50)}, p99 ${ms(latency.alert_p99)}`);
-    setText(byId("latency-max"), `max ${ms(latency.max)} in the last ${latency.window_s || 5} s`);
+    setText(byId("alert-latency"), `sensor to alert\n${ms(latency.alert_p50)}, p99 ${ms(latency.alert_p99)}`);
+    setText(byId("latency-max"), `max ${ms(latency.max)}\nin the last ${latency.window_s || 5} s`);
   }
 }
 
@@ -224,7 +224,7 @@ function storySteps(story) {
   const cursor = story.verdict ? `cursor ${count(story.verdict.from)} to ${count(story.verdict.to)}` : "cursor moved";
   return [
     { title: "Sensor", at: story.sensor_ms, lines: [`${story.machine}, seq ${count(story.seq)}`, measured.join(", ")] },
-    { title: "Edge", at: story.arrived_ms, lines: ["arrived", "kept until committed"] },
+    { title: "Edge", at: story.arrived_ms, lines: ["arrived", "acknowledged once committed"] },
     {
       title: "Log",
       at: story.source.committed_ms,
@@ -292,7 +292,7 @@ export class Report {
     );
     const { anomalies, latency_ms: latency, failover, swap } = report;
     const figures = [
-      ["readings acknowledged", `${count(report.readings_acked)} of ${count(report.readings_sent)}`],
+      [`acknowledged of ${count(report.readings_sent)} readings`, count(report.readings_acked)],
       ["verdicts", count(report.verdicts)],
       ["lost", count(report.lost)],
       ["duplicates", count(report.duplicates)],
