@@ -128,7 +128,7 @@ impl Fleet {
         };
         let mut fleet = Self {
             feed,
-           
+
             dice: 7,
             strain: Vec::new(),
             failing: Vec::new(),
@@ -183,8 +183,12 @@ impl Fleet {
             }
             Command::SwapModel => {
                 self.generation += 1;
-                let text =
-                    format!("model {} replaces v1: generation {} to {}", self.version(), self.generation - 1, self.generation);
+                let text = format!(
+                    "model {} replaces v1: generation {} to {}",
+                    self.version(),
+                    self.generation - 1,
+                    self.generation
+                );
                 self.feed.event("swap", text.clone());
                 Ok(text)
             }
@@ -258,8 +262,8 @@ impl Fleet {
         self.seq += 1;
         let newest = *failing.last().expect("sixty fail from the start");
         self.failing = failing;
-        if self.seq % 2 == 0 {
-            let machine = if self.seq % 4 == 0 { newest } else { self.failing[self.seq as usize % 60] };
+        if self.seq.is_multiple_of(2) {
+            let machine = if self.seq.is_multiple_of(4) { newest } else { self.failing[self.seq as usize % 60] };
             self.feed.story(self.story(machine));
         }
     }
