@@ -158,8 +158,8 @@ const actions = {
     does: (tick) => `now ${tick.model.version}, generation ${tick.model.generation}`,
   },
   "wear-out": {
-    reason: () => (map.selected === null ? "select a machine in the map" : null),
-    label: () => (map.selected === null ? "Wear out this machine" : `Wear out ${machineName(map.selected)}`),
+    reason: () => (map.selected === null ? "select one in the map" : null),
+    label: () => (map.selected === null ? "Wear out a machine" : `Wear out ${machineName(map.selected)}`),
     does: () => "damages its bearing",
     path: () => `wear-out?machine=${map.selected}`,
     done: () => story.prefer(map.selected),
