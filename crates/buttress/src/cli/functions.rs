@@ -58,7 +58,7 @@ pub async fn run(command: FnCommand) -> Result<(), Error> {
             match server.output {
                 Output::Json => show::json(&answer).map_err(show::output_failed)?,
                 Output::Table => {
-                    let list = answer["logs"].as_array().cloned().unwrap_or_default();
+                    let list = answer["lines"].as_array().cloned().unwrap_or_default();
                     let text = |line: &serde_json::Value, key: &str| show::cell(&line[key]);
                     let rows: Vec<Vec<String>> = list
                         .iter()

@@ -82,7 +82,7 @@ fn summary(topic: &serde_json::Value) -> Vec<String> {
 
 fn describe(topic: &serde_json::Value) -> std::io::Result<()> {
     for key in ["name", "id", "retention_ms", "retention_bytes", "sequence_fields"] {
-        if let Some(value) = topic.get(key).filter(|v| !v.is_null()) {
+        if let Some(value) = topic.get(key).or_else(|| topic["settings"].get(key)).filter(|v| !v.is_null()) {
             eprintln!("{key:<16} {}", show::cell(value));
         }
     }
