@@ -164,7 +164,7 @@ impl Core {
                 });
             })?
         };
-        let disk = Arc::new(DirDisk::open(&config.data_dir.join("wal"))?);
+        let disk = Arc::new(DirDisk::open(config.data_dir.join("wal"))?);
         let (mut log, mut recovered) = wal::Wal::open(disk, identity, wal::Options::default())?;
         if recovered.torn_bytes > 0 {
             tracing::warn!(
