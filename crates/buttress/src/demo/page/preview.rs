@@ -128,7 +128,7 @@ impl Fleet {
         };
         let mut fleet = Self {
             feed,
-           
+
             dice: 7,
             strain: Vec::new(),
             failing: Vec::new(),
@@ -183,8 +183,12 @@ impl Fleet {
             }
             Command::SwapModel => {
                 self.generation += 1;
-                let text =
-                    format!("model {} replaces v1: generation {} to {}", self.version(), self.generation - 1, self.generation);
+                let text = format!(
+                    "model {} replaces v1: generation {} to {}",
+                    self.version(),
+                    self.generation - 1,
+                    self.generation
+                );
                 self.feed.event("swap", text.clone());
                 Ok(text)
             }

@@ -40,7 +40,8 @@ impl Server {
     /// Status and body of a request with these additional header lines.
     async fn ask(&self, line: &str, headers: &str) -> (u16, String) {
         let host = self.address;
-        let answer = self.raw(format!("{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n").as_bytes());
+        let answer =
+            self.raw(format!("{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n").as_bytes());
         parts(&answer.await)
     }
 }
@@ -156,7 +157,8 @@ async fn every_file_that_the_page_names_is_served_and_none_is_foreign() {
     for name in named.filter(|name| name.starts_with('/')) {
         assert!(ASSETS.iter().any(|asset| asset.path == name), "'{name}' is named and not served");
     }
-    let head = server.raw(format!("HEAD / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", server.address).as_bytes());
+    let head =
+        server.raw(format!("HEAD / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", server.address).as_bytes());
     let head = head.await;
     assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
     assert!(head.contains("x-content-type-options: nosniff") && head.ends_with("\r\n\r\n"), "{head}");
@@ -260,7 +262,9 @@ async fn requests_that_mean_nothing_are_refused_and_do_nothing() {
         let (status, body) = server.ask(line, "").await;
         assert_eq!(status, expected, "{line}: {body}");
     }
-    for garbage in [&b"\x16\x03\x01\x02\x00\x01\x00"[..], b"GET\r\n\r\n", b"\0\0\0\0\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"] {
+    for garbage in
+        [&b"\x16\x03\x01\x02\x00\x01\x00"[..], b"GET\r\n\r\n", b"\0\0\0\0\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"]
+    {
         let answer = server.raw(garbage).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{garbage:?}: {answer}");
     }
