@@ -311,6 +311,8 @@ def check(demo, browser, say):
     say("an anomaly's story is told")
 
     if os.environ.get("PAGE_SCREENSHOT"):
+        late = DURATION_S * 0.75
+        wait_for(f"the play to be at {late} s", DURATION_S, lambda: float(browser.text("#elapsed").split()[0]) >= late)
         browser.run("document.querySelector('#toasts').replaceChildren()")
         browser.screenshot(os.environ["PAGE_SCREENSHOT"])
     errors = errors_of(browser)

@@ -32,7 +32,8 @@ const names = new Map();
 const remembered = new Set();
 
 function isNew(message) {
-  const key = JSON.stringify([message.at_s, message.kind, message.text, message.leader, message.term, message.number, message.seq]);
+  const { at_s, kind, text, leader, term, number, seq } = message;
+  const key = JSON.stringify([at_s, kind, text, leader, term, number, seq]);
   if (remembered.has(key)) return false;
   remembered.add(key);
   if (remembered.size > REMEMBERED_MAX) remembered.delete(remembered.values().next().value);
@@ -157,8 +158,8 @@ const actions = {
     does: (tick) => `now ${tick.model.version}, generation ${tick.model.generation}`,
   },
   "wear-out": {
-    reason: () => (map.selected === null ? "select a machine in the map" : null),
-    label: () => (map.selected === null ? "Wear out this machine" : `Wear out ${machineName(map.selected)}`),
+    reason: () => (map.selected === null ? "select one in the map" : null),
+    label: () => (map.selected === null ? "Wear out a machine" : `Wear out ${machineName(map.selected)}`),
     does: () => "damages its bearing",
     path: () => `wear-out?machine=${map.selected}`,
     done: () => story.prefer(map.selected),
@@ -169,7 +170,8 @@ function reasonAgainst(name) {
   if (!connected) return now === null ? "connecting" : "the demo has ended";
   if (now === null) return "waiting for the fleet";
   if (waiting.has(name)) return "asking…";
-  if (now.phase !== "playing") return ["starting", "deploying", "connecting"].includes(now.phase) ? "the plant does not play yet" : "the play is over";
+  if (["starting", "deploying", "connecting"].includes(now.phase)) return "the plant does not play yet";
+  if (now.phase !== "playing") return "the play is over";
   return actions[name].reason(now);
 }
 

@@ -24,10 +24,10 @@ const LATENCY_MS_MIN = 1;
  * more important comes first and gets the room.
  */
 const MARKS = {
-  kill: { symbol: "✕", color: "bad", side: "left", label: (event) => `${event.text.match(/SIGKILL to (\S+?),/)?.[1] ?? "leader"} killed` },
-  election: { symbol: "★", color: "good", side: "right", label: (event) => event.text.match(/^(\S+) leads term/)?.[1] ?? "election" },
-  swap: { symbol: "⇄", color: "accent", side: "right", label: (event) => `model ${event.text.match(/to (\d+)$/)?.[1] ?? "swap"}` },
-  restart: { symbol: "↻", color: "muted", side: "right", label: (event) => `${event.text.split(" ")[0]} back` },
+  kill: { symbol: "✕", color: "bad", side: "left", label: (text) => `${text.match(/SIGKILL to (\S+?),/)?.[1] ?? "leader"} killed` },
+  election: { symbol: "★", color: "good", side: "right", label: (text) => text.match(/^(\S+) leads term/)?.[1] ?? "election" },
+  swap: { symbol: "⇄", color: "accent", side: "right", label: (text) => `model ${text.match(/to (\d+)$/)?.[1] ?? "swap"}` },
+  restart: { symbol: "↻", color: "muted", side: "right", label: (text) => `${text.split(" ")[0]} back` },
   trap: { symbol: "!", color: "muted", side: "right", label: () => "trap" },
 };
 
@@ -156,9 +156,12 @@ export class Charts {
     return this.spans().filter((span) => span.leader === null);
   }
 
+  /** The first leader was there before the play began, by a clock that the play set anew. */
   spans() {
+    const begin = (at) => (at === 0 ? 0 : this.timeline[at].at_s);
+    const end = (at) => this.timeline[at + 1]?.at_s ?? Math.max(this.elapsed, begin(at));
     return this.timeline
-      .map((change, at) => ({ ...change, from: change.at_s, to: this.timeline[at + 1]?.at_s ?? Math.max(this.elapsed, change.at_s) }))
+      .map((change, at) => ({ ...change, from: begin(at), to: end(at) }))
       .filter((span) => span.to > this.from && span.to > span.from);
   }
 
@@ -337,7 +340,7 @@ export class Charts {
       context.setLineDash(event.kind === "kill" || event.kind === "election" ? [] : [2, 3]);
       this.line(x, top, x, bottom, color);
       context.setLineDash([]);
-      this.placeLabel(`${mark.symbol} ${mark.label(event)}`, x, mark.side, color, taken);
+      this.placeLabel(`${mark.symbol} ${mark.label(event.text)}`, x, mark.side, color, taken);
     }
     const middle = (row) => row * LABEL_ROW + LABEL_ROW / 2 + 1;
     for (const { row, x, color } of taken) if (row === 0) this.line(x, middle(0), x, LABELS_HEIGHT, color);

@@ -227,10 +227,11 @@ fn local_host(headers: &HeaderMap) -> Option<&str> {
     }
     let local = match host.parse::<SocketAddr>() {
         Ok(address) => address.ip().is_loopback(),
+        // Port 80 is left out by browsers.
+        Err(_) if matches!(host, "127.0.0.1" | "[::1]") => true,
         Err(_) => {
-            let (name, port) = host.rsplit_once(':').unwrap_or((host, "0"));
-            port.parse::<u16>().is_ok()
-                && (name.eq_ignore_ascii_case("localhost") || matches!(host, "127.0.0.1" | "[::1]"))
+            let (name, port) = host.rsplit_once(':').unwrap_or((host, "80"));
+            port.parse::<u16>().is_ok() && name.eq_ignore_ascii_case("localhost")
         }
     };
     local.then_some(host)

@@ -49,7 +49,7 @@ export class Figures {
     setText(byId("verdicts-rate"), count(rates.verdicts));
     setText(byId("verdicts-total"), `${count(counters.verdicts)} judged\n${count(counters.retries)} sent again`);
     setText(byId("anomalies-total"), count(counters.anomalies));
-    setText(byId("anomalies-rate"), `${count(rates.anomalies)} a second\nas the function finds them`);
+    setText(byId("anomalies-rate"), `${count(rates.anomalies)} a second\nby the function`);
     setText(byId("p50"), ms(latency.p50));
     setText(byId("p99"), ms(latency.p99));
     setText(byId("alert-latency"), `sensor to alert\n${ms(latency.alert_p50)}, p99 ${ms(latency.alert_p99)}`);
@@ -171,7 +171,8 @@ export class Story {
     }
     const awaited = story.number === this.preferred;
     const overdue = performance.now() - this.shownAt >= STORY_SHOWN_MS;
-    if (!this.held && (awaited || overdue || this.at < 0)) {
+    const fuller = this.at >= 0 && isComplete(story) && !isComplete(this.stories[this.at]);
+    if (!this.held && (awaited || overdue || fuller || this.at < 0)) {
       this.at = this.stories.length - 1;
       if (awaited) this.preferred = null;
       this.show();
@@ -211,6 +212,11 @@ export class Story {
     setText(byId("story-summary"), `${story.machine}, ${ms(story.alert_ms - story.sensor_ms)} in all`);
     byId("story").replaceChildren(...storySteps(story).map(storyStep));
   }
+}
+
+/** A busy node may not have told in time where in the log the records lie. */
+function isComplete(story) {
+  return story.source.entry !== null && story.alert.entry !== null;
 }
 
 /** The stations of a reading; `at` is when it was there, in ms since the epoch, or null where nobody took the time. */
@@ -304,7 +310,7 @@ export class Report {
       ["p99", ms(latency.p99)],
       ["max", ms(latency.max)],
       ["sensor to alert, p99", ms(latency.alert_p99)],
-      ["killed", failover.killed ? `${failover.killed}${failover.restarted ? ", came back" : ""}` : "nobody"],
+      [failover.restarted ? "killed, and came back" : "killed", failover.killed ?? "nobody"],
       ["without a leader", ms(failover.leaderless_ms)],
       ["p99 across the failover", ms(latency.p99_across_failover)],
       ["model generation", swap.from === null ? "not swapped" : `${swap.from} to ${swap.to}`],

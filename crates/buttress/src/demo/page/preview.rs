@@ -262,8 +262,8 @@ impl Fleet {
         self.seq += 1;
         let newest = *failing.last().expect("sixty fail from the start");
         self.failing = failing;
-        if self.seq % 2 == 0 {
-            let machine = if self.seq % 4 == 0 { newest } else { self.failing[self.seq as usize % 60] };
+        if self.seq.is_multiple_of(2) {
+            let machine = if self.seq.is_multiple_of(4) { newest } else { self.failing[self.seq as usize % 60] };
             self.feed.story(self.story(machine));
         }
     }

@@ -40,9 +40,8 @@ impl Server {
     /// Status and body of a request with these additional header lines.
     async fn ask(&self, line: &str, headers: &str) -> (u16, String) {
         let host = self.address;
-        let answer =
-            self.raw(format!("{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n").as_bytes());
-        parts(&answer.await)
+        let request = format!("{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n");
+        parts(&self.raw(request.as_bytes()).await)
     }
 }
 
@@ -157,9 +156,8 @@ async fn every_file_that_the_page_names_is_served_and_none_is_foreign() {
     for name in named.filter(|name| name.starts_with('/')) {
         assert!(ASSETS.iter().any(|asset| asset.path == name), "'{name}' is named and not served");
     }
-    let head =
-        server.raw(format!("HEAD / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", server.address).as_bytes());
-    let head = head.await;
+    let request = format!("HEAD / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", server.address);
+    let head = server.raw(request.as_bytes()).await;
     assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
     assert!(head.contains("x-content-type-options: nosniff") && head.ends_with("\r\n\r\n"), "{head}");
 }
