@@ -61,13 +61,8 @@ pub async fn run(command: FnCommand) -> Result<(), Error> {
             match server.output {
                 Output::Json => show::json(&answer).map_err(show::output_failed)?,
                 Output::Table => {
-<<<<<<< HEAD
                     let columns = ["at_ms", "node", "partition", "version", "level", "message"];
                     let list = answer["lines"].as_array().into_iter().flatten();
-=======
-                    let list = answer["lines"].as_array().cloned().unwrap_or_default();
-                    let text = |line: &serde_json::Value, key: &str| show::cell(&line[key]);
->>>>>>> main
                     let rows: Vec<Vec<String>> = list
                         .map(|line| columns.map(|key| show::cell(&line[key]).trim_end().to_owned()).into())
                         .collect();

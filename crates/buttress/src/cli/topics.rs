@@ -85,18 +85,11 @@ fn summary(topic: &serde_json::Value) -> Vec<String> {
 }
 
 fn describe(topic: &serde_json::Value) -> std::io::Result<()> {
-<<<<<<< HEAD
     let settings = &topic["settings"];
     let fields = ["name", "id"].map(|key| (key, &topic[key]));
     let kept = ["retention_ms", "retention_bytes", "sequence_fields"].map(|key| (key, &settings[key]));
     for (key, value) in fields.into_iter().chain(kept).filter(|(_, value)| !value.is_null()) {
         eprintln!("{key:<16} {}", show::cell(value));
-=======
-    for key in ["name", "id", "retention_ms", "retention_bytes", "sequence_fields"] {
-        if let Some(value) = topic.get(key).or_else(|| topic["settings"].get(key)).filter(|v| !v.is_null()) {
-            eprintln!("{key:<16} {}", show::cell(value));
-        }
->>>>>>> main
     }
     let rows: Vec<Vec<String>> = partitions(topic)
         .iter()
