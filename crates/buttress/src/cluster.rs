@@ -118,10 +118,10 @@ impl LocalCluster {
     /// The first node's own error when it ends early, otherwise `UNREACHABLE`.
     pub async fn start_all(&self) -> Result<(), Error> {
         for member in &self.members {
-            self.spawn(member)?;
+            self.spawn(&member.name)?;
         }
         for member in &self.members {
-            self.wait_ready(member).await?;
+            self.wait_ready(&member.name).await?;
         }
         Ok(())
     }
@@ -131,9 +131,8 @@ impl LocalCluster {
     /// # Errors
     /// As [`LocalCluster::start_all`].
     pub async fn start(&self, name: &str) -> Result<(), Error> {
-        let member = self.member(name)?;
-        self.spawn(member)?;
-        self.wait_ready(member).await
+        self.spawn(name)?;
+        self.wait_ready(name).await
     }
 
     /// Kills a node with SIGKILL and waits until the process is gone.
@@ -188,7 +187,12 @@ impl LocalCluster {
         })
     }
 
-    fn spawn(&self, member: &MemberConfig) -> Result<(), Error> {
+    /// Starts one node that is not running and does not wait for it.
+    ///
+    /// # Errors
+    /// `CONFIG` when the process cannot be started.
+    pub fn spawn(&self, name: &str) -> Result<(), Error> {
+        let member = self.member(name)?;
         let failed = |error: std::io::Error| Error::new(Code::CONFIG, format!("cannot start {}: {error}", member.name));
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -210,7 +214,12 @@ impl LocalCluster {
         Ok(())
     }
 
-    async fn wait_ready(&self, member: &MemberConfig) -> Result<(), Error> {
+    /// Waits until a node that was started answers and knows a leader.
+    ///
+    /// # Errors
+    /// As [`LocalCluster::start_all`].
+    pub async fn wait_ready(&self, name: &str) -> Result<(), Error> {
+        let member = self.member(name)?;
         let client = Client::new(&format!("http://{}", member.http))?;
         let deadline = tokio::time::Instant::now() + START_DEADLINE;
         loop {

@@ -46,18 +46,28 @@ async fn dev(args: &DevArgs) -> Answer {
     Ok(true)
 }
 
-/// Starts the nodes, says where they are, and starts a node that ends again. A node that does not come up ends it all.
+/// Starts the nodes, says where they are, and starts a node that ends again. One that cannot start stays down and the
+/// others go on; when none is left, the last one's reason is the end.
 async fn run_nodes(cluster: &LocalCluster, output: Output) -> anyhow::Result<()> {
     cluster.start_all().await?;
     announce(cluster, output)?;
     loop {
         tokio::time::sleep(WATCH_POLL).await;
-        for (name, how) in cluster.reap() {
-            eprintln!(
-                "{name} ended ({how}) and is started again; its log is {}",
-                log_path(cluster.dir(), &name).display()
-            );
-            cluster.start(&name).await?;
+        let ended = cluster.reap();
+        // All at once: one alone may wait for the others to find a leader.
+        for (name, how) in &ended {
+            let log = log_path(cluster.dir(), name);
+            eprintln!("{name} ended ({how}) and is started again; its log is {}", log.display());
+            cluster.spawn(name)?;
+        }
+        for (name, _) in &ended {
+            if let Err(error) = cluster.wait_ready(name).await {
+                cluster.reap();
+                if cluster.running().is_empty() {
+                    return Err(error.into());
+                }
+                eprintln!("error: {error}");
+            }
         }
     }
 }

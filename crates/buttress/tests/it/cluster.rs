@@ -108,7 +108,8 @@ fn functions_that_misbehave_are_refused_or_contained() {
     for topic in ["readings", "faulty-out"] {
         ok(&run(&["topic", "create", topic, "--server", server]));
     }
-    let deploy = ["fn", "deploy", "faulty", &component("faulty"), "--topic", "readings", "--output-topic", "faulty-out"];
+    let deploy =
+        ["fn", "deploy", "faulty", &component("faulty"), "--topic", "readings", "--output-topic", "faulty-out"];
     ok(&run(&[&deploy[..], &["--server", server]].concat()));
     ok(&run_with_input(&["produce", "readings", "--server", server], "before\npoison\nafter\n"));
     // The record that traps is set aside, the others pass, and the log says why.
@@ -142,6 +143,23 @@ fn kill_9_of_the_leader_loses_nothing_acknowledged() {
         consumed_at_last(&dev.http(node), "tel", 200);
     }
     assert_ne!(node_process(dir.path(), name), Some(killed));
+}
+
+#[test]
+fn dev_starts_nodes_again_that_were_all_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(dir.path(), 3);
+    create(&dev.http(0), "tel");
+    produce(&dev.http(1), "tel", 1..11);
+    let nodes: Vec<u32> = processes_of(dir.path()).into_iter().filter(|pid| *pid != dev.child.id()).collect();
+    for node in &nodes {
+        signal(*node, "KILL");
+    }
+    produce(&dev.http(2), "tel", 11..21);
+    consumed_at_last(&dev.http(0), "tel", 20);
+    assert!(processes_of(dir.path()).iter().all(|pid| !nodes.contains(pid)));
+    assert_eq!(dev.stop(), Some(0));
+    assert_eq!(processes_of(dir.path()), Vec::<u32>::new());
 }
 
 #[test]
@@ -215,7 +233,10 @@ fn a_directory_or_port_in_use_and_a_foreign_directory_are_named() {
     let http = text.split("http = \"").nth(1).unwrap().split('"').next().unwrap();
     let squatter = std::net::TcpListener::bind(http).unwrap();
     let refused = failed(&run(&["dev", "--nodes", "1", "--data-dir", path]));
-    assert!(refused.contains("node-1 ended while starting: cannot listen on") && refused.contains("[BT0702]"), "{refused}");
+    assert!(
+        refused.contains("node-1 ended while starting: cannot listen on") && refused.contains("[BT0702]"),
+        "{refused}"
+    );
     drop(squatter);
     // The same directory under another cluster's name.
     let (before, rest) = text.split_once("[cluster]\nid = \"").unwrap();

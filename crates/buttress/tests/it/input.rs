@@ -18,17 +18,25 @@ fn a_node_names_what_is_wrong_with_its_configuration() {
     let path = dir.path().join("node.toml");
     let config = path.to_str().unwrap();
     let serve = ["serve", "--config", config];
-    says(&serve, dir.path(), expect![[r#"
+    says(
+        &serve,
+        dir.path(),
+        expect![[r#"
         error: cannot read "node.toml": No such file or directory (os error 2) [BT0701]
 
         hint: name a file with --config; `buttress dev` writes one for every node it starts
-    "#]]);
+    "#]],
+    );
     std::fs::write(&path, "[node]\nid = 1\ndata_dri = \"d\"\n").unwrap();
-    says(&serve, dir.path(), expect![[r#"
+    says(
+        &serve,
+        dir.path(),
+        expect![[r#"
         error: node.toml:3: unknown field `data_dri`, expected one of `id`, `data_dir`, `insecure` [BT0701]
 
         hint: did you mean "data_dir"?
-    "#]]);
+    "#]],
+    );
     std::fs::write(&path, b"\xff\xfe\x00").unwrap();
     assert!(failed(&run(&serve)).contains("[BT0701]"));
 }
@@ -39,29 +47,45 @@ fn a_data_file_that_cannot_be_played_is_refused_with_its_line() {
     let path = dir.path().join("data.csv");
     let file = path.to_str().unwrap();
     let demo = ["demo", "--data", file, "--map", "temperature=T,speed=S,torque=Q,wear=W", "--label", "F"];
-    says(&demo, dir.path(), expect![[r#"
+    says(
+        &demo,
+        dir.path(),
+        expect![[r#"
         error: cannot read 'data.csv': No such file or directory (os error 2) [BT0703]
 
         hint: give the path of a CSV file with a header line
-    "#]]);
+    "#]],
+    );
     std::fs::write(&path, "T,S,Q,W,F\n").unwrap();
-    says(&demo, dir.path(), expect![[r#"
+    says(
+        &demo,
+        dir.path(),
+        expect![[r#"
         error: 'data.csv' has no rows [BT0703]
 
         hint: below the header there must be at least one reading
-    "#]]);
+    "#]],
+    );
     std::fs::write(&path, "T,S,Q,F\n1,2,3,0\n").unwrap();
-    says(&demo, dir.path(), expect![[r#"
+    says(
+        &demo,
+        dir.path(),
+        expect![[r#"
         error: 'data.csv' has no column 'W' [BT0703]
 
         hint: did you mean 'T'? the columns are: T, S, Q, F
-    "#]]);
+    "#]],
+    );
     std::fs::write(&path, "T,S,Q,W,F\n1,2,3,4,0\n1,fast,3,4,0\n").unwrap();
-    says(&demo, dir.path(), expect![[r#"
+    says(
+        &demo,
+        dir.path(),
+        expect![[r#"
         error: 'data.csv' line 3, column 'S': 'fast' is not a number [BT0703]
 
         hint: map a column of numbers, or leave the field empty where nothing was measured
-    "#]]);
+    "#]],
+    );
     let model = [&demo[..], &["--model", file]].concat();
     std::fs::write(&path, "T,S,Q,W,F\n1,2,3,4,0\n").unwrap();
     let refused = failed(&run(&model));
