@@ -3,9 +3,18 @@
 //! A turn: drain the inbox, step once, then in this order: send what may go before the fsync, hand the log its batch,
 //! answer what was applied. The order is the contract of async append: the leader's messages leave first, a follower's
 //! acknowledgement only after its fsync.
+//!
+//! The way of one of our entries: it *waits* until few enough are under way, so that state never forgets the result of one
+//! that is not answered yet; then it is *pending* until this node applies it. A pending entry is *unsent*, or in this
+//! leader's log, or sent to another leader. Unsent ones go in order, and none overtakes another: an edge's batches carry
+//! sequence numbers. One that is in this leader's log comes back from consensus, applied or failed, so it is never proposed
+//! twice; one that was sent to another leader is sent again after a while, ever more rarely.
+//!
+//! A leader takes a proposal only while its log and its store keep up. Beyond, its own entries stay unsent and those of
+//! others are refused, so a slow disk ends as `OVERLOADED` at the edges and never as a blocked task.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     future::Future,
     pin::Pin,
     sync::{Arc, RwLock, atomic::Ordering},
@@ -16,28 +25,30 @@ use bytes::Bytes;
 use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
+    time::MissedTickBehavior,
 };
 
 use buttress_consensus::{
-    Applied, EntryKind, HardState, Input, LogEntry, Message, Outputs, Persist, ProposalError, Replica, Restored, Role,
-    SnapshotMeta,
+    Applied, Body, EntryKind, HardState, Input, LogEntry, Message, Outputs, Persist, ProposalError, Replica, Restored,
+    Role, SnapshotMeta,
 };
 use buttress_core::{
     Code, Consistency, Entry, Error, Index, LogId, NodeId, Receipt, Refusal, RequestId, Revision, SubmitError, Term,
     ledger::ClusterView,
+    limits::{ENTRY_BYTES_MAX, ENTRY_PARTS_MAX, REQUEST_RESULTS_PER_CLIENT_MAX},
 };
 use buttress_state::Effects;
 
 use super::{
-    Config, TICK,
-    handle::wall_clock,
+    Config, Options,
+    handle::{stopped, wall_clock},
     shared::{Counters, Shared},
     snapshots,
 };
 use crate::{
-    store::{DiskStore, Options, ReceivedSnapshot, StoreEvent, StoreHandle},
-    transport::{self, Frame, Lane, Transport},
-    wal::{self, DirDisk, Identity},
+    store::{DiskStore, ReceivedSnapshot, StoreEvent, StoreHandle},
+    transport::{self, APPEND_BYTES_MAX, Frame, Lane, Transport},
+    wal::{self, Identity},
 };
 
 pub(super) type Machine = buttress_state::Machine<DiskStore>;
@@ -47,18 +58,19 @@ pub type Running = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 const SHARD: u32 = 0;
 /// Commands that wait for the next turn.
 pub(super) const COMMANDS_MAX: usize = 4096;
-/// Frames that wait for the next turn; the connections push back beyond.
-const FRAMES_MAX: usize = 1024;
-/// One turn takes at most this many events, so that ticks are never starved.
+/// One turn takes at most this many events of a kind, so that ticks are never starved.
 const TURN_EVENTS_MAX: usize = 2048;
-/// A submitted entry is given up after this long; its outcome is then unknown.
-const SUBMIT_DEADLINE: Duration = Duration::from_secs(10);
-/// An entry that was sent to a leader and not applied is sent again after this long.
-const RESEND_AFTER: Duration = Duration::from_secs(1);
-/// A linearizable read is given up after this long.
-const READ_DEADLINE: Duration = Duration::from_secs(5);
-/// Retention is looked at this often.
-const RETENTION_EVERY: Duration = Duration::from_secs(10);
+/// Our entries under way at once, counted from the oldest. State remembers twice as many results per client, so none is
+/// forgotten while its request may still be sent again, even if the newer half overtook the older one.
+const WINDOW: u64 = (REQUEST_RESULTS_PER_CLIENT_MAX / 2) as u64;
+/// The pause after an entry was not taken because the leader is overloaded, doubled each time.
+const OVERLOAD_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(800));
+/// The longest time between two attempts to send an entry to the same leader.
+const RESEND_MAX: Duration = Duration::from_secs(8);
+/// A leader keeps this many times the usual tail of its log for a follower that lags or takes a snapshot.
+const LAGGING_TAILS_MAX: usize = 4;
+/// A leader takes no proposal while more bytes than this wait for its own fsync.
+const WAL_QUEUE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 type AskFn = Box<dyn FnOnce(Result<&Machine, Error>) + Send>;
 
@@ -85,6 +97,8 @@ pub(super) enum Notice {
         from: NodeId,
         message: Message,
         received: ReceivedSnapshot,
+        /// Answered when the replica has seen the message.
+        taken: oneshot::Sender<()>,
     },
 }
 
@@ -101,15 +115,43 @@ enum Proposer {
     Clock,
 }
 
+/// An entry of ours that was not sent anywhere yet.
+struct Waiting {
+    entry: Box<Entry>,
+    reply: oneshot::Sender<Result<Receipt, SubmitError>>,
+    since: Instant,
+    room: OwnedSemaphorePermit,
+}
+
 /// An entry of ours that is not applied here yet.
 struct Pending {
     encoded: Bytes,
     reply: oneshot::Sender<Result<Receipt, SubmitError>>,
     since: Instant,
-    /// Where and when it was sent last.
-    sent: Option<(NodeId, Term, Instant)>,
+    place: Place,
     ever_sent: bool,
+    /// How long the next leader is given before it is asked again.
+    patience: Duration,
     _room: OwnedSemaphorePermit,
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    Unsent,
+    /// In the log of this node, which leads.
+    Here,
+    SentTo {
+        leader: NodeId,
+        at: Instant,
+    },
+}
+
+/// A snapshot that is on disk and waits for consensus to accept it.
+struct Arrival {
+    from: NodeId,
+    message: Message,
+    received: ReceivedSnapshot,
+    taken: oneshot::Sender<()>,
 }
 
 /// Linearizable reads that wait for one answer of the quorum.
@@ -121,22 +163,34 @@ struct Barrier {
 
 pub(super) struct Core {
     config: Config,
+    options: Options,
     replica: Replica<Machine>,
     shared: Arc<Shared>,
     transport: Transport,
     log: wal::Writer,
     store: StoreHandle,
-    frames: mpsc::Receiver<transport::Event>,
+    frames: transport::Inbox,
     notices: mpsc::UnboundedReceiver<Notice>,
     notify: mpsc::UnboundedSender<Notice>,
     started: Instant,
+    /// Entries of this node that are not under way, in order.
+    waiting: VecDeque<Waiting>,
     /// Entries of this node by request number, in order.
     pending: BTreeMap<u64, Pending>,
+    /// Those of them that are [`Place::Unsent`].
+    unsent: BTreeSet<u64>,
+    /// Nothing is sent before.
+    unsent_paused: Option<Instant>,
+    overload_pause: Duration,
     next_request: u64,
     barriers: BTreeMap<u64, Barrier>,
     next_barrier: u64,
     /// Tag of a proposal → whose it is; forgotten when it is applied or fails.
     proposed: HashMap<u64, Proposer>,
+    /// Peers' proposals among these: one that is sent again meanwhile is not proposed again.
+    from_peers: HashSet<(NodeId, u64)>,
+    /// Bytes that may still be proposed in this turn, once it was asked.
+    headroom: Option<usize>,
     next_tag: u64,
     /// Messages that wait for the fsync of their ticket.
     after_sync: VecDeque<(u64, Vec<(NodeId, Message)>)>,
@@ -145,27 +199,34 @@ pub(super) struct Core {
     /// The tag of the expiry that is under way.
     expiry: Option<u64>,
     retention_at: Instant,
-    /// A snapshot that is on disk and waits for consensus to accept it.
-    received: Option<ReceivedSnapshot>,
+    /// A checkpoint that consensus does not know of yet, because followers still want the log before it.
+    checkpoint: Option<(Index, Term)>,
+    arrivals: VecDeque<Arrival>,
+    /// The one whose message is in this very step.
+    arriving: Option<Arrival>,
+    /// Peers to whom frames were dropped since the last tick.
+    dropped: BTreeSet<NodeId>,
 }
 
 impl Core {
     /// Opens the data directory and rebuilds the state of the last run.
-    pub fn open(config: &Config, peer_listener: TcpListener) -> Result<Self, Error> {
+    pub fn open(config: &Config, options: Options, peer_listener: TcpListener) -> Result<Self, Error> {
         config.validate()?;
         let (notify, notices) = mpsc::unbounded_channel();
         let identity = Identity { cluster_id: config.cluster_id.clone(), node: config.node };
         let store = {
             let notify = notify.clone();
-            DiskStore::open(config.data_dir.join("store"), identity.clone(), Options::default(), move |event| {
+            let path = config.data_dir.join("store");
+            let disk = options.disk(&path)?;
+            DiskStore::open_on(disk, path, identity.clone(), options.store.clone(), move |event| {
                 let _ = notify.send(match event {
                     StoreEvent::Checkpointed { index, term } => Notice::Checkpointed { index, term },
                     StoreEvent::Failed(error) => Notice::Failed(error),
                 });
             })?
         };
-        let disk = Arc::new(DirDisk::open(config.data_dir.join("wal"))?);
-        let (mut log, mut recovered) = wal::Wal::open(disk, identity, wal::Options::default())?;
+        let disk = options.disk(&config.data_dir.join("wal"))?;
+        let (mut log, mut recovered) = wal::Wal::open(disk, identity, options.wal.clone())?;
         if recovered.torn_bytes > 0 {
             tracing::warn!(
                 bytes = recovered.torn_bytes,
@@ -173,7 +234,7 @@ impl Core {
                 "a torn tail of the log was left out"
             );
         }
-        let restored = restore(config, &mut log, recovered.take(SHARD), &store)?;
+        let restored = restore(config, options.log_tail_bytes, &mut log, recovered.take(SHARD), &store)?;
         let handle = store.handle();
         let reader = store.reader();
         let wal = {
@@ -189,12 +250,16 @@ impl Core {
         };
         let machine = Machine::open(store)
             .map_err(|error| Error::new(Code::CORRUPT, format!("the state cannot be rebuilt: {error}")))?;
-        let replica = Replica::new(buttress_consensus::Config::new(config.node, config.seed), restored, machine)?;
-        let (events, frames) = mpsc::channel(FRAMES_MAX);
+        let consensus = buttress_consensus::Config {
+            log_tail_bytes: options.log_tail_bytes,
+            max_uncommitted_bytes: options.uncommitted_bytes_max,
+            ..buttress_consensus::Config::new(config.node, config.seed)
+        };
+        let replica = Replica::new(consensus, restored, machine)?;
         let peers = config.members.iter().filter(|m| m.id != config.node).map(|m| (m.id, m.peer.clone())).collect();
         let incoming = snapshots::receiver(handle.clone(), notify.clone())?;
-        let transport =
-            Transport::start(config.cluster_id.clone(), config.node, peers, peer_listener, events, incoming);
+        let (transport, frames) =
+            Transport::start(config.cluster_id.clone(), config.node, peers, peer_listener, incoming);
         let view = ClusterView {
             cluster_id: config.cluster_id.clone(),
             node: config.node,
@@ -215,6 +280,7 @@ impl Core {
         };
         Ok(Self {
             config: config.clone(),
+            options,
             replica,
             shared: Arc::new(shared),
             transport,
@@ -224,18 +290,27 @@ impl Core {
             notices,
             notify,
             started: Instant::now(),
+            waiting: VecDeque::new(),
             pending: BTreeMap::new(),
+            unsent: BTreeSet::new(),
+            unsent_paused: None,
+            overload_pause: OVERLOAD_PAUSE.0,
             next_request: 1,
             barriers: BTreeMap::new(),
             next_barrier: 0,
             proposed: HashMap::new(),
+            from_peers: HashSet::new(),
+            headroom: None,
             next_tag: 0,
             after_sync: VecDeque::new(),
             role: Role::default(),
             leaderless_since: Some(Instant::now()),
             expiry: None,
             retention_at: Instant::now(),
-            received: None,
+            checkpoint: None,
+            arrivals: VecDeque::new(),
+            arriving: None,
+            dropped: BTreeSet::new(),
         })
     }
 
@@ -246,28 +321,50 @@ impl Core {
     pub fn run(mut self, mut inbox: mpsc::Receiver<Command>) -> Running {
         Box::pin(async move {
             let ended = self.turns(&mut inbox).await;
-            // Nobody is answered any more; those who wait learn that the node stopped.
-            self.pending.clear();
-            self.barriers.clear();
+            self.give_up(&mut inbox);
             match &ended {
-                Err(error) => tracing::error!(code = error.code.0, error = %error.message, "the node stopped itself"),
-                // So that the next start has nothing to replay.
-                Ok(()) => drop(self.replica.machine_mut().store_mut().checkpoint_now()),
+                Err(error) => {
+                    tracing::error!(code = error.code.0, error = %error.message, "the node stopped itself");
+                    Err(error.clone())
+                }
+                // So that the next start has nothing to replay. Where the node stopped itself its state may be one that
+                // no log leads to, so no checkpoint is written then.
+                Ok(()) => self.replica.machine_mut().store_mut().checkpoint_now().map(drop),
             }
-            ended
         })
     }
 
+    /// Tells those who wait that the node has stopped, and whether anything may have come of their entries.
+    fn give_up(&mut self, inbox: &mut mpsc::Receiver<Command>) {
+        inbox.close();
+        let waiting = self.waiting.drain(..).map(|waiting| (waiting.reply, false));
+        let pending = std::mem::take(&mut self.pending).into_values().map(|pending| (pending.reply, pending.ever_sent));
+        for (reply, ever_sent) in waiting.chain(pending) {
+            let error = if ever_sent { unknown_at_stop() } else { stopped() };
+            let _ = reply.send(Err(SubmitError::Failed(error)));
+        }
+        while let Ok(command) = inbox.try_recv() {
+            if let Command::Submit { reply, .. } = command {
+                let _ = reply.send(Err(SubmitError::Failed(stopped())));
+            }
+        }
+        self.barriers.clear();
+        self.role.leader = None;
+        self.publish_view();
+    }
+
     async fn turns(&mut self, inbox: &mut mpsc::Receiver<Command>) -> Result<(), Error> {
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = tokio::time::interval(self.options.tick);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut commands = Vec::new();
         let mut frames = Vec::new();
         let mut inputs = Vec::new();
         // What the machine holds after a restart is visible before the first entry is applied.
         self.publish(self.replica.machine());
         self.publish_view();
+        let mut more = false;
         loop {
+            self.headroom = None;
             tokio::select! {
                 biased;
                 _ = ticks.tick() => {
@@ -275,23 +372,29 @@ impl Core {
                     self.on_tick(&mut inputs);
                 }
                 Some(notice) = self.notices.recv() => self.on_notice(notice, &mut inputs)?,
-                got = self.frames.recv_many(&mut frames, TURN_EVENTS_MAX) => {
+                got = self.frames.control.recv_many(&mut frames, TURN_EVENTS_MAX) => {
                     assert!(got > 0, "the transport lives as long as the task");
                 }
+                Some(event) = self.frames.data.recv() => frames.push(event),
                 got = inbox.recv_many(&mut commands, TURN_EVENTS_MAX) => {
                     if got == 0 {
                         return Ok(());
                     }
                 }
+                // There is more to apply; others of this thread get their turn first.
+                () = tokio::task::yield_now(), if more => {}
             }
             // Whatever else has come meanwhile belongs to the same turn.
             while let Ok(notice) = self.notices.try_recv() {
                 self.on_notice(notice, &mut inputs)?;
             }
-            while frames.len() < TURN_EVENTS_MAX
-                && let Ok(frame) = self.frames.try_recv()
-            {
-                frames.push(frame);
+            for receiver in [&mut self.frames.control, &mut self.frames.data] {
+                let before = frames.len();
+                while frames.len() < before + TURN_EVENTS_MAX
+                    && let Ok(event) = receiver.try_recv()
+                {
+                    frames.push(event);
+                }
             }
             while commands.len() < TURN_EVENTS_MAX
                 && let Ok(command) = inbox.try_recv()
@@ -302,14 +405,21 @@ impl Core {
                 self.on_transport(event, &mut inputs);
             }
             let mut barrier = Vec::new();
+            let mut stop = false;
             for command in commands.drain(..) {
                 match command {
-                    Command::Submit { entry, reply, room } => self.on_submit(*entry, reply, room, &mut inputs),
+                    Command::Submit { entry, reply, room } => {
+                        self.waiting.push_back(Waiting { entry, reply, since: Instant::now(), room });
+                    }
                     Command::Ask { consistency: Consistency::Serializable, run } => run(Ok(self.replica.machine())),
                     Command::Ask { consistency: Consistency::Linearizable, run } => barrier.push(run),
-                    Command::Stop => return Ok(()),
+                    Command::Stop => stop = true,
                 }
             }
+            if stop {
+                return Ok(());
+            }
+            self.send_unsent(&mut inputs);
             if !barrier.is_empty() {
                 // One confirmation by the quorum serves every read of the turn.
                 let tag = self.next_barrier;
@@ -317,51 +427,137 @@ impl Core {
                 self.barriers.insert(tag, Barrier { since: Instant::now(), failed: false, asks: barrier });
                 inputs.push(Input::ReadIndex { tag });
             }
-            let mut more = !inputs.is_empty();
-            while more {
-                let now_ms = self.started.elapsed().as_millis() as u64;
-                let outputs = self.replica.step(now_ms, std::mem::take(&mut inputs));
-                more = outputs.more;
-                self.carry_out(outputs, &mut inputs)?;
-                more |= !inputs.is_empty();
-            }
+            more = self.step(&mut inputs, more)?;
             self.shared.counters.turns.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn on_submit(
-        &mut self,
-        mut entry: Entry,
-        reply: oneshot::Sender<Result<Receipt, SubmitError>>,
-        room: OwnedSemaphorePermit,
-        inputs: &mut Vec<Input<Machine>>,
-    ) {
-        let number = self.next_request;
-        self.next_request += 1;
-        let acknowledged_below = self.pending.keys().next().copied().unwrap_or(number);
-        entry.request = Some(RequestId { client: self.config.client, number, acknowledged_below });
-        entry.time = wall_clock();
-        let encoded = entry.encode();
-        let pending = Pending { encoded, reply, since: Instant::now(), sent: None, ever_sent: false, _room: room };
-        self.pending.insert(number, pending);
-        self.send_pending(number, inputs);
+    /// Steps the replica, and again while carrying out what it wants gives it something to hear at once. `true` when more
+    /// is ready than one step takes.
+    fn step(&mut self, inputs: &mut Vec<Input<Machine>>, mut more: bool) -> Result<bool, Error> {
+        while more || !inputs.is_empty() || !self.arrivals.is_empty() {
+            // Two snapshots in one step could not be told apart.
+            if let Some(mut arrival) = self.arrivals.pop_front() {
+                let message = std::mem::replace(&mut arrival.message, empty_message());
+                inputs.push(Input::Receive { from: arrival.from, message });
+                self.arriving = Some(arrival);
+            }
+            let now_ms = self.started.elapsed().as_millis() as u64;
+            let outputs = self.replica.step(now_ms, std::mem::take(inputs));
+            more = outputs.more;
+            self.carry_out(outputs, inputs)?;
+            if inputs.is_empty() && self.arrivals.is_empty() {
+                return Ok(more);
+            }
+        }
+        Ok(false)
     }
 
-    /// Proposes one of our entries, or sends it to the leader; without a leader it waits for one.
-    fn send_pending(&mut self, number: u64, inputs: &mut Vec<Input<Machine>>) {
-        let Some(leader) = self.role.leader else { return };
-        let Some(pending) = self.pending.get_mut(&number) else { return };
-        pending.sent = Some((leader, self.role.term, Instant::now()));
-        pending.ever_sent = true;
-        if self.role.is_leader {
-            let data = Entry::stamp(&pending.encoded, wall_clock()).expect("we encoded it");
-            self.propose(data, Proposer::Own { number }, inputs);
-        } else {
-            self.shared.counters.forwarded.fetch_add(1, Ordering::Relaxed);
-            let frame = Frame::Propose { number, entry: pending.encoded.clone() };
-            if !self.transport.send(leader, Lane::Data, frame) {
-                pending.sent = None;
+    /// Lets waiting entries follow while few enough are under way, and sends what is unsent, in order, as far as it goes.
+    fn send_unsent(&mut self, inputs: &mut Vec<Input<Machine>>) {
+        while let Some(waiting) = self.waiting.front() {
+            let number = self.next_request;
+            let oldest = self.pending.keys().next().copied().unwrap_or(number);
+            if number - oldest >= WINDOW {
+                break;
             }
+            if waiting.reply.is_closed() {
+                self.waiting.pop_front();
+                continue;
+            }
+            let Waiting { mut entry, reply, since, room } = self.waiting.pop_front().expect("the front was just there");
+            self.next_request += 1;
+            entry.request = Some(RequestId { client: self.config.client, number, acknowledged_below: oldest });
+            entry.time = wall_clock();
+            let pending = Pending {
+                encoded: entry.encode(),
+                reply,
+                since,
+                place: Place::Unsent,
+                ever_sent: false,
+                patience: self.options.resend_after,
+                _room: room,
+            };
+            self.pending.insert(number, pending);
+            self.unsent.insert(number);
+        }
+        if self.unsent_paused.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        self.unsent_paused = None;
+        while let Some(&number) = self.unsent.first() {
+            if !self.send_pending(number, inputs) {
+                return;
+            }
+            self.unsent.remove(&number);
+        }
+    }
+
+    /// Proposes one of our entries, or sends it to the leader. `false` if that is not possible now.
+    fn send_pending(&mut self, number: u64, inputs: &mut Vec<Input<Machine>>) -> bool {
+        let Some(leader) = self.role.leader else { return false };
+        let encoded = self.pending[&number].encoded.clone();
+        let place = if self.role.is_leader {
+            if !self.takes(encoded.len()) {
+                self.pause_unsent();
+                return false;
+            }
+            let data = Entry::stamp(&encoded, wall_clock()).expect("we encoded it");
+            self.propose(data, Proposer::Own { number }, inputs);
+            Place::Here
+        } else {
+            if !self.transport.send(leader, Lane::Data, Frame::Propose { number, entry: encoded }) {
+                self.pause_unsent();
+                return false;
+            }
+            self.shared.counters.forwarded.fetch_add(1, Ordering::Relaxed);
+            Place::SentTo { leader, at: Instant::now() }
+        };
+        let pending = self.pending.get_mut(&number).expect("looked up above");
+        if pending.ever_sent {
+            self.shared.counters.resent.fetch_add(1, Ordering::Relaxed);
+        }
+        pending.place = place;
+        pending.ever_sent = true;
+        true
+    }
+
+    fn pause_unsent(&mut self) {
+        self.unsent_paused = Some(Instant::now() + self.overload_pause);
+        self.overload_pause = (2 * self.overload_pause).min(OVERLOAD_PAUSE.1);
+    }
+
+    /// An entry is to be sent again, if it is still wanted.
+    fn unsend(&mut self, number: u64) {
+        if let Some(pending) = self.pending.get_mut(&number) {
+            pending.place = Place::Unsent;
+            self.unsent.insert(number);
+        }
+    }
+
+    /// Whether this leader has room for a proposal, which then counts as made. Once it has none, it has none for the rest of
+    /// the turn, so that no smaller entry overtakes.
+    fn takes(&mut self, len: usize) -> bool {
+        let headroom = match self.headroom {
+            Some(headroom) => headroom,
+            None => self.free_bytes(),
+        };
+        let left = headroom.checked_sub(len);
+        self.headroom = Some(left.unwrap_or(0));
+        left.is_some()
+    }
+
+    fn free_bytes(&self) -> usize {
+        let store = self.replica.machine().store();
+        // The store would block the task at its limit, heartbeats and all.
+        let store_lags = store.pending_bytes() > self.options.store.pending_bytes_max / 4 * 3;
+        if store_lags || self.log.queued_bytes() > WAL_QUEUE_BYTES_MAX {
+            return 0;
+        }
+        match self.replica.status().engine.uncommitted_bytes {
+            // However large, one entry is let in when none is under way.
+            0 => self.options.uncommitted_bytes_max.max(ENTRY_BYTES_MAX),
+            waiting => self.options.uncommitted_bytes_max.saturating_sub(waiting),
         }
     }
 
@@ -371,30 +567,46 @@ impl Core {
                 inputs.push(Input::Unreachable { peer });
                 return;
             }
-            transport::Event::Frame { from, frame } => (from, frame),
+            transport::Event::Frame { from, frame, room: _room } => (from, frame),
         };
         match frame {
             Frame::Raft(bytes) => match Message::decode(bytes) {
+                Ok(message) if message.snapshot().is_some() => {
+                    tracing::warn!(peer = from.0, "a snapshot was announced without its state");
+                }
                 Ok(message) => inputs.push(Input::Receive { from, message }),
                 Err(error) => tracing::warn!(peer = from.0, %error, "a peer's message is malformed"),
             },
             Frame::Propose { number, entry } => {
-                if !self.role.is_leader {
-                    self.transport.send(from, Lane::Control, Frame::NotTaken { number, overloaded: false });
+                if self.role.is_leader && self.from_peers.contains(&(from, number)) {
+                    // It was sent again while the first one is under way.
+                    return;
+                }
+                let overloaded = self.role.is_leader && !self.takes(entry.len());
+                if overloaded || !self.role.is_leader {
+                    self.transport.send(from, Lane::Control, Frame::NotTaken { number, overloaded });
                     return;
                 }
                 match Entry::stamp(&entry, wall_clock()) {
                     Ok(data) => {
+                        self.from_peers.insert((from, number));
                         self.propose(data, Proposer::Peer { node: from, number }, inputs);
                     }
                     Err(error) => tracing::warn!(peer = from.0, %error, "a peer's proposal is malformed"),
                 }
             }
             Frame::NotTaken { number, overloaded } => {
-                if let Some(pending) = self.pending.get_mut(&number) {
-                    // The next tick sends it again, to whoever leads then.
+                let place = self.pending.get(&number).map(|pending| pending.place);
+                // What was sent to another leader meanwhile stays there.
+                if matches!(place, Some(Place::SentTo { leader, .. }) if leader == from) {
                     tracing::debug!(peer = from.0, number, overloaded, "a proposal was not taken");
-                    pending.sent = None;
+                    self.unsend(number);
+                    if overloaded && self.unsent_paused.is_none() {
+                        self.pause_unsent();
+                    } else if !overloaded && self.unsent_paused.is_none() {
+                        // It does not lead any more, and will soon tell who does.
+                        self.unsent_paused = Some(Instant::now() + OVERLOAD_PAUSE.0);
+                    }
                 }
             }
             Frame::SnapshotChunk(_) | Frame::SnapshotEnd(_) => {
@@ -405,33 +617,38 @@ impl Core {
 
     fn on_tick(&mut self, inputs: &mut Vec<Input<Machine>>) {
         let now = Instant::now();
+        inputs.extend(std::mem::take(&mut self.dropped).into_iter().map(|peer| Input::Unreachable { peer }));
         // Ours first: those given up, then those to be sent again, in their order.
+        let deadline = self.options.submit_deadline;
         let late: Vec<u64> =
-            self.pending.iter().filter(|(_, p)| now - p.since > SUBMIT_DEADLINE).map(|(number, _)| *number).collect();
+            self.pending.iter().filter(|(_, p)| now - p.since > deadline).map(|(number, _)| *number).collect();
         for number in late {
             let pending = self.pending.remove(&number).expect("just listed");
+            self.unsent.remove(&number);
             self.shared.counters.failed.fetch_add(1, Ordering::Relaxed);
             let error = if pending.ever_sent {
                 Error::new(Code::TIMEOUT, "the commit did not come in time; its outcome is unknown")
                     .hint("read the state before repeating the request")
             } else {
-                Error::new(Code::NO_LEADER, "no leader is known").hint("retry; see `buttress cluster status`")
+                self.not_sent()
             };
             let _ = pending.reply.send(Err(SubmitError::Failed(error.retryable())));
         }
-        let again: Vec<u64> = self
-            .pending
-            .iter()
-            .filter(|(_, p)| p.sent.is_none_or(|(_, _, at)| now - at > RESEND_AFTER))
-            .map(|(number, _)| *number)
-            .collect();
+        while self.waiting.front().is_some_and(|waiting| now - waiting.since > deadline) {
+            let waiting = self.waiting.pop_front().expect("the front was just there");
+            self.shared.counters.failed.fetch_add(1, Ordering::Relaxed);
+            let _ = waiting.reply.send(Err(SubmitError::Failed(self.not_sent().retryable())));
+        }
+        let silent = |p: &Pending| matches!(p.place, Place::SentTo { at, .. } if now - at > p.patience);
+        let again: Vec<u64> = self.pending.iter().filter(|(_, p)| silent(p)).map(|(number, _)| *number).collect();
         for number in again {
-            self.shared.counters.resent.fetch_add(1, Ordering::Relaxed);
-            self.send_pending(number, inputs);
+            let pending = self.pending.get_mut(&number).expect("just listed");
+            pending.patience = (2 * pending.patience).min(RESEND_MAX);
+            self.unsend(number);
         }
         // Reads: a barrier that got no answer is asked again, and given up at last.
         let stale: Vec<u64> =
-            self.barriers.iter().filter(|(_, b)| now - b.since > READ_DEADLINE).map(|(t, _)| *t).collect();
+            self.barriers.iter().filter(|(_, b)| now - b.since > self.options.read_deadline).map(|(t, _)| *t).collect();
         for tag in stale {
             let barrier = self.barriers.remove(&tag).expect("just listed");
             for ask in barrier.asks {
@@ -445,25 +662,38 @@ impl Core {
         if self.role.is_leader {
             self.propose_due(inputs);
         }
+        self.tell_checkpoint(inputs);
         self.replica.machine_mut().store_mut().maybe_checkpoint(self.started.elapsed().as_millis() as u64);
         self.publish_view();
+    }
+
+    /// Why an entry was never sent.
+    fn not_sent(&self) -> Error {
+        match self.role.leader {
+            None => Error::new(Code::NO_LEADER, "no leader is known").hint("retry; see `buttress cluster status`"),
+            Some(leader) => Error::new(Code::OVERLOADED, format!("the leader, node {leader}, takes no more for now"))
+                .hint("retry after a pause"),
+        }
     }
 
     /// Proposes what is due by the clock: leases and timers, and retention now and then.
     fn propose_due(&mut self, inputs: &mut Vec<Input<Machine>>) {
         let now = wall_clock();
         let machine = self.replica.machine();
-        let trims = if self.retention_at <= Instant::now() { machine.retention(now) } else { Vec::new() };
+        let mut trims = Vec::new();
+        if self.retention_at <= Instant::now() {
+            trims = machine.retention(now);
+            // What does not fit into one entry comes with the next look.
+            trims.truncate(ENTRY_PARTS_MAX);
+            self.retention_at = Instant::now() + self.options.retention_every;
+        }
         if self.expiry.is_none() && machine.next_deadline().is_some_and(|due| due <= now) {
             let data = Entry { time: now, expire: true, ..Entry::default() }.encode();
             self.expiry = Some(self.propose(data, Proposer::Clock, inputs));
         }
-        if self.retention_at <= Instant::now() {
-            self.retention_at = Instant::now() + RETENTION_EVERY;
-            if !trims.is_empty() {
-                let data = Entry { time: now, topics: trims, ..Entry::default() }.encode();
-                self.propose(data, Proposer::Clock, inputs);
-            }
+        if !trims.is_empty() {
+            let data = Entry { time: now, topics: trims, ..Entry::default() }.encode();
+            self.propose(data, Proposer::Clock, inputs);
         }
     }
 
@@ -486,7 +716,10 @@ impl Core {
                     }
                 }
             }
-            Notice::Checkpointed { index, term } => inputs.push(Input::Checkpointed { index, term }),
+            Notice::Checkpointed { index, term } => {
+                self.checkpoint = Some((index, term));
+                self.tell_checkpoint(inputs);
+            }
             Notice::Failed(error) => return Err(error),
             Notice::SnapshotSent { to, result } => {
                 match &result {
@@ -495,12 +728,23 @@ impl Core {
                 }
                 inputs.push(Input::SnapshotSent { to, ok: result.is_ok() });
             }
-            Notice::SnapshotReceived { from, message, received } => {
-                self.received = Some(received);
-                inputs.push(Input::Receive { from, message });
+            Notice::SnapshotReceived { from, message, received, taken } => {
+                self.arrivals.push_back(Arrival { from, message, received, taken });
             }
         }
         Ok(())
+    }
+
+    /// Lets consensus forget the log before the latest checkpoint, once the followers that can be reached have it. Without
+    /// this, one that takes a snapshot while the log moves on would need the next as soon as it has it.
+    fn tell_checkpoint(&mut self, inputs: &mut Vec<Input<Machine>>) {
+        let Some((index, term)) = self.checkpoint else { return };
+        let status = self.replica.status().engine;
+        let wanted = status.peers.iter().any(|peer| peer.active && peer.matched < index);
+        if !wanted || status.log_bytes > LAGGING_TAILS_MAX * self.options.log_tail_bytes {
+            self.checkpoint = None;
+            inputs.push(Input::Checkpointed { index, term });
+        }
     }
 
     fn carry_out(&mut self, outputs: Outputs<Machine>, inputs: &mut Vec<Input<Machine>>) -> Result<(), Error> {
@@ -522,13 +766,17 @@ impl Core {
             };
             snapshots::send(hello, address.unwrap_or_default(), message, self.store.clone(), self.notify.clone());
         }
-        match (outputs.install, self.received.take()) {
-            (Some(meta), Some(received)) => inputs.push(self.install(meta, received)?),
+        match (outputs.install, self.arriving.take()) {
+            (Some(meta), Some(arrival)) => {
+                inputs.push(self.install(meta, arrival.received)?);
+                let _ = arrival.taken.send(());
+            }
             (Some(_), None) => {
                 return Err(Error::new(Code::CORRUPT, "consensus accepted a snapshot whose state has not come"));
             }
-            // Not needed after all: dropping it removes its files.
-            (None, _) => {}
+            // Not needed after all: dropping the state removes its files.
+            (None, Some(arrival)) => drop(arrival.taken.send(())),
+            (None, None) => {}
         }
         self.on_applied(outputs.applied)?;
         if let Some((index, members)) = outputs.members {
@@ -566,6 +814,7 @@ impl Core {
         let machine = Machine::open(store)
             .map_err(|error| Error::new(Code::CORRUPT, format!("the snapshot's state cannot be rebuilt: {error}")))?;
         self.shared.counters.snapshots_installed.fetch_add(1, Ordering::Relaxed);
+        self.checkpoint = None;
         self.publish(&machine);
         Ok(Input::Installed { snapshot: meta, machine })
     }
@@ -573,44 +822,43 @@ impl Core {
     fn post(&mut self, messages: Vec<(NodeId, Message)>) {
         for (to, message) in messages {
             let lane = if message.is_bulk() { Lane::Data } else { Lane::Control };
-            self.transport.send(to, lane, Frame::Raft(message.encode()));
+            for piece in pieces(message, APPEND_BYTES_MAX) {
+                if !self.transport.send(to, lane, Frame::Raft(piece.encode())) {
+                    // The follower could not join what comes behind the gap.
+                    self.dropped.insert(to);
+                    break;
+                }
+            }
         }
     }
 
     fn on_applied(&mut self, applied: Vec<Applied<Effects>>) -> Result<(), Error> {
-        if applied.is_empty() {
-            return Ok(());
+        let Some(last) = applied.last() else { return Ok(()) };
+        if let Some(error) = &last.effects.fatal {
+            // The machine changes nothing any more from the entry on that it could not judge, so the last one tells.
+            return Err(Error::new(Code::DISK, format!("the state cannot be read: {error}")));
         }
-        let mut revision = None;
+        self.shared.counters.applied_entries.fetch_add(applied.len() as u64, Ordering::Relaxed);
+        // Everything that edges look at is moved before anybody is answered, so that whoever has a receipt sees its entry.
+        let grown = if applied.iter().any(|applied| !applied.effects.topics.is_empty()) {
+            self.publish(self.replica.machine())
+        } else {
+            self.move_shared(&applied)
+        };
+        self.shared.counters.applied_records.fetch_add(grown, Ordering::Relaxed);
+        let revision = self.replica.machine().revision();
+        self.shared.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
+        self.publish_view();
         for Applied { tag, effects, .. } in applied {
-            if let Some(error) = effects.fatal {
-                return Err(Error::new(Code::DISK, format!("the state cannot be read: {error}")));
-            }
             if let Some(tag) = tag {
-                self.proposed.remove(&tag);
-                if self.expiry == Some(tag) {
-                    self.expiry = None;
-                }
-            }
-            self.shared.counters.applied_entries.fetch_add(1, Ordering::Relaxed);
-            if let Ok(receipt) = &effects.result {
-                revision = Some(receipt.revision);
-            }
-            if !effects.topics.is_empty() {
-                // A log must be known before its end is moved; cursors of deleted ones go.
-                self.publish(self.replica.machine());
-            }
-            self.move_logs(&effects);
-            if !effects.cursors.is_empty() {
-                let mut cursors = self.shared.cursors.write().expect("no holder panics");
-                for (group, log, next) in effects.cursors {
-                    cursors.insert((group, log), next);
-                }
+                self.settle_proposal(tag);
             }
             if let Some(request) = effects.request
                 && request.client == self.config.client
                 && let Some(pending) = self.pending.remove(&request.number)
             {
+                self.unsent.remove(&request.number);
+                self.overload_pause = OVERLOAD_PAUSE.0;
                 self.shared.counters.commit.record_us(pending.since.elapsed().as_micros() as u64);
                 if effects.result.is_err() {
                     self.shared.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -624,40 +872,52 @@ impl Core {
                 }));
             }
         }
-        if let Some(revision) = revision {
-            self.shared.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
-        }
         Ok(())
     }
 
-    fn move_logs(&self, effects: &Effects) {
-        if effects.ends.is_empty() && effects.starts.is_empty() {
-            return;
-        }
+    /// Moves ends, starts and cursors as the entries did, and gives by how many records the logs grew.
+    fn move_shared(&self, applied: &[Applied<Effects>]) -> u64 {
+        let mut grown = 0;
         let logs = self.shared.logs.read().expect("no holder panics");
-        for (log, start) in &effects.starts {
-            if let Some(state) = logs.get(log) {
-                state.start.store(start.0, Ordering::Release);
+        for effects in applied.iter().map(|applied| &applied.effects) {
+            for (log, end) in &effects.ends {
+                grown += logs.get(log).map_or(0, |state| state.move_to(None, *end));
+            }
+            for (log, start) in &effects.starts {
+                if let Some(state) = logs.get(log) {
+                    state.start.fetch_max(start.0, Ordering::AcqRel);
+                }
             }
         }
-        for (log, end) in &effects.ends {
-            if let Some(state) = logs.get(log) {
-                let before = state.end.swap(end.0, Ordering::AcqRel);
-                self.shared.counters.applied_records.fetch_add((end.0 - before).max(0) as u64, Ordering::Relaxed);
-                state.grown.notify_waiters();
+        drop(logs);
+        if applied.iter().any(|applied| !applied.effects.cursors.is_empty()) {
+            let mut cursors = self.shared.cursors.write().expect("no holder panics");
+            for (group, log, next) in applied.iter().flat_map(|applied| &applied.effects.cursors) {
+                cursors.insert((group.clone(), *log), *next);
             }
         }
+        grown
     }
 
-    fn on_proposal_failed(&mut self, tag: u64, error: &ProposalError) {
+    /// A proposal is no longer under way in this leader's log.
+    fn settle_proposal(&mut self, tag: u64) -> Option<Proposer> {
         if self.expiry == Some(tag) {
             self.expiry = None;
         }
+        let proposer = self.proposed.remove(&tag);
+        if let Some(Proposer::Peer { node, number }) = proposer {
+            self.from_peers.remove(&(node, number));
+        }
+        proposer
+    }
+
+    fn on_proposal_failed(&mut self, tag: u64, error: &ProposalError) {
         let overloaded = matches!(error, ProposalError::Overloaded);
-        match self.proposed.remove(&tag) {
+        match self.settle_proposal(tag) {
             Some(Proposer::Own { number }) => {
-                if let Some(pending) = self.pending.get_mut(&number) {
-                    pending.sent = None;
+                self.unsend(number);
+                if overloaded {
+                    self.pause_unsent();
                 }
             }
             Some(Proposer::Peer { node, number }) => {
@@ -689,13 +949,16 @@ impl Core {
         }
         if (before.leader, before.term) != (role.leader, role.term) && role.leader.is_some() {
             // What was sent to the old leader may be lost; the new one gets all of it again, in order.
-            let numbers: Vec<u64> = self.pending.keys().copied().collect();
+            let sent = |p: &Pending| !matches!(p.place, Place::Here) || !role.is_leader;
+            let numbers: Vec<u64> = self.pending.iter().filter(|(_, p)| sent(p)).map(|(number, _)| *number).collect();
             for number in numbers {
-                if self.pending[&number].sent.is_some() {
-                    self.shared.counters.resent.fetch_add(1, Ordering::Relaxed);
-                }
-                self.send_pending(number, inputs);
+                self.pending.get_mut(&number).expect("just listed").patience = self.options.resend_after;
+                self.unsend(number);
             }
+            self.unsent_paused = None;
+            self.overload_pause = OVERLOAD_PAUSE.0;
+            self.headroom = None;
+            self.send_unsent(inputs);
         }
         self.publish_view();
     }
@@ -714,32 +977,26 @@ impl Core {
         }
     }
 
-    /// Shows edges what topics, partitions and cursors there are.
-    fn publish(&self, machine: &Machine) {
+    /// Shows edges what topics, partitions and cursors there are, and gives by how many records the logs grew.
+    fn publish(&self, machine: &Machine) -> u64 {
         let topics = machine.topics();
+        let mut grown = 0;
         let mut logs = self.shared.logs.write().expect("no holder panics");
         let live: HashSet<LogId> = topics.iter().flat_map(|t| &t.partitions).map(|p| p.log).collect();
-        logs.retain(|log, state| {
-            let keep = live.contains(log);
-            if !keep {
-                // Whoever waits for it looks again and finds it gone.
-                state.grown.notify_waiters();
-            }
-            keep
-        });
+        let gone: Vec<_> = logs.extract_if(|log, _| !live.contains(log)).map(|(_, state)| state).collect();
         for partition in topics.iter().flat_map(|t| &t.partitions) {
-            let state = logs.entry(partition.log).or_default();
-            state.start.store(partition.start.0, Ordering::Release);
-            state.end.store(partition.end.0, Ordering::Release);
-            state.grown.notify_waiters();
+            grown += logs.entry(partition.log).or_default().move_to(Some(partition.start), partition.end);
         }
         drop(logs);
+        // Whoever waits for one of them looks again and finds it gone.
+        gone.iter().for_each(|state| state.grown.notify_waiters());
         let topics = topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
         *self.shared.topics.write().expect("no holder panics") = Arc::new(topics);
         let cursors = machine.cursors().iter().map(|(log, group, position)| ((group.to_owned(), log), position.next));
         *self.shared.cursors.write().expect("no holder panics") = cursors.collect();
         let revision = machine.revision();
         self.shared.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
+        grown
     }
 
     fn publish_view(&self) {
@@ -757,8 +1014,54 @@ impl Core {
     }
 }
 
+/// What a submitter is told when the node stops while its entry is under way.
+pub(super) fn unknown_at_stop() -> Error {
+    Error::new(Code::TIMEOUT, "the node stopped before the commit was seen; its outcome is unknown")
+        .retryable()
+        .hint("read the state on another node before repeating the request")
+}
+
+/// Stands where a message was taken out.
+fn empty_message() -> Message {
+    Message { from: NodeId(0), to: NodeId(0), term: Term(0), body: Body::TimeoutNow }
+}
+
+/// Cuts a message with many entries into several that fit a frame each; they say the same.
+fn pieces(message: Message, bytes_max: usize) -> Vec<Message> {
+    let Message { from, to, term, body } = message;
+    let Body::Append { mut prev_index, mut prev_term, commit, entries } = body else {
+        return vec![Message { from, to, term, body }];
+    };
+    let piece = |prev_index, prev_term, entries| {
+        let body = Body::Append { prev_index, prev_term, commit, entries };
+        Message { from, to, term, body }
+    };
+    let mut out = Vec::new();
+    let (mut taken, mut bytes) = (Vec::new(), 0);
+    for entry in entries {
+        let size = entry.size();
+        if !taken.is_empty() && bytes + size > bytes_max {
+            let full: Vec<LogEntry> = std::mem::take(&mut taken);
+            let last = full.last().map(|last| (last.index, last.term)).expect("it is not empty");
+            out.push(piece(prev_index, prev_term, full));
+            (prev_index, prev_term) = last;
+            bytes = 0;
+        }
+        bytes += size;
+        taken.push(entry);
+    }
+    out.push(piece(prev_index, prev_term, taken));
+    out
+}
+
 /// Joins what the store and the log kept to what consensus starts from. A node that has neither founds the cluster.
-fn restore(config: &Config, log: &mut wal::Wal, kept: wal::ShardLog, store: &DiskStore) -> Result<Restored, Error> {
+fn restore(
+    config: &Config,
+    log_tail_bytes: usize,
+    log: &mut wal::Wal,
+    kept: wal::ShardLog,
+    store: &DiskStore,
+) -> Result<Restored, Error> {
     let (index, term) = buttress_core::Store::applied(store);
     if index.0 == 0 && kept.hard_state.is_none() && kept.entries.is_empty() {
         let voters: Vec<NodeId> = config.members.iter().map(|m| m.id).collect();
@@ -772,6 +1075,10 @@ fn restore(config: &Config, log: &mut wal::Wal, kept: wal::ShardLog, store: &Dis
         tracing::info!(event_type = "founded", voters = voters.len(), "a new cluster is founded");
         return Ok(founding);
     }
+    if kept.hard_state.is_none() {
+        // Every run writes one before it answers anybody, so a log without it is not the one that this store lived with.
+        return Err(wal::disk::corrupt(format_args!("the store is at {index} and the log does not know of it")));
+    }
     let snapshot = if index.0 == 0 {
         SnapshotMeta::default()
     } else {
@@ -784,7 +1091,19 @@ fn restore(config: &Config, log: &mut wal::Wal, kept: wal::ShardLog, store: &Dis
         vote: Some(state.vote).filter(|vote| vote.0 != 0),
         commit: state.commit,
     });
-    let entries = kept.after(index, term)?.into_iter().map(from_wal_entry).collect::<Result<_, _>>()?;
+    let after = kept.after(index, term)?;
+    // Followers that lag may want what the store has already; without it, every restart would cost them a snapshot.
+    let joins = after.len() == kept.entries.len().saturating_sub(kept.entries.partition_point(|e| e.index <= index));
+    let mut entries: VecDeque<wal::LogEntry> = after.into();
+    let mut bytes = 0;
+    for entry in kept.entries.into_iter().rev().filter(|entry| joins && entry.index <= index) {
+        bytes += entry.data.len() + buttress_consensus::ENTRY_OVERHEAD_BYTES;
+        if bytes > log_tail_bytes {
+            break;
+        }
+        entries.push_front(entry);
+    }
+    let entries = entries.into_iter().map(from_wal_entry).collect::<Result<_, _>>()?;
     Ok(Restored { hard_state, snapshot, entries })
 }
 
@@ -812,4 +1131,43 @@ fn from_wal_entry(entry: wal::LogEntry) -> Result<LogEntry, Error> {
         }
     };
     Ok(LogEntry { index: entry.index, term: entry.term, kind, data: entry.data })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_in_pieces_says_the_same() {
+        let entry = |index: u64, term: u64, bytes: usize| LogEntry {
+            index: Index(index),
+            term: Term(term),
+            kind: EntryKind::Normal,
+            data: vec![index as u8; bytes].into(),
+        };
+        let entries: Vec<LogEntry> =
+            [10, 900, 10, 5000, 10, 10].into_iter().zip(5..).map(|(bytes, i)| entry(i, 1 + i / 7, bytes)).collect();
+        let append = |prev_index: u64, prev_term: u64, entries: &[LogEntry]| Message {
+            from: NodeId(1),
+            to: NodeId(2),
+            term: Term(3),
+            body: Body::Append {
+                prev_index: Index(prev_index),
+                prev_term: Term(prev_term),
+                commit: Index(9),
+                entries: entries.to_vec(),
+            },
+        };
+        let cut = pieces(append(4, 1, &entries), 1300);
+        // A single entry that is larger goes alone; each piece joins the one before.
+        let expected = [
+            append(4, 1, &entries[..2]),
+            append(6, 1, &entries[2..3]),
+            append(7, 2, &entries[3..4]),
+            append(8, 2, &entries[4..]),
+        ];
+        assert_eq!(cut, expected);
+        assert_eq!(pieces(append(4, 1, &entries), usize::MAX), [append(4, 1, &entries)]);
+        assert_eq!(pieces(append(4, 1, &[]), 1), [append(4, 1, &[])], "an empty one is what it was");
+    }
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use buttress_core::{
-    Cluster, Code, Consistency, Entry, Error, KeyRange, Ledger, LogId, Offset, Receipt, Revision, Scope, Stream,
+    Cluster, Code, Consistency, Entry, Error, Index, KeyRange, Ledger, LogId, Offset, Receipt, Revision, Scope, Stream,
     SubmitError, TimeMs,
     ledger::{BoxFuture, ClusterView, Fetched, KeyEvent, KeyValues, PartitionView, TopicView, Watch},
     limits::{ENTRY_BYTES_MAX, ENTRY_PARTS_MAX},
@@ -22,7 +22,7 @@ use buttress_core::{
 use buttress_state::KeyEvents;
 
 use super::{
-    core_loop::{Command, Machine},
+    core_loop::{Command, Machine, unknown_at_stop},
     shared::{Counters, Shared},
 };
 use crate::metrics;
@@ -203,6 +203,19 @@ impl Handle {
         let _ = self.commands.send(Command::Stop).await;
     }
 
+    /// Hashes everything that this node has applied, with the index up to which that is. Nodes with the same index have the
+    /// same hash. It reads all rows on the node's task, so it is for tests and for operators with a suspicion.
+    ///
+    /// # Errors
+    /// `DISK`, `STOPPED`.
+    pub async fn fingerprint(&self) -> Result<(Index, u64), Error> {
+        self.ask(Consistency::Serializable, |machine| {
+            let hash = machine.hash().map_err(|error| Error::new(Code::DISK, error.to_string()))?;
+            Ok((buttress_core::Machine::applied(machine).0, hash))
+        })
+        .await
+    }
+
     /// Runs `ask` on the machine, after a read barrier where `consistency` wants one.
     async fn ask<T: Send + 'static>(
         &self,
@@ -233,7 +246,7 @@ impl Handle {
         self.shared.counters.submitted.fetch_add(1, Ordering::Relaxed);
         let command = Command::Submit { entry: Box::new(entry), reply, room };
         self.commands.send(command).await.map_err(|_| SubmitError::Failed(stopped()))?;
-        answer.await.map_err(|_| SubmitError::Failed(stopped()))?
+        answer.await.map_err(|_| SubmitError::Failed(unknown_at_stop()))?
     }
 
     fn partition(&self, view: &PartitionView) -> PartitionView {
@@ -247,10 +260,13 @@ impl Handle {
     }
 
     async fn fetch_inner(&self, log: LogId, offset: Offset, bytes_max: usize, wait_ms: u64) -> Result<Fetched, Error> {
-        let unknown = || Error::new(Code::TOPIC_UNKNOWN, format!("there is no partition with log id {log}"));
-        let state = self.shared.log(log).ok_or_else(unknown)?;
         let deadline = tokio::time::Instant::now() + Duration::from_millis(wait_ms);
         loop {
+            // Looked up anew each time, for its topic may be deleted while we wait.
+            let state = self
+                .shared
+                .log(log)
+                .ok_or_else(|| Error::new(Code::TOPIC_UNKNOWN, format!("there is no partition with log id {log}")))?;
             // Registered before the check, so that growth in between is not missed.
             let mut grown = std::pin::pin!(state.grown.notified());
             grown.as_mut().enable();
@@ -265,14 +281,22 @@ impl Handle {
                 let batches = self.shared.reader.read(log, offset, bytes_max)?;
                 return Ok(Fetched { start, end, batches });
             }
-            if wait_ms == 0 || tokio::time::timeout_at(deadline, grown).await.is_err() {
+            if self.commands.is_closed() {
+                return Err(stopped());
+            }
+            if wait_ms == 0 {
                 return Ok(Fetched { start, end, batches: Vec::new() });
+            }
+            tokio::select! {
+                () = grown => {}
+                () = self.commands.closed() => {}
+                () = tokio::time::sleep_until(deadline) => return Ok(Fetched { start, end, batches: Vec::new() }),
             }
         }
     }
 }
 
-fn stopped() -> Error {
+pub(super) fn stopped() -> Error {
     Error::new(Code::STOPPED, "this node is stopping").retryable().hint("ask another node")
 }
 
@@ -410,8 +434,12 @@ impl Watch for NodeWatch {
                     }
                     continue;
                 }
-                if self.revisions.changed().await.is_err() {
-                    return Ok(None);
+                tokio::select! {
+                    moved = self.revisions.changed() => if moved.is_err() {
+                        return Ok(None);
+                    },
+                    // The handle keeps the revisions alive, but the node has stopped.
+                    () = self.commands.closed() => return Ok(None),
                 }
             }
         })

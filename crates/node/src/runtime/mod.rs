@@ -14,15 +14,25 @@ mod handle;
 mod shared;
 mod snapshots;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{net::TcpListener, sync::mpsc};
 
-use buttress_core::{Error, NodeId, ledger::Member};
+use buttress_core::{Error, NodeId, ledger::Member, limits};
 
 pub use core_loop::Running;
 pub use handle::Handle;
 pub use shared::Counters;
+
+use crate::{
+    store,
+    wal::{self, DirDisk, Disk},
+};
 
 /// How long one tick of the consensus clock lasts. An election starts after 10 to 20 ticks without a leader.
 pub const TICK: Duration = Duration::from_millis(50);
@@ -41,6 +51,57 @@ pub struct Config {
     pub client: u64,
 }
 
+/// Sizes and times of a node. The defaults are those of production; tests make them small.
+#[derive(Clone)]
+pub struct Options {
+    pub store: store::Options,
+    pub wal: wal::Options,
+    /// Entries kept in memory behind the last checkpoint for followers that lag.
+    pub log_tail_bytes: usize,
+    /// Proposals that wait for their commit; the leader refuses more.
+    pub uncommitted_bytes_max: usize,
+    pub tick: Duration,
+    /// A submitted entry is given up after this long; its outcome is then unknown, unless it was never sent.
+    pub submit_deadline: Duration,
+    /// A linearizable read is given up after this long.
+    pub read_deadline: Duration,
+    /// An entry that was sent to a leader and not applied is sent again after this long, and then ever more rarely.
+    pub resend_after: Duration,
+    /// Retention is looked at this often.
+    pub retention_every: Duration,
+    /// Puts a disk that misbehaves in the place of the real one.
+    pub wrap_disk: Option<WrapDisk>,
+}
+
+pub type WrapDisk = Arc<dyn Fn(DirDisk) -> Arc<dyn Disk> + Send + Sync>;
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            store: store::Options::default(),
+            wal: wal::Options::default(),
+            log_tail_bytes: limits::LOG_TAIL_BYTES,
+            uncommitted_bytes_max: 4 * limits::ENTRY_BYTES_MAX,
+            tick: TICK,
+            submit_deadline: Duration::from_secs(10),
+            read_deadline: Duration::from_secs(5),
+            resend_after: Duration::from_secs(1),
+            retention_every: Duration::from_secs(10),
+            wrap_disk: None,
+        }
+    }
+}
+
+impl Options {
+    fn disk(&self, path: &Path) -> Result<Arc<dyn Disk>, Error> {
+        let disk = DirDisk::open(path)?;
+        Ok(match &self.wrap_disk {
+            Some(wrap) => wrap(disk),
+            None => Arc::new(disk),
+        })
+    }
+}
+
 /// Opens the data directory, rebuilds the state, and starts the node's tasks on the current runtime.
 ///
 /// The returned future ends when the node has stopped: with an error when a disk fault or a safety violation stopped it.
@@ -48,8 +109,20 @@ pub struct Config {
 /// # Errors
 /// `WRONG_CLUSTER`, `FORMAT`, `DIR_LOCKED`, `CORRUPT`, `DISK`, `DISK_FULL`, `CONFIG`.
 pub fn start(config: Config, peer_listener: TcpListener) -> Result<(Arc<Handle>, Running), Error> {
+    start_with(config, Options::default(), peer_listener)
+}
+
+/// As [`start`], with other sizes and times.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_with(
+    config: Config,
+    options: Options,
+    peer_listener: TcpListener,
+) -> Result<(Arc<Handle>, Running), Error> {
     let (commands, inbox) = mpsc::channel(core_loop::COMMANDS_MAX);
-    let core = core_loop::Core::open(&config, peer_listener)?;
+    let core = core_loop::Core::open(&config, options, peer_listener)?;
     let handle = Arc::new(Handle::new(commands, core.shared()));
     Ok((handle, core.run(inbox)))
 }

@@ -33,6 +33,19 @@ impl LogState {
     pub fn range(&self) -> (Offset, Offset) {
         (Offset(self.start.load(Ordering::Acquire)), Offset(self.end.load(Ordering::Acquire)))
     }
+
+    /// Moves forward only, the end first, so that whoever looks meanwhile never sees a log that shrinks or begins behind
+    /// its end. Gives by how many records the log grew.
+    pub fn move_to(&self, start: Option<Offset>, end: Offset) -> u64 {
+        let before = self.end.fetch_max(end.0, Ordering::AcqRel);
+        if let Some(start) = start {
+            self.start.fetch_max(start.0, Ordering::AcqRel);
+        }
+        if end.0 > before {
+            self.grown.notify_waiters();
+        }
+        (end.0 - before).max(0) as u64
+    }
 }
 
 /// Figures for `/metrics`.

@@ -12,12 +12,13 @@ use buttress_core::{DecodeError, NodeId, Reader, Writer, limits::ENTRY_BYTES_MAX
 const PROTOCOL: u8 = 1;
 const MAGIC: &[u8; 4] = b"BTRS";
 const HEADER_BYTES: usize = 9;
-/// A message may hold several entries up to raft's own size limit (1 MiB) or one of the largest; twice that is never reached.
+/// A message holds one of the largest entries, or several up to what [`super::APPEND_BYTES_MAX`] lets into one; twice the
+/// largest entry is never reached.
 pub const FRAME_BYTES_MAX: usize = 2 * ENTRY_BYTES_MAX;
 const HELLO_BYTES_MAX: usize = 256;
 
 /// What a connection carries. Control never waits behind data, and a snapshot never delays either.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
     Control,
     Data,
@@ -173,13 +174,6 @@ impl Frame {
     }
 }
 
-/// Feeds arbitrary bytes to the decoders; they may refuse, never panic.
-pub fn fuzz_frames(data: &[u8]) {
-    let mut buffer = BytesMut::from(data);
-    while let Ok(Some(_)) = Frame::decode(&mut buffer) {}
-    let _ = Hello::decode(Bytes::copy_from_slice(data));
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -223,7 +217,7 @@ mod tests {
 
         #[test]
         fn garbage_is_refused(data in proptest::collection::vec(any::<u8>(), 0..300)) {
-            fuzz_frames(&data);
+            super::super::fuzz::fuzz_frames(&data);
         }
     }
 

@@ -1,16 +1,23 @@
 //! Connections between the nodes of a cluster.
 //!
-//! Every node opens its own connections to every peer, one per [`Lane`], and only writes to them; what it receives comes
-//! over the connections that peers opened. So a lane is a queue, a task and a socket, and nothing is shared. Queues are
-//! bounded in bytes: what does not fit is dropped and reported, which Raft treats as a lost message. A receiver that does
-//! not keep up stops reading, so TCP's window and then the sender's queue push back.
+//! Every node opens its own connections to every peer, one per [`Lane`], and sends over those alone; what it receives
+//! comes over the connections that peers opened. So a lane is a queue, a task and a socket, and nothing is shared, not even
+//! at the receiver: control frames have an [`Inbox`] of their own. Queues are bounded in bytes: what does not fit is
+//! dropped and reported, which Raft treats as a lost message. A receiver that does not keep up stops reading, so TCP's
+//! window and then the sender's queue push back.
+//!
+//! The receiver of a lane writes one byte a second. A sender that hears none for a while connects anew: a link that was cut
+//! and comes back would else be as silent as TCP's last pause between two attempts was long. Over the snapshot lane the one
+//! byte says that the snapshot was taken.
 //!
 //! The functions are generic over the byte stream, so TLS slips in where a connection is made and accepted.
 
 pub mod frame;
+pub mod fuzz;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    io::ErrorKind,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -22,7 +29,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{Notify, mpsc},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinSet,
 };
 
@@ -32,12 +39,27 @@ pub use frame::{Frame, Hello, Lane};
 
 /// Raft messages wait here while a peer is slow. Control frames are at most a few hundred bytes each.
 const CONTROL_QUEUE_BYTES_MAX: usize = 1024 * 1024;
+/// Entries in one consensus message, but for a single larger one: the engine merges what it sends a follower in one step
+/// without regard to size, and a message that fits no frame would be sent again for ever.
+pub const APPEND_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Four of the largest entries; the leader's flow control stays well below.
 const DATA_QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// One write takes at most this much, so that a slow peer does not make us hold two copies of the whole queue.
 const WRITE_BYTES_MAX: usize = 256 * 1024;
 const RECONNECT_MIN: Duration = Duration::from_millis(20);
 const RECONNECT_MAX: Duration = Duration::from_millis(500);
+/// How often the receiver of a lane shows that it is there.
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
+/// A lane whose receiver shows nothing for this long is connected anew.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// Control frames that wait for the node's next turn; the connections push back beyond.
+const CONTROL_FRAMES_MAX: usize = 4096;
+/// Data frames that wait for the node's next turn, and their bytes: two of the largest frames fit.
+const DATA_FRAMES_MAX: usize = 1024;
+const DATA_BYTES_MAX: usize = 2 * frame::FRAME_BYTES_MAX;
+/// Connections that are open at once. A peer has three, and for a moment those that they replace; the rest is for strangers
+/// until their hello is overdue.
+const CONNECTIONS_MAX: usize = 256;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -47,11 +69,25 @@ pub enum Event {
     Frame {
         from: NodeId,
         frame: Frame,
+        /// What the frame takes of the inbox's bytes, until the event is dropped.
+        room: Option<OwnedSemaphorePermit>,
     },
     /// Frames to this peer were dropped or its connection broke.
-    Unreachable {
-        peer: NodeId,
-    },
+    Unreachable { peer: NodeId },
+}
+
+/// What has come and waits for the node's task. Whoever takes from it looks at `control` first.
+pub struct Inbox {
+    pub control: mpsc::Receiver<Event>,
+    pub data: mpsc::Receiver<Event>,
+}
+
+/// A frame of the snapshot lane. The connection goes on reading, or says that the snapshot was taken, when `taken` is
+/// answered, and breaks off when it is dropped.
+pub struct SnapshotFrame {
+    pub from: NodeId,
+    pub frame: Frame,
+    pub taken: oneshot::Sender<()>,
 }
 
 /// Figures for `/metrics`.
@@ -130,10 +166,11 @@ impl Transport {
         node: NodeId,
         peers: BTreeMap<NodeId, String>,
         listener: TcpListener,
-        events: mpsc::Sender<Event>,
-        snapshots: mpsc::Sender<(NodeId, Frame)>,
-    ) -> Self {
+        snapshots: mpsc::Sender<SnapshotFrame>,
+    ) -> (Self, Inbox) {
         let counters = Arc::new(Counters::default());
+        let (control, control_inbox) = mpsc::channel(CONTROL_FRAMES_MAX);
+        let (data, data_inbox) = mpsc::channel(DATA_FRAMES_MAX);
         let mut tasks = JoinSet::new();
         let mut queues = BTreeMap::new();
         for (&peer, address) in &peers {
@@ -141,20 +178,22 @@ impl Transport {
                 [(Lane::Control, CONTROL_QUEUE_BYTES_MAX), (Lane::Data, DATA_QUEUE_BYTES_MAX)].map(|(lane, max)| {
                     let queue = Queue::new(max);
                     let hello = Hello { cluster_id: cluster_id.clone(), from: node, to: peer, lane };
-                    tasks.spawn(send(hello, address.clone(), queue.clone(), events.clone(), counters.clone()));
+                    tasks.spawn(send(hello, address.clone(), queue.clone(), control.clone(), counters.clone()));
                     queue
                 });
             queues.insert(peer, lanes);
         }
         let known: Arc<[NodeId]> = peers.keys().copied().collect();
-        tasks.spawn(accept(
-            cluster_id,
-            node,
-            known,
-            listener,
-            Incoming { events, snapshots, counters: counters.clone() },
-        ));
-        Self { queues, counters, _tasks: tasks }
+        let incoming = Incoming {
+            control,
+            data,
+            room: Arc::new(Semaphore::new(DATA_BYTES_MAX)),
+            snapshots,
+            newest: Arc::default(),
+            counters: counters.clone(),
+        };
+        tasks.spawn(accept(cluster_id, node, known, listener, incoming));
+        (Self { queues, counters, _tasks: tasks }, Inbox { control: control_inbox, data: data_inbox })
     }
 
     /// Queues a frame. `false` when it was dropped because the queue is full or the peer is unknown.
@@ -211,45 +250,78 @@ pub async fn connect(hello: &Hello, address: &str) -> std::io::Result<TcpStream>
     tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
-/// Writes what is queued until the connection breaks.
-async fn drain<S: AsyncRead + AsyncWrite + Unpin>(stream: S, queue: &Queue, counters: &Counters) -> std::io::Error {
+/// Writes what is queued until the connection breaks or its receiver falls silent.
+async fn drain<S: AsyncRead + AsyncWrite>(stream: S, queue: &Queue, counters: &Counters) -> std::io::Error {
     let (mut reader, mut writer) = tokio::io::split(stream);
-    // The peer never writes here; a read that returns tells us that the connection is gone even while we are idle.
-    let mut scratch = [0u8; 1];
-    let mut out = BytesMut::new();
-    loop {
-        out.clear();
-        tokio::select! {
-            got = reader.read(&mut scratch) => {
-                return got.err().unwrap_or_else(|| std::io::ErrorKind::ConnectionReset.into());
+    let listen = async {
+        let mut scratch = [0u8; 16];
+        loop {
+            match tokio::time::timeout(SILENCE_MAX, reader.read(&mut scratch)).await {
+                Ok(Ok(0)) => return ErrorKind::ConnectionReset.into(),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return error,
+                Err(_) => return ErrorKind::TimedOut.into(),
             }
-            () = queue.take(&mut out) => {}
         }
-        counters.sent_bytes.fetch_add(out.len() as u64, Ordering::Relaxed);
-        if let Err(error) = writer.write_all(&out).await {
-            return error;
+    };
+    let write = async {
+        let mut out = BytesMut::new();
+        loop {
+            out.clear();
+            queue.take(&mut out).await;
+            counters.sent_bytes.fetch_add(out.len() as u64, Ordering::Relaxed);
+            if let Err(error) = writer.write_all(&out).await {
+                return error;
+            }
+            if out.capacity() > 2 * WRITE_BYTES_MAX {
+                out = BytesMut::new();
+            }
         }
-        if out.capacity() > 2 * WRITE_BYTES_MAX {
-            out = BytesMut::new();
-        }
+    };
+    tokio::select! {
+        error = listen => error,
+        error = write => error,
     }
 }
 
 /// Where received frames go.
 #[derive(Clone)]
 struct Incoming {
-    events: mpsc::Sender<Event>,
-    snapshots: mpsc::Sender<(NodeId, Frame)>,
+    control: mpsc::Sender<Event>,
+    data: mpsc::Sender<Event>,
+    /// Bytes that may wait in `data`.
+    room: Arc<Semaphore>,
+    snapshots: mpsc::Sender<SnapshotFrame>,
+    /// The connection that counts, per peer and lane; telling the one before closes it.
+    newest: Arc<Mutex<BTreeMap<(NodeId, Lane), Arc<Notify>>>>,
     counters: Arc<Counters>,
 }
 
 impl Incoming {
-    /// `false` when nobody takes frames any more.
+    /// `false` when nobody takes frames of this connection any more.
     async fn take(&self, from: NodeId, lane: Lane, frame: Frame) -> bool {
         match lane {
-            Lane::Snapshot => self.snapshots.send((from, frame)).await.is_ok(),
-            Lane::Control | Lane::Data => self.events.send(Event::Frame { from, frame }).await.is_ok(),
+            Lane::Control => self.control.send(Event::Frame { from, frame, room: None }).await.is_ok(),
+            Lane::Data => {
+                let bytes = u32::try_from(frame.size()).expect("a frame is at most 16 MiB");
+                let Ok(room) = self.room.clone().acquire_many_owned(bytes).await else { return false };
+                self.data.send(Event::Frame { from, frame, room: Some(room) }).await.is_ok()
+            }
+            Lane::Snapshot => {
+                let (taken, answer) = oneshot::channel();
+                self.snapshots.send(SnapshotFrame { from, frame, taken }).await.is_ok() && answer.await.is_ok()
+            }
         }
+    }
+
+    /// Makes a connection the one that counts. A peer that lost its connection may be back long before we hear of it.
+    fn replace(&self, from: NodeId, lane: Lane) -> Arc<Notify> {
+        let replaced = Arc::new(Notify::new());
+        let mut newest = self.newest.lock().expect("no holder panics");
+        if let Some(before) = newest.insert((from, lane), replaced.clone()) {
+            before.notify_one();
+        }
+        replaced
     }
 }
 
@@ -265,6 +337,10 @@ async fn accept(cluster_id: String, node: NodeId, known: Arc<[NodeId]>, listener
             }
         };
         while connections.try_join_next().is_some() {}
+        if connections.len() >= CONNECTIONS_MAX {
+            incoming.counters.refused_connections.fetch_add(1, Ordering::Relaxed);
+            continue;
+        }
         let (cluster_id, known, incoming) = (cluster_id.clone(), known.clone(), incoming.clone());
         connections.spawn(async move {
             if let Err(error) = receive(stream, &cluster_id, node, &known, &incoming).await {
@@ -289,7 +365,7 @@ enum ReceiveError {
     Stranger(NodeId),
 }
 
-async fn receive<S: AsyncRead + Unpin>(
+async fn receive<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     cluster_id: &str,
     node: NodeId,
@@ -307,19 +383,54 @@ async fn receive<S: AsyncRead + Unpin>(
     if !known.contains(&hello.from) {
         return Err(ReceiveError::Stranger(hello.from));
     }
+    let replaced = incoming.replace(hello.from, hello.lane);
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    tokio::select! {
+        whole_snapshot = read_frames(&mut reader, &hello, incoming) => {
+            if whole_snapshot? {
+                // The sender counts its snapshot as arrived only when it reads this; if it cannot, it sends it again.
+                let _ = writer.write_all(&[1]).await;
+            }
+        }
+        () = show_alive(&mut writer, hello.lane) => {}
+        () = replaced.notified() => {}
+    }
+    Ok(())
+}
+
+/// Writes a byte now and then until the connection breaks.
+async fn show_alive<W: AsyncWrite + Unpin>(writer: &mut W, lane: Lane) {
+    if lane == Lane::Snapshot {
+        return std::future::pending().await;
+    }
+    while writer.write_all(&[0]).await.is_ok() {
+        tokio::time::sleep(ALIVE_EVERY).await;
+    }
+}
+
+/// Hands frames on until the connection ends, or until the end of a snapshot was taken: that is when it gives `true`.
+async fn read_frames<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    hello: &Hello,
+    incoming: &Incoming,
+) -> Result<bool, ReceiveError> {
     let mut buffer = BytesMut::with_capacity(16 * 1024);
     loop {
         while let Some(frame) = Frame::decode(&mut buffer)? {
+            let last = matches!(frame, Frame::SnapshotEnd(_)) && hello.lane == Lane::Snapshot;
             if !incoming.take(hello.from, hello.lane, frame).await {
-                return Ok(());
+                return Ok(false);
+            }
+            if last {
+                return Ok(true);
             }
         }
         if buffer.is_empty() && buffer.capacity() > WRITE_BYTES_MAX * 2 {
             buffer = BytesMut::with_capacity(16 * 1024);
         }
         buffer.reserve(16 * 1024);
-        match stream.read_buf(&mut buffer).await {
-            Ok(0) | Err(_) => return Ok(()),
+        match reader.read_buf(&mut buffer).await {
+            Ok(0) | Err(_) => return Ok(false),
             Ok(read) => {
                 incoming.counters.received_bytes.fetch_add(read as u64, Ordering::Relaxed);
             }
