@@ -219,6 +219,9 @@ fn models_for(data: &DataOptions, mapping: &Mapping) -> Result<Vec<Candidate>, E
             Error::new(Code::DATA_FILE, format!("cannot read the model '{}': {e}", path.display()))
                 .hint("give the path of a tree ensemble as JSON or ONNX")
         })?;
+        // What a node would refuse is refused before one is started.
+        buttress_engine::model::load(&bytes)
+            .map_err(|e| Error { message: format!("'{}': {}", path.display(), e.message), ..e })?;
         let version = path.file_stem().map_or("model".into(), |stem| stem.to_string_lossy().into_owned());
         let scorer = model::scorer(&bytes).ok();
         return Ok(vec![Candidate { version, bytes: bytes.into(), scorer }]);
