@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
-use buttress_core::{Append, Cluster, Entry, Ledger, LogId, NodeId, TopicChange, entry::TopicSettings, ledger::Member};
+use buttress_core::{Append, Entry, Ledger, LogId, NodeId, TopicChange, entry::TopicSettings, ledger::Member};
 use buttress_node::runtime;
 use buttress_wire::records::Builder;
 use bytes::Bytes;
@@ -22,7 +22,31 @@ const ROUND: Duration = Duration::from_secs(3);
 /// Commits in flight: one is written while the next one is proposed and the one before is applied.
 const IN_FLIGHT: usize = 4;
 
-pub fn run() -> anyhow::Result<Value> {
+/// Runs the rounds; `--output json` prints one object.
+///
+/// # Errors
+/// When the node or the disk fails.
+pub fn run(args: &[String]) -> anyhow::Result<()> {
+    let json = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => false,
+        ["--output", "json"] => true,
+        _ => anyhow::bail!("usage: buttress-bench log [--output json]"),
+    };
+    let result = rounds()?;
+    if json {
+        println!("{result}");
+    } else {
+        println!(
+            "append + fdatasync {:.0} MB/s, commits {:.0} MB/s, ratio {:.2}",
+            result["raw_mb_per_s"].as_f64().unwrap_or_default(),
+            result["commit_mb_per_s"].as_f64().unwrap_or_default(),
+            result["ratio"].as_f64().unwrap_or_default()
+        );
+    }
+    Ok(())
+}
+
+fn rounds() -> anyhow::Result<Value> {
     let dir = tempfile::tempdir().context("no temporary directory")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (handle, log, running) = runtime.block_on(start(dir.path()))?;
@@ -48,7 +72,8 @@ type Running = std::pin::Pin<Box<dyn Future<Output = Result<(), buttress_core::E
 /// A node of its own cluster, with a topic.
 async fn start(dir: &Path) -> anyhow::Result<(Arc<runtime::Handle>, LogId, Running)> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let member = Member { id: NodeId(1), name: "bench".into(), peer: listener.local_addr()?.to_string(), ..Member::default() };
+    let member =
+        Member { id: NodeId(1), name: "bench".into(), peer: listener.local_addr()?.to_string(), ..Member::default() };
     let config = runtime::Config {
         cluster_id: "bench".into(),
         node: NodeId(1),
@@ -92,8 +117,8 @@ fn raw_loop(path: &Path) -> anyhow::Result<f64> {
 /// Commits batches of 1 MiB, a few in flight; MB/s.
 async fn commits(handle: &Arc<runtime::Handle>, log: LogId) -> anyhow::Result<f64> {
     let mut builder = Builder::new();
-    builder.push(0, None, Some(&noise(COMMIT_BYTES)));
-    let batch: Bytes = builder.finish();
+    builder.push(0, None, Some(&noise(COMMIT_BYTES)), &[]);
+    let batch: Bytes = builder.build().expect("a record was pushed");
     let start = Instant::now();
     let workers: Vec<_> = (0..IN_FLIGHT)
         .map(|_| {
@@ -101,8 +126,7 @@ async fn commits(handle: &Arc<runtime::Handle>, log: LogId) -> anyhow::Result<f6
             tokio::spawn(async move {
                 let mut committed = 0;
                 while start.elapsed() < ROUND {
-                    let append =
-                        Append { log, records: 1, max_timestamp_ms: 0, sequence: None, batch: batch.clone() };
+                    let append = Append { log, records: 1, max_timestamp_ms: 0, sequence: None, batch: batch.clone() };
                     handle.submit(Entry { appends: vec![append], ..Entry::default() }).await?;
                     committed += batch.len();
                 }

@@ -3,6 +3,7 @@
 
 #[path = "fn.rs"]
 mod function;
+mod log;
 
 // The flagship's logic, compiled for this machine, so that the cost of the sandbox can be told.
 #[allow(dead_code, reason = "the component uses all of it, the benchmark one function")]
@@ -18,6 +19,7 @@ mod rules;
 const HELP: &str = "\
 buttress-bench fn                     functions: requests/s beside wasmtime serve's library path, cold start, batches
 buttress-bench fn --rounds 5 --seconds 2
+buttress-bench log                    commits of 1 MiB to one node beside a loop of append and fdatasync
 buttress-bench fn --output json       one object on stdout
 ";
 
@@ -27,6 +29,7 @@ fn main() -> anyhow::Result<()> {
         Some((command, rest)) if command == "fn" => function::run(rest),
         // Not for people: `fn` runs it to see what a process at rest holds.
         Some((command, rest)) if command == "fn-at-rest" => function::at_rest(rest),
+        Some((command, rest)) if command == "log" => log::run(rest),
         Some((flag, _)) if flag == "--help" || flag == "-h" => {
             print!("{HELP}");
             Ok(())

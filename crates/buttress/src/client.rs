@@ -101,18 +101,73 @@ fn json(body: Bytes) -> Result<serde_json::Value, Error> {
         .map_err(|error| Error::new(Code::UNREACHABLE, format!("the answer is not JSON: {error}")))
 }
 
+/// A name as one segment of a path: whatever is typed reaches the server, which says what is wrong with it.
+pub fn segment(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+    name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+fn known_code(text: &str) -> Option<Code> {
+    Code::ALL.iter().map(|(code, _)| *code).find(|known| known.0 == text)
+}
+
 /// Gives the server's error back with its own code.
 fn refused(status: u16, body: &[u8]) -> Error {
     let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    let text = |key: &str| value.get(key).and_then(|v| v.as_str()).map(str::to_owned);
-    let code = text("code").and_then(|code| Code::ALL.iter().find(|(known, _)| known.0 == code)).map(|(code, _)| *code);
-    let message = text("message").unwrap_or_else(|| {
-        format!("the server answered {status}: {}", String::from_utf8_lossy(&body[..body.len().min(200)]))
-    });
-    let error = Error::new(code.unwrap_or(Code::BAD_REQUEST), message);
-    let error = if status == 503 || status == 429 { error.retryable() } else { error };
+    let text = |key: &str| value.get(key).and_then(|v| v.as_str());
+    let mut error = match (text("code").and_then(known_code), text("message")) {
+        (Some(code), Some(message)) => Error::new(code, message),
+        (None, Some(message)) => one_line(message),
+        (_, None) => {
+            let body = String::from_utf8_lossy(&body[..body.len().min(200)]);
+            Error::new(Code::BAD_REQUEST, format!("the server answered {status}: {body}"))
+        }
+    };
+    error.retryable = status == 503 || status == 429;
     match text("hint") {
         Some(hint) => error.hint(hint),
         None => error,
+    }
+}
+
+/// Reads `MESSAGE [CODE]; hint: HINT`, the form that errors have where a protocol leaves one text for everything.
+pub fn one_line(text: &str) -> Error {
+    let (said, hint) = match text.split_once("; hint: ") {
+        Some((said, hint)) => (said, Some(hint)),
+        None => (text, None),
+    };
+    let coded = said.strip_suffix(']').and_then(|said| said.rsplit_once(" [")).and_then(|(message, code)| {
+        let code = known_code(code)?;
+        Some(Error::new(code, message))
+    });
+    let error = coded.unwrap_or_else(|| Error::new(Code::BAD_REQUEST, said));
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_a_server_s_error_keeps_its_code_and_hint() {
+        let ours = refused(404, br#"{"code":"BT0301","message":"there is no topic \"t\"","hint":"create it"}"#);
+        assert_eq!(ours, Error::new(Code::TOPIC_UNKNOWN, "there is no topic \"t\"").hint("create it"));
+        let proxy =
+            refused(404, br#"{"error_code":40401,"message":"there is no topic \"t\" [BT0301]; hint: create it"}"#);
+        assert_eq!(proxy, ours);
+        let busy = refused(503, br#"{"error_code":50003,"message":"no leader is known [BT0101]"}"#);
+        assert_eq!(busy, Error::new(Code::NO_LEADER, "no leader is known").retryable());
+        for foreign in [&b"<html>"[..], b"", br#"{"message":"teapot [X]"}"#, b"\xff\xfe"] {
+            assert_eq!(refused(418, foreign).code, Code::BAD_REQUEST);
+        }
+    }
+
+    #[test]
+    fn any_name_is_one_segment() {
+        assert_eq!(segment("a-b.c_1~"), "a-b.c_1~");
+        assert_eq!(segment("a b/c?d#\u{e4}"), "a%20b%2Fc%3Fd%23%C3%A4");
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     path::{Path, PathBuf},
     process::Stdio,
     sync::Mutex,
@@ -27,11 +28,22 @@ const READY_POLL: Duration = Duration::from_millis(20);
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// Where a directory keeps the shape of its cluster, so that a later `dev` takes it up again.
 const CLUSTER_FILE: &str = "cluster.toml";
+/// Locked for as long as a process runs the directory's cluster.
+const LOCK_FILE: &str = "cluster.lock";
 
 pub struct LocalCluster {
     dir: PathBuf,
     members: Vec<MemberConfig>,
-    children: Mutex<BTreeMap<String, Child>>,
+    cluster_id: String,
+    children: Mutex<BTreeMap<String, Running>>,
+    /// The operating system gives the lock back when we end, however we end.
+    _lock: File,
+}
+
+/// A node's process, and where its log began when it was started.
+struct Running {
+    process: Child,
+    log_from: u64,
 }
 
 impl LocalCluster {
@@ -45,9 +57,14 @@ impl LocalCluster {
                 .hint("name another --data-dir")
         };
         std::fs::create_dir_all(dir).map_err(disk)?;
+        let lock = File::create(dir.join(LOCK_FILE)).map_err(disk)?;
+        if lock.try_lock().is_err() {
+            let message = format!("another process runs the cluster in \"{}\"", dir.display());
+            return Err(Error::new(Code::DIR_LOCKED, message).hint("stop it, or name another --data-dir"));
+        }
         let file = dir.join(CLUSTER_FILE);
         if file.exists() {
-            return Self::take_up(dir, nodes);
+            return Self::take_up(dir, nodes, lock);
         }
         let ports = ports::free(nodes * 4, seed)?;
         let members: Vec<MemberConfig> = ports
@@ -73,17 +90,18 @@ impl LocalCluster {
         }
         // Written last: its presence says that the layout is complete.
         std::fs::copy(config_path(dir, &members[0].name), &file).map_err(disk)?;
-        Ok(Self { dir: dir.to_owned(), members, children: Mutex::default() })
+        let (dir, cluster_id) = (dir.to_owned(), cluster_id.to_owned());
+        Ok(Self { dir, members, cluster_id, children: Mutex::default(), _lock: lock })
     }
 
-    fn take_up(dir: &Path, nodes: usize) -> Result<Self, Error> {
-        let members = Config::load(&dir.join(CLUSTER_FILE))?.members;
+    fn take_up(dir: &Path, nodes: usize, lock: File) -> Result<Self, Error> {
+        let Config { members, cluster, .. } = Config::load(&dir.join(CLUSTER_FILE))?;
         if members.len() != nodes {
             let message = format!("\"{}\" holds a cluster of {} nodes, not of {nodes}", dir.display(), members.len());
             let hint = format!("say --nodes {}, or name another --data-dir", members.len());
             return Err(Error::new(Code::CONFIG, message).hint(hint));
         }
-        Ok(Self { dir: dir.to_owned(), members, children: Mutex::default() })
+        Ok(Self { dir: dir.to_owned(), members, cluster_id: cluster.id, children: Mutex::default(), _lock: lock })
     }
 
     pub fn members(&self) -> &[MemberConfig] {
@@ -100,10 +118,10 @@ impl LocalCluster {
     /// The first node's own error when it ends early, otherwise `UNREACHABLE`.
     pub async fn start_all(&self) -> Result<(), Error> {
         for member in &self.members {
-            self.spawn(member)?;
+            self.spawn(&member.name)?;
         }
         for member in &self.members {
-            self.wait_ready(member).await?;
+            self.wait_ready(&member.name).await?;
         }
         Ok(())
     }
@@ -113,9 +131,8 @@ impl LocalCluster {
     /// # Errors
     /// As [`LocalCluster::start_all`].
     pub async fn start(&self, name: &str) -> Result<(), Error> {
-        let member = self.member(name)?;
-        self.spawn(member)?;
-        self.wait_ready(member).await
+        self.spawn(name)?;
+        self.wait_ready(name).await
     }
 
     /// Kills a node with SIGKILL and waits until the process is gone.
@@ -127,7 +144,7 @@ impl LocalCluster {
         let Some(mut child) = child else {
             return Err(Error::new(Code::CONFIG, format!("node \"{name}\" is not running")));
         };
-        let _ = child.kill().await;
+        let _ = child.process.kill().await;
         Ok(())
     }
 
@@ -135,16 +152,29 @@ impl LocalCluster {
         self.children.lock().expect("no holder panics").keys().cloned().collect()
     }
 
+    /// Takes the nodes that ended by themselves off the list; tells each one's name and how it ended.
+    pub fn reap(&self) -> Vec<(String, String)> {
+        let mut ended = Vec::new();
+        self.children.lock().expect("no holder panics").retain(|name, child| match child.process.try_wait() {
+            Ok(Some(status)) => {
+                ended.push((name.clone(), status.to_string()));
+                false
+            }
+            Ok(None) | Err(_) => true,
+        });
+        ended
+    }
+
     /// Stops every node: closes its standard input, and kills it if it does not end.
     pub async fn stop_all(&self) {
         let mut children = std::mem::take(&mut *self.children.lock().expect("no holder panics"));
         for child in children.values_mut() {
-            drop(child.stdin.take());
+            drop(child.process.stdin.take());
         }
         for (name, mut child) in children {
-            if tokio::time::timeout(STOP_DEADLINE, child.wait()).await.is_err() {
+            if tokio::time::timeout(STOP_DEADLINE, child.process.wait()).await.is_err() {
                 tracing::warn!(%name, "node did not stop and is killed");
-                let _ = child.kill().await;
+                let _ = child.process.kill().await;
             }
         }
     }
@@ -157,14 +187,20 @@ impl LocalCluster {
         })
     }
 
-    fn spawn(&self, member: &MemberConfig) -> Result<(), Error> {
+    /// Starts one node that is not running and does not wait for it.
+    ///
+    /// # Errors
+    /// `CONFIG` when the process cannot be started.
+    pub fn spawn(&self, name: &str) -> Result<(), Error> {
+        let member = self.member(name)?;
         let failed = |error: std::io::Error| Error::new(Code::CONFIG, format!("cannot start {}: {error}", member.name));
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(log_path(&self.dir, &member.name))
             .map_err(failed)?;
-        let child = Command::new(std::env::current_exe().map_err(failed)?)
+        let log_from = log.metadata().map_err(failed)?.len();
+        let process = Command::new(std::env::current_exe().map_err(failed)?)
             .args(["serve", "--with-parent", "--log", "json", "--config"])
             .arg(config_path(&self.dir, &member.name))
             .stdin(Stdio::piped())
@@ -174,23 +210,33 @@ impl LocalCluster {
             .kill_on_drop(true)
             .spawn()
             .map_err(failed)?;
-        self.children.lock().expect("no holder panics").insert(member.name.clone(), child);
+        self.children.lock().expect("no holder panics").insert(member.name.clone(), Running { process, log_from });
         Ok(())
     }
 
-    async fn wait_ready(&self, member: &MemberConfig) -> Result<(), Error> {
+    /// Waits until a node that was started answers and knows a leader.
+    ///
+    /// # Errors
+    /// As [`LocalCluster::start_all`].
+    pub async fn wait_ready(&self, name: &str) -> Result<(), Error> {
+        let member = self.member(name)?;
         let client = Client::new(&format!("http://{}", member.http))?;
         let deadline = tokio::time::Instant::now() + START_DEADLINE;
         loop {
-            if client.send(http::Method::GET, "/readyz", &[], bytes::Bytes::new()).await.is_ok() {
-                return Ok(());
-            }
-            let exited = match self.children.lock().expect("no holder panics").get_mut(&member.name) {
-                Some(child) => child.try_wait().ok().flatten().is_some(),
-                None => true,
+            let ended_after = match self.children.lock().expect("no holder panics").get_mut(&member.name) {
+                Some(child) => child.process.try_wait().ok().flatten().map(|_| child.log_from),
+                None => Some(u64::MAX),
             };
-            if exited {
-                return Err(self.why_ended(member));
+            if let Some(log_from) = ended_after {
+                return Err(self.why_ended(member, log_from));
+            }
+            // Whoever else listens there is not our node.
+            if let Ok(view) = client.get("/v1/cluster").await
+                && view["cluster_id"] == self.cluster_id
+                && view["node"] == member.id
+                && !view["leader"].is_null()
+            {
+                return Ok(());
             }
             if tokio::time::Instant::now() > deadline {
                 let message = format!("{} does not answer at http://{}", member.name, member.http);
@@ -201,14 +247,27 @@ impl LocalCluster {
         }
     }
 
-    /// Takes the last line of the node's log as the reason.
-    fn why_ended(&self, member: &MemberConfig) -> Error {
+    /// Takes the last error of the node's log since its start as the reason.
+    fn why_ended(&self, member: &MemberConfig, log_from: u64) -> Error {
         let path = log_path(&self.dir, &member.name);
-        let log = std::fs::read_to_string(&path).unwrap_or_default();
-        let last = log.lines().rev().find(|line| line.contains("\"ERROR\"") || line.starts_with("error"));
-        let message = format!("{} ended while starting: {}", member.name, last.unwrap_or("it logged no error"));
-        Error::new(Code::UNREACHABLE, message).hint(format!("its log is {}", path.display()))
+        let log = std::fs::read(&path).unwrap_or_default();
+        let log = log.get(usize::try_from(log_from).unwrap_or(usize::MAX)..).unwrap_or_default();
+        reason(&member.name, &String::from_utf8_lossy(log), &path)
     }
+}
+
+/// The last error of a log in JSON, as the node would have told it to a person.
+fn reason(name: &str, log: &str, path: &Path) -> Error {
+    let lines = log.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let last = lines.into_iter().find(|line| line["level"] == "ERROR").unwrap_or_default();
+    let (code, said, hint) = (&last["code"], last["error"].as_str(), last["hint"].as_str());
+    let code = Code::ALL.iter().map(|(known, _)| *known).find(|known| *code == known.0).unwrap_or(Code::UNREACHABLE);
+    let message = format!("{name} ended while starting: {}", said.unwrap_or("it logged no error"));
+    let log = format!("its log is {}", path.display());
+    Error::new(code, message).hint(match hint.filter(|hint| !hint.is_empty()) {
+        Some(hint) => format!("{hint}; {log}"),
+        None => log,
+    })
 }
 
 pub fn config_path(dir: &Path, name: &str) -> PathBuf {
@@ -217,4 +276,36 @@ pub fn config_path(dir: &Path, name: &str) -> PathBuf {
 
 pub fn log_path(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{name}.log"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_s_own_last_error_is_the_reason() {
+        let log = concat!(
+            r#"{"level":"ERROR","message":"the node ended","code":"BT0202","error":"old","hint":""}"#,
+            "\nnot json\n",
+            r#"{"level":"ERROR","message":"the node ended","code":"BT0702","error":"cannot listen on a:1","hint":"see who listens"}"#,
+            "\n",
+            r#"{"level":"INFO","message":"bye"}"#,
+        );
+        let error = reason("node-1", log, Path::new("node-1.log"));
+        assert_eq!(error.code, Code::PORT_TAKEN);
+        assert_eq!(error.message, "node-1 ended while starting: cannot listen on a:1");
+        assert_eq!(error.hint.as_deref(), Some("see who listens; its log is node-1.log"));
+        let silent = reason("node-1", "", Path::new("node-1.log"));
+        assert_eq!((silent.code, silent.hint.as_deref()), (Code::UNREACHABLE, Some("its log is node-1.log")));
+    }
+
+    #[test]
+    fn a_directory_has_one_cluster_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = LocalCluster::lay_out(dir.path(), 1, "c", 7).unwrap();
+        let second = LocalCluster::lay_out(dir.path(), 1, "c", 7).map(drop).unwrap_err();
+        assert_eq!(second.code, Code::DIR_LOCKED);
+        drop(first);
+        LocalCluster::lay_out(dir.path(), 1, "c", 7).map(drop).unwrap();
+    }
 }

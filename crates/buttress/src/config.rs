@@ -81,7 +81,7 @@ impl Config {
     /// As [`Config::load`]; `origin` names the file in the message.
     pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
         let config: Self = toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+            let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
             let message = format!("{origin}:{line}: {}", error.message());
             let described = Error::new(Code::CONFIG, message);
             match nearest_key(error.message()) {

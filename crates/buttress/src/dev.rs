@@ -1,6 +1,6 @@
 //! `buttress dev`: a cluster on this machine until Ctrl-C.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use buttress_core::{Code, Error};
 
@@ -9,9 +9,12 @@ use crate::{
         Answer,
         args::{DevArgs, Output},
     },
-    cluster::LocalCluster,
+    cluster::{LocalCluster, log_path},
     logging,
 };
+
+/// How often a node is looked after.
+const WATCH_POLL: Duration = Duration::from_millis(200);
 
 pub fn run(args: &DevArgs) -> Answer {
     logging::init(logging::Format::Text, "warn");
@@ -25,24 +28,48 @@ async fn dev(args: &DevArgs) -> Answer {
         None => (scratch_dir("dev")?, true),
     };
     let cluster = LocalCluster::lay_out(&dir, args.nodes.into(), &format!("dev-{:08x}", seed()? as u32), seed()?)?;
-    let started = tokio::select! {
-        started = cluster.start_all() => started,
-        _ = interrupted() => Ok(()),
+    let ended = tokio::select! {
+        ended = run_nodes(&cluster, args.output) => ended,
+        () = interrupted() => {
+            eprintln!("stopping");
+            Ok(())
+        }
     };
-    if let Err(error) = started {
-        cluster.stop_all().await;
-        return Err(error.into());
-    }
-    announce(&cluster, args.output)?;
-    interrupted().await;
-    eprintln!("stopping");
     cluster.stop_all().await;
-    if temporary {
+    if !temporary {
+        let (shown, nodes) = (dir.display(), args.nodes);
+        eprintln!("data kept in {shown}; start again with: buttress dev --nodes {nodes} --data-dir {shown}");
+    } else if ended.is_ok() {
         let _ = std::fs::remove_dir_all(&dir);
-    } else {
-        eprintln!("data kept in {}; start again with: buttress dev --data-dir {}", dir.display(), dir.display());
     }
+    ended?;
     Ok(true)
+}
+
+/// Starts the nodes, says where they are, and starts a node that ends again. One that cannot start stays down and the
+/// others go on; when none is left, the last one's reason is the end.
+async fn run_nodes(cluster: &LocalCluster, output: Output) -> anyhow::Result<()> {
+    cluster.start_all().await?;
+    announce(cluster, output)?;
+    loop {
+        tokio::time::sleep(WATCH_POLL).await;
+        let ended = cluster.reap();
+        // All at once: one alone may wait for the others to find a leader.
+        for (name, how) in &ended {
+            let log = log_path(cluster.dir(), name);
+            eprintln!("{name} ended ({how}) and is started again; its log is {}", log.display());
+            cluster.spawn(name)?;
+        }
+        for (name, _) in &ended {
+            if let Err(error) = cluster.wait_ready(name).await {
+                cluster.reap();
+                if cluster.running().is_empty() {
+                    return Err(error.into());
+                }
+                eprintln!("error: {error}");
+            }
+        }
+    }
 }
 
 fn announce(cluster: &LocalCluster, output: Output) -> std::io::Result<()> {

@@ -4,10 +4,12 @@ use std::fmt::Write;
 
 use buttress_events::kafka;
 
+type Part = Box<dyn Fn(&mut String) + Send + Sync>;
+
 /// Parts that can print their figures, in the order of the page.
 #[derive(Default)]
 pub struct Metrics {
-    parts: Vec<Box<dyn Fn(&mut String) + Send + Sync>>,
+    parts: Vec<Part>,
 }
 
 impl Metrics {

@@ -10,7 +10,7 @@ use buttress_functions::{Deps as FunctionsDeps, FunctionsPlane};
 use tokio::{io::AsyncReadExt, net::TcpListener, sync::watch};
 
 use crate::{
-    cli::{Answer, args::ServeArgs},
+    cli::args::ServeArgs,
     config::Config,
     dev::{interrupted, seed},
     http::Http,
@@ -18,30 +18,35 @@ use crate::{
     metrics::{Metrics, process_metrics},
 };
 
-/// Runs a node until it is asked to stop or stops itself.
+/// Runs a node until it is asked to stop or stops itself; tells whether all went well.
 ///
-/// # Errors
-/// What kept it from starting, or made it stop.
-pub fn run(args: &ServeArgs) -> Answer {
+/// What kept it from starting, or made it stop, is said once: as a line of the log for machines, which whoever started us
+/// reads, and otherwise as every command says it.
+pub fn run(args: &ServeArgs) -> bool {
     logging::init(args.log, "info");
-    let config = match Config::load(&args.config) {
-        Ok(config) => config,
-        Err(error) => {
-            // Whoever started us reads the reason in the log.
-            tracing::error!(code = error.code.0, error = %error.message, "the configuration is not valid");
-            return Err(error.into());
-        }
+    let Err(error) = Config::load(&args.config).and_then(|config| start(&config, args.with_parent)) else {
+        return true;
     };
-    // One thread for everything that waits: the edges, Raft and the planes. Disks and guests have their own.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(&config, args.with_parent));
-    if let Err(error) = &result {
-        tracing::error!(code = error.code.0, error = %error.message, "the node ended");
+    match args.log {
+        logging::Format::Json => {
+            let hint = error.hint.as_deref().unwrap_or_default();
+            tracing::error!(code = error.code.0, error = %error.message, hint, event_type = "ended", "the node ended");
+        }
+        logging::Format::Text => eprintln!("error: {error}"),
     }
+    false
+}
+
+fn start(config: &Config, with_parent: bool) -> Result<(), Error> {
+    // One thread for everything that waits: the edges, Raft and the planes. Disks and guests have their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Code::LIMITS, format!("cannot start a runtime: {error}")))?;
+    let result = runtime.block_on(serve(config, with_parent));
     // Blocking work (a compilation, say) must not hold up the end.
     runtime.shutdown_background();
-    result?;
-    Ok(true)
+    result
 }
 
 async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {

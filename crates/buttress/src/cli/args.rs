@@ -18,6 +18,8 @@ pub struct Args {
     pub command: Command,
 }
 
+// Parsed once per process, so its size does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a demonstration and check what it promises.
@@ -64,6 +66,7 @@ impl DemoArgs {
     }
 }
 
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Subcommand)]
 pub enum DemoKind {
     /// A plant of CNC machines, judged by a function, through a failover (the default).

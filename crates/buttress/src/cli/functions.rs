@@ -11,7 +11,7 @@ use super::{
     args::{FnCommand, Output},
     show,
 };
-use crate::client::Client;
+use crate::client::{Client, segment};
 
 pub async fn run(command: FnCommand) -> Result<(), Error> {
     match command {
@@ -28,11 +28,15 @@ pub async fn run(command: FnCommand) -> Result<(), Error> {
             if let Some(topic) = &topic {
                 manifest["trigger"] = json!({ "topic": topic });
             }
-            let answer = client.send_json(Method::PUT, &format!("/v1/functions/{name}"), &manifest).await?;
+            let answer = client.send_json(Method::PUT, &format!("/v1/functions/{}", segment(&name)), &manifest).await?;
             match server.output {
                 Output::Json => show::json(&answer).map_err(show::output_failed)?,
                 Output::Table => {
-                    eprintln!("function {name} is deployed as version {}", show::cell(&answer["version"]));
+                    let same = if answer["unchanged"] == true { "; nothing changed" } else { "" };
+                    eprintln!("function {name} is deployed as version {}{same}", show::cell(&answer["version"]));
+                    for warning in answer["warnings"].as_array().into_iter().flatten() {
+                        eprintln!("warning: {}", show::cell(warning));
+                    }
                     match topic {
                         Some(topic) => eprintln!("it gets batches of {topic}\nnext: buttress fn logs {name}"),
                         None => eprintln!("next: buttress fn invoke {name} /"),
@@ -53,24 +57,26 @@ pub async fn run(command: FnCommand) -> Result<(), Error> {
             }
         }
         FnCommand::Logs { name, limit, server } => {
-            let path = format!("/v1/functions/{name}/logs?limit={limit}");
-            let answer = Client::new(&server.server)?.get(&path).await?;
+            let answer = logs(&Client::new(&server.server)?, &name, limit).await?;
             match server.output {
                 Output::Json => show::json(&answer).map_err(show::output_failed)?,
                 Output::Table => {
-                    let list = answer["logs"].as_array().cloned().unwrap_or_default();
-                    let text = |line: &serde_json::Value, key: &str| show::cell(&line[key]);
+                    let columns = ["at_ms", "node", "partition", "version", "level", "message"];
+                    let list = answer["lines"].as_array().into_iter().flatten();
                     let rows: Vec<Vec<String>> = list
-                        .iter()
-                        .map(|l| vec![text(l, "at_ms"), text(l, "version"), text(l, "level"), text(l, "message")])
+                        .map(|line| columns.map(|key| show::cell(&line[key]).trim_end().to_owned()).into())
                         .collect();
-                    show::table(&["AT", "VERSION", "LEVEL", "MESSAGE"], &rows).map_err(show::output_failed)?;
+                    show::table(&["AT", "NODE", "PARTITION", "VERSION", "LEVEL", "MESSAGE"], &rows)
+                        .map_err(show::output_failed)?;
+                    if answer["dropped"] != 0 {
+                        eprintln!("{} older lines are dropped", answer["dropped"]);
+                    }
                 }
             }
         }
         FnCommand::Invoke { name, path, data, server } => {
             let client = Client::new(&server.server)?;
-            let path = format!("/fn/{name}/{}", path.trim_start_matches('/'));
+            let path = format!("/fn/{}/{}", segment(&name), path.trim_start_matches('/'));
             let (method, body) = match data {
                 Some(data) => (Method::POST, Bytes::from(data)),
                 None => (Method::GET, Bytes::new()),
@@ -84,6 +90,36 @@ pub async fn run(command: FnCommand) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The latest lines of every node that answers, oldest first: batches run on the leader, calls where they arrive.
+async fn logs(client: &Client, name: &str, limit: u32) -> Result<serde_json::Value, Error> {
+    let path = format!("/v1/functions/{}/logs?limit={limit}", segment(name));
+    // The node that was named must know the function; others may be down.
+    let named = client.get(&path).await?;
+    let view = client.get("/v1/cluster").await?;
+    let (mut lines, mut dropped) = (Vec::new(), 0);
+    for member in view["members"].as_array().into_iter().flatten() {
+        let answer = match member["id"] == view["node"] {
+            true => named.clone(),
+            false => match Client::new(&show::cell(&member["http"]))?.get(&path).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    eprintln!("warning: no lines of {}: {}", show::cell(&member["name"]), error.message);
+                    continue;
+                }
+            },
+        };
+        dropped += answer["dropped"].as_u64().unwrap_or(0);
+        lines.extend(answer["lines"].as_array().into_iter().flatten().map(|line| {
+            let mut line = line.clone();
+            line["node"] = member["name"].clone();
+            line
+        }));
+    }
+    lines.sort_by_key(|line| line["at_ms"].as_u64());
+    lines.drain(..lines.len().saturating_sub(limit as usize));
+    Ok(json!({"lines": lines, "dropped": dropped}))
 }
 
 fn row(function: &serde_json::Value) -> Vec<String> {

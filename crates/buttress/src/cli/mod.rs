@@ -23,7 +23,10 @@ const FAILED: u8 = 2;
 /// Runs the command and tells its exit code.
 pub fn run(args: args::Args) -> ExitCode {
     let result = match args.command {
-        Command::Serve(serve) => crate::serve::run(&serve),
+        // A node says what ended it in its log, in the log's form.
+        Command::Serve(serve) => {
+            return ExitCode::from(if crate::serve::run(&serve) { DONE } else { FAILED });
+        }
         Command::Dev(dev) => crate::dev::run(&dev),
         Command::Demo(demo) => {
             let DemoKind::Fleet(options) = demo.kind();

@@ -7,14 +7,14 @@ use super::{
     args::{ModelCommand, Output},
     show,
 };
-use crate::client::Client;
+use crate::client::{Client, segment};
 
 pub async fn run(command: ModelCommand) -> Result<(), Error> {
     match command {
         ModelCommand::Push { name, file, server } => {
             let bytes = super::functions::read_file(&file, Code::MODEL_INVALID)?;
             let answer = Client::new(&server.server)?
-                .send_bytes(Method::PUT, &format!("/v1/models/{name}"), bytes.into())
+                .send_bytes(Method::PUT, &format!("/v1/models/{}", segment(&name)), bytes.into())
                 .await?;
             match server.output {
                 Output::Json => show::json(&answer).map_err(show::output_failed)?,

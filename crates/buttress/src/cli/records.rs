@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use buttress_core::{Code, Error};
 use http::Method;
 use serde_json::{Value, json};
@@ -13,12 +14,14 @@ use super::{
     args::{ConsumeArgs, Output, ProduceArgs},
     show,
 };
-use crate::client::Client;
+use crate::client::{Client, one_line, segment};
 
 /// Records of one request: small enough to answer fast, large enough to share commits.
 const BATCH_RECORDS: usize = 500;
+/// Bytes of lines after which a request is sent, well below what a node takes once they are in base64.
+const BATCH_BYTES: usize = 1024 * 1024;
 const FOLLOW_POLL: Duration = Duration::from_millis(200);
-const V2_JSON: (&str, &str) = ("content-type", "application/vnd.kafka.json.v2+json");
+const V2_BINARY: (&str, &str) = ("content-type", "application/vnd.kafka.binary.v2+json");
 
 pub async fn produce(args: ProduceArgs) -> Result<(), Error> {
     let client = Client::new(&args.server.server)?;
@@ -28,23 +31,24 @@ pub async fn produce(args: ProduceArgs) -> Result<(), Error> {
             Error::new(Code::DATA_FILE, format!("cannot read \"{}\": {error}", path.display())).hint("name a file")
         })?)),
     };
-    let (mut batch, mut sent) = (Vec::new(), 0);
+    let (mut batch, mut bytes, mut sent) = (Vec::new(), 0, 0);
     for line in input.lines() {
         let line = line.map_err(|error| Error::new(Code::DATA_FILE, format!("cannot read the input: {error}")))?;
         if line.is_empty() {
             continue;
         }
-        // A line that is JSON is sent as what it is; anything else as a string.
-        let value = serde_json::from_str(&line).unwrap_or(Value::String(line));
+        // Every byte of the line arrives as it is, JSON or not.
         batch.push(match &args.key {
-            Some(key) => json!({"key": key, "value": value}),
-            None => json!({ "value": value }),
+            Some(key) => json!({"key": BASE64.encode(key), "value": BASE64.encode(&line)}),
+            None => json!({ "value": BASE64.encode(&line) }),
         });
-        if batch.len() == BATCH_RECORDS {
-            sent += send(&client, &args.topic, &mut batch).await?;
+        bytes += line.len();
+        if batch.len() == BATCH_RECORDS || bytes >= BATCH_BYTES {
+            sent += send(&client, &args.topic, &mut batch, sent).await?;
+            bytes = 0;
         }
     }
-    sent += send(&client, &args.topic, &mut batch).await?;
+    sent += send(&client, &args.topic, &mut batch, sent).await?;
     match args.server.output {
         Output::Json => show::json(&json!({ "acknowledged": sent })).map_err(show::output_failed)?,
         Output::Table => eprintln!("{sent} records acknowledged\nnext: buttress consume {} --max 10", args.topic),
@@ -52,26 +56,32 @@ pub async fn produce(args: ProduceArgs) -> Result<(), Error> {
     Ok(())
 }
 
-async fn send(client: &Client, topic: &str, batch: &mut Vec<Value>) -> Result<usize, Error> {
+/// Sends the batch; `before` records of the input are acknowledged already.
+async fn send(client: &Client, topic: &str, batch: &mut Vec<Value>, before: usize) -> Result<usize, Error> {
     if batch.is_empty() {
         return Ok(0);
     }
     let body = json!({ "records": std::mem::take(batch) }).to_string();
-    let answer = client.send(Method::POST, &format!("/topics/{topic}"), &[V2_JSON], body.into()).await?;
+    let answer = client.send(Method::POST, &format!("/topics/{}", segment(topic)), &[V2_BINARY], body.into()).await?;
     let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
     let offsets = answer["offsets"].as_array().cloned().unwrap_or_default();
-    match offsets.iter().find(|o| !o["error_code"].is_null()) {
-        None => Ok(offsets.len()),
-        Some(failed) => {
-            Err(Error::new(Code::RECORD_INVALID, format!("a record was refused: {}", show::cell(&failed["error"])))
-                .hint("the records before it in the input are acknowledged"))
-        }
-    }
+    let Some(first) = offsets.iter().position(|o| !o["error_code"].is_null()) else {
+        return Ok(offsets.len());
+    };
+    let refused = offsets.iter().filter(|o| !o["error_code"].is_null()).count();
+    let why = one_line(&show::cell(&offsets[first]["error"]));
+    let message = format!("record {} of the input was refused: {}", before + first + 1, why.message);
+    let hint = format!(
+        "{} of the {} records sent are acknowledged, {refused} refused; none behind them was sent",
+        before + offsets.len() - refused,
+        before + offsets.len()
+    );
+    Err(Error::new(why.code, message).hint(hint))
 }
 
 pub async fn consume(args: ConsumeArgs) -> Result<(), Error> {
     let client = Client::new(&args.server.server)?;
-    let topic = client.get(&format!("/v1/topics/{}", args.topic)).await?;
+    let topic = client.get(&format!("/v1/topics/{}", segment(&args.topic))).await?;
     let partitions = topic["partitions"].as_array().cloned().unwrap_or_default();
     let mut positions = Vec::new();
     for (number, partition) in partitions.iter().enumerate() {
@@ -101,11 +111,14 @@ pub async fn consume(args: ConsumeArgs) -> Result<(), Error> {
                 return Ok(());
             }
             let max = left.min(BATCH_RECORDS as u64);
-            let path = format!("/v1/topics/{}/partitions/{number}/records?offset={at}&max={max}", args.topic);
+            let topic = segment(&args.topic);
+            let path = format!("/v1/topics/{topic}/partitions/{number}/records?offset={at}&max={max}");
             let answer = client.get(&path).await?;
             for record in answer["records"].as_array().into_iter().flatten() {
                 print(&args, *number, record).map_err(show::output_failed)?;
-                *at = record["offset"].as_i64().unwrap_or(*at) + 1;
+                // A batch that cannot be unpacked stands for all its records.
+                let last = [&record["last_offset"], &record["offset"]].into_iter().find_map(Value::as_i64);
+                *at = last.unwrap_or(*at).max(*at) + 1;
                 left -= 1;
                 grew = true;
             }
@@ -125,7 +138,30 @@ fn print(args: &ConsumeArgs, partition: usize, record: &Value) -> io::Result<()>
         record["partition"] = partition.into();
         return show::json(&record);
     }
-    let text = |key: &str| show::cell(&record[key]);
     let mut out = io::stdout().lock();
-    writeln!(out, "{partition}/{}  {}  {}", record["offset"], text("key"), text("value"))
+    writeln!(out, "{partition}/{}  {}  {}", record["offset"], text(record, "key"), text(record, "value"))
+}
+
+/// A key or value for people: text as it is, other bytes in base64, and why there is none where a record is unreadable.
+fn text(record: &Value, name: &str) -> String {
+    match (&record[name], &record[format!("{name}_base64")], &record["error"]) {
+        (Value::Null, Value::String(bytes), _) => format!("base64:{bytes}"),
+        (Value::Null, _, Value::String(error)) if name == "value" => format!("unreadable: {error}"),
+        (text, ..) => show::cell(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_values_are_shown_whatever_they_are() {
+        assert_eq!(text(&json!({"key": "k"}), "key"), "k");
+        assert_eq!(text(&json!({"key": null}), "key"), "-");
+        assert_eq!(text(&json!({"value_base64": "/w=="}), "value"), "base64:/w==");
+        let broken = json!({"offset": 4, "last_offset": 9, "error": "compressed records are not valid gzip"});
+        assert_eq!(text(&broken, "value"), "unreadable: compressed records are not valid gzip");
+        assert_eq!(text(&broken, "key"), "-");
+    }
 }

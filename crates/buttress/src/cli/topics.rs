@@ -8,7 +8,7 @@ use super::{
     args::{Output, TopicCommand},
     show,
 };
-use crate::client::Client;
+use crate::client::{Client, segment};
 
 pub async fn run(command: TopicCommand) -> Result<(), Error> {
     match command {
@@ -45,7 +45,7 @@ pub async fn run(command: TopicCommand) -> Result<(), Error> {
             }
         }
         TopicCommand::Describe { name, server } => {
-            let answer = Client::new(&server.server)?.get(&format!("/v1/topics/{name}")).await?;
+            let answer = Client::new(&server.server)?.get(&format!("/v1/topics/{}", segment(&name))).await?;
             match server.output {
                 Output::Json => show::json(&answer).map_err(show::output_failed)?,
                 Output::Table => describe(&answer).map_err(show::output_failed)?,
@@ -53,8 +53,12 @@ pub async fn run(command: TopicCommand) -> Result<(), Error> {
         }
         TopicCommand::Delete { name, server } => {
             let client = Client::new(&server.server)?;
-            client.send(Method::DELETE, &format!("/v1/topics/{name}"), &[], bytes::Bytes::new()).await?;
-            eprintln!("deleted topic {name} and its records");
+            let path = format!("/v1/topics/{}", segment(&name));
+            let answer = client.send_bytes(Method::DELETE, &path, bytes::Bytes::new()).await?;
+            match server.output {
+                Output::Json => show::json(&answer).map_err(show::output_failed)?,
+                Output::Table => eprintln!("deleted topic {name} and its records\nnext: buttress topic list"),
+            }
         }
     }
     Ok(())
@@ -81,10 +85,11 @@ fn summary(topic: &serde_json::Value) -> Vec<String> {
 }
 
 fn describe(topic: &serde_json::Value) -> std::io::Result<()> {
-    for key in ["name", "id", "retention_ms", "retention_bytes", "sequence_fields"] {
-        if let Some(value) = topic.get(key).filter(|v| !v.is_null()) {
-            eprintln!("{key:<16} {}", show::cell(value));
-        }
+    let settings = &topic["settings"];
+    let fields = ["name", "id"].map(|key| (key, &topic[key]));
+    let kept = ["retention_ms", "retention_bytes", "sequence_fields"].map(|key| (key, &settings[key]));
+    for (key, value) in fields.into_iter().chain(kept).filter(|(_, value)| !value.is_null()) {
+        eprintln!("{key:<16} {}", show::cell(value));
     }
     let rows: Vec<Vec<String>> = partitions(topic)
         .iter()

@@ -78,7 +78,9 @@ pub const RATE_DEFAULT: f64 = 10_000.0;
 pub const DURATION_DEFAULT: Duration = Duration::from_secs(60);
 pub const SESSIONS_DEFAULT: Sessions = Sessions::Count(1_000);
 
-const TELEMETRY_PARTITIONS: usize = 8;
+const TELEMETRY_PARTITIONS: usize = 4;
+/// A batch of each partition begins at most this often: on two cores fewer, larger commits leave room for all else.
+const BATCH_PAUSE_MS: u64 = 20;
 const ANOMALY_PARTITIONS: i32 = 2;
 
 /// When things happen, as shares of the duration.
@@ -217,6 +219,9 @@ fn models_for(data: &DataOptions, mapping: &Mapping) -> Result<Vec<Candidate>, E
             Error::new(Code::DATA_FILE, format!("cannot read the model '{}': {e}", path.display()))
                 .hint("give the path of a tree ensemble as JSON or ONNX")
         })?;
+        // What a node would refuse is refused before one is started.
+        buttress_engine::model::load(&bytes)
+            .map_err(|e| Error { message: format!("'{}': {}", path.display(), e.message), ..e })?;
         let version = path.file_stem().map_or("model".into(), |stem| stem.to_string_lossy().into_owned());
         let scorer = model::scorer(&bytes).ok();
         return Ok(vec![Candidate { version, bytes: bytes.into(), scorer }]);
@@ -320,7 +325,7 @@ async fn play(
         .await?;
     let first_generation = director.push(0).await?;
     let manifest = json!({
-        "trigger": {"topic": TELEMETRY},
+        "trigger": {"topic": TELEMETRY, "max_wait_ms": BATCH_PAUSE_MS},
         "routes": ["/infer"],
         "grants": {"models": [MODEL], "topics": [reader::ANOMALIES], "state": true},
         "output_partitions": ANOMALY_PARTITIONS,

@@ -203,7 +203,14 @@ fn story(batch: &Batch, from: Offset, max: usize, into: &mut Vec<Value>, bytes: 
             Ok(record) if record.offset < from.0 => continue,
             Ok(record) => record,
             Err(error) => {
-                into.push(json!({"offset": batch.base_offset.0, "index": batch.index.0, "error": error.to_string()}));
+                // What follows in the batch cannot be told apart any more.
+                let at = into.last().and_then(|last| last["offset"].as_i64()).map_or(from.0, |last| last + 1);
+                into.push(json!({
+                    "offset": at.max(batch.base_offset.0),
+                    "last_offset": batch.last_offset.0,
+                    "index": batch.index.0,
+                    "error": error.to_string(),
+                }));
                 return;
             }
         };
