@@ -67,8 +67,6 @@ const WINDOW: u64 = (REQUEST_RESULTS_PER_CLIENT_MAX / 2) as u64;
 const OVERLOAD_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(800));
 /// The longest time between two attempts to send an entry to the same leader.
 const RESEND_MAX: Duration = Duration::from_secs(8);
-/// A leader keeps this many times the usual tail of its log for a follower that lags or takes a snapshot.
-const LAGGING_TAILS_MAX: usize = 4;
 /// A leader takes no proposal while more bytes than this wait for its own fsync.
 const WAL_QUEUE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
@@ -201,6 +199,8 @@ pub(super) struct Core {
     retention_at: Instant,
     /// A checkpoint that consensus does not know of yet, because followers still want the log before it.
     checkpoint: Option<(Index, Term)>,
+    /// Followers to whom a snapshot is under way, and the message of a later one that consensus wants sent behind it.
+    sending: BTreeMap<NodeId, Option<Message>>,
     arrivals: VecDeque<Arrival>,
     /// The one whose message is in this very step.
     arriving: Option<Arrival>,
@@ -308,6 +308,7 @@ impl Core {
             expiry: None,
             retention_at: Instant::now(),
             checkpoint: None,
+            sending: BTreeMap::new(),
             arrivals: VecDeque::new(),
             arriving: None,
             dropped: BTreeSet::new(),
@@ -726,7 +727,11 @@ impl Core {
                     Ok(()) => tracing::info!(peer = to.0, event_type = "snapshot_sent", "snapshot sent"),
                     Err(error) => tracing::warn!(peer = to.0, %error, "snapshot could not be sent"),
                 }
-                inputs.push(Input::SnapshotSent { to, ok: result.is_ok() });
+                match self.sending.remove(&to).flatten() {
+                    // The answer would be taken for the later one's.
+                    Some(next) => self.send_snapshot(to, next),
+                    None => inputs.push(Input::SnapshotSent { to, ok: result.is_ok() }),
+                }
             }
             Notice::SnapshotReceived { from, message, received, taken } => {
                 self.arrivals.push_back(Arrival { from, message, received, taken });
@@ -735,13 +740,31 @@ impl Core {
         Ok(())
     }
 
+    /// Sends a follower the store, one at a time: consensus may want the next before it hears what became of this one.
+    fn send_snapshot(&mut self, to: NodeId, message: Message) {
+        if let Some(next) = self.sending.get_mut(&to) {
+            *next = Some(message);
+            return;
+        }
+        self.sending.insert(to, None);
+        self.shared.counters.snapshots_sent.fetch_add(1, Ordering::Relaxed);
+        let address = self.config.members.iter().find(|m| m.id == to).map(|m| m.peer.clone());
+        let hello = transport::Hello {
+            cluster_id: self.config.cluster_id.clone(),
+            from: self.config.node,
+            to,
+            lane: Lane::Snapshot,
+        };
+        snapshots::send(hello, address.unwrap_or_default(), message, self.store.clone(), self.notify.clone());
+    }
+
     /// Lets consensus forget the log before the latest checkpoint, once the followers that can be reached have it. Without
     /// this, one that takes a snapshot while the log moves on would need the next as soon as it has it.
     fn tell_checkpoint(&mut self, inputs: &mut Vec<Input<Machine>>) {
         let Some((index, term)) = self.checkpoint else { return };
         let status = self.replica.status().engine;
         let wanted = status.peers.iter().any(|peer| peer.active && peer.matched < index);
-        if !wanted || status.log_bytes > LAGGING_TAILS_MAX * self.options.log_tail_bytes {
+        if !wanted || status.log_bytes > self.options.lagging_log_bytes_max {
             self.checkpoint = None;
             inputs.push(Input::Checkpointed { index, term });
         }
@@ -756,15 +779,7 @@ impl Core {
             self.persist(persist);
         }
         for (to, message) in outputs.snapshots {
-            self.shared.counters.snapshots_sent.fetch_add(1, Ordering::Relaxed);
-            let address = self.config.members.iter().find(|m| m.id == to).map(|m| m.peer.clone());
-            let hello = transport::Hello {
-                cluster_id: self.config.cluster_id.clone(),
-                from: self.config.node,
-                to,
-                lane: Lane::Snapshot,
-            };
-            snapshots::send(hello, address.unwrap_or_default(), message, self.store.clone(), self.notify.clone());
+            self.send_snapshot(to, message);
         }
         match (outputs.install, self.arriving.take()) {
             (Some(meta), Some(arrival)) => {

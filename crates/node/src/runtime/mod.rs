@@ -58,6 +58,9 @@ pub struct Options {
     pub wal: wal::Options,
     /// Entries kept in memory behind the last checkpoint for followers that lag.
     pub log_tail_bytes: usize,
+    /// Entries that a leader keeps beyond, for a follower that it reaches and that lags or takes a snapshot. One whose
+    /// snapshot takes longer than it takes to write this much needs another.
+    pub lagging_log_bytes_max: usize,
     /// Proposals that wait for their commit; the leader refuses more.
     pub uncommitted_bytes_max: usize,
     pub tick: Duration,
@@ -81,6 +84,7 @@ impl Default for Options {
             store: store::Options::default(),
             wal: wal::Options::default(),
             log_tail_bytes: limits::LOG_TAIL_BYTES,
+            lagging_log_bytes_max: 8 * limits::LOG_TAIL_BYTES,
             uncommitted_bytes_max: 4 * limits::ENTRY_BYTES_MAX,
             tick: TICK,
             submit_deadline: Duration::from_secs(10),

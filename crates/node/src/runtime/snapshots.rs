@@ -25,6 +25,8 @@ use crate::{
 const CHUNKS_WAITING_MAX: usize = 8;
 /// A receiver that takes nothing for this long has gone.
 const STALLED: Duration = Duration::from_secs(30);
+/// A snapshot that could not be sent is not tried again sooner.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Sees to it that consensus gets its answer whatever becomes of the thread: a follower whose snapshot is never answered
@@ -56,6 +58,10 @@ pub(super) fn send(
         // The whole of it moves in, or it would answer at the end of this function.
         let mut answer = answer;
         answer.result = stream(&hello, &address, message, &store);
+        if answer.result.is_err() {
+            // Consensus tries again as soon as it hears of it.
+            std::thread::sleep(RETRY_PAUSE);
+        }
     });
     // If there is no thread, its closure is gone already, and with it the answer was given.
     drop(spawned);

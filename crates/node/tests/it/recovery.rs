@@ -133,6 +133,7 @@ async fn nothing_acknowledged_is_lost_when_all_nodes_are_killed_under_load() {
 async fn a_follower_that_was_away_too_long_gets_a_snapshot_and_goes_on() {
     let mut options = quick();
     options.log_tail_bytes = 32 * 1024;
+    options.lagging_log_bytes_max = 64 * 1024 * 1024;
     options.wal.segment_bytes = 128 * 1024;
     options.store.segment_bytes = 128 * 1024;
     options.store.checkpoint_bytes = 128 * 1024;
@@ -184,6 +185,7 @@ async fn a_follower_that_was_away_too_long_gets_a_snapshot_and_goes_on() {
 async fn a_snapshot_reaches_a_follower_while_the_log_moves_on() {
     let mut options = quick();
     options.log_tail_bytes = 512 * 1024;
+    options.lagging_log_bytes_max = 64 * 1024 * 1024;
     options.wal.segment_bytes = 256 * 1024;
     options.store.checkpoint_bytes = 256 * 1024;
     let mut world = World::started(3, options).await;

@@ -201,9 +201,10 @@ impl World {
     /// Ends a node without giving it a chance to do anything.
     pub fn kill(&mut self, id: u64) {
         let Running { handle, kill, thread, .. } = self.nodes.remove(&id).expect("it runs");
-        drop(handle);
         let _ = kill.send(());
-        thread.join().expect("a node does not panic");
+        let ended = thread.join().expect("a node does not panic");
+        assert_eq!(ended, None, "it was killed and did not stop");
+        drop(handle);
     }
 
     pub async fn stop(&mut self, id: u64) {
@@ -311,10 +312,7 @@ async fn proxy(listener: TcpListener, target: Arc<Mutex<Option<SocketAddr>>>, op
             let Ok(far) = TcpStream::connect(target).await else { return };
             let _ = (near.set_nodelay(true), far.set_nodelay(true));
             let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
-            tokio::select! {
-                () = pump(near_read, far_write, open.clone()) => {}
-                () = pump(far_read, near_write, open) => {}
-            }
+            tokio::join!(pump(near_read, far_write, open.clone()), pump(far_read, near_write, open));
         });
     }
 }
@@ -330,7 +328,7 @@ async fn pump<R: AsyncReadExt + Unpin, W: AsyncWriteExt + Unpin>(mut from: R, mu
         if got == 0 {
             // What is left for the other side still goes there.
             let _ = to.shutdown().await;
-            return std::future::pending().await;
+            return;
         }
         if to.write_all(&buffer[..got]).await.is_err() {
             return;
