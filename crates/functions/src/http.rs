@@ -357,7 +357,9 @@ impl FunctionsHttp {
             None => {
                 stats.http_refused.fetch_add(1, Relaxed);
                 let loading = Error::new(Code::OVERLOADED, format!("function '{name}' is being loaded"));
-                return Err(loading.hint("retry after a second; GET /v1/functions/NAME shows when it is ready").retryable());
+                return Err(loading
+                    .hint("retry after a second; GET /v1/functions/NAME shows when it is ready")
+                    .retryable());
             }
         };
         if !function.loaded.handles_http() {
