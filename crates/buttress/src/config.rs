@@ -216,7 +216,7 @@ http = "127.0.0.1:7003"
     #[test]
     fn bad_files_say_where_and_what_would_be_right() {
         expect_test::expect![[r#"
-            b.toml:5: unknown field `data_dri`, expected one of `id`, `data_dir`, `insecure` [BT0701]
+            b.toml:4: unknown field `data_dri`, expected one of `id`, `data_dir`, `insecure` [BT0701]
 
             hint: did you mean "data_dir"?"#]]
         .assert_eq(&error(&GOOD.replace("data_dir", "data_dri")));

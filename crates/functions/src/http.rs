@@ -356,7 +356,10 @@ impl FunctionsHttp {
             Some(found) => found?,
             None => {
                 stats.http_refused.fetch_add(1, Relaxed);
-                return Err(Error::new(Code::OVERLOADED, format!("function '{name}' is being loaded")).retryable());
+                let loading = Error::new(Code::OVERLOADED, format!("function '{name}' is being loaded"));
+                return Err(loading
+                    .hint("retry after a second; GET /v1/functions/NAME shows when it is ready")
+                    .retryable());
             }
         };
         if !function.loaded.handles_http() {

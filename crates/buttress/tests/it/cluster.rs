@@ -200,7 +200,8 @@ fn nodes_end_with_the_process_that_started_them() {
 #[test]
 fn ctrl_c_while_the_nodes_start_leaves_nobody() {
     let dir = tempfile::tempdir().unwrap();
-    let mut child = buttress().args(["dev", "--data-dir"]).arg(dir.path()).spawn().unwrap();
+    let mut child =
+        buttress().args(["dev", "--data-dir"]).arg(dir.path()).stderr(std::process::Stdio::null()).spawn().unwrap();
     until("a node", || node_process(dir.path(), "node-1"));
     signal(child.id(), "INT");
     assert_eq!(child.wait().unwrap().code(), Some(0));

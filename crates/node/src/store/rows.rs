@@ -198,7 +198,7 @@ pub(super) fn rows_error(what: &str, error: &fjall::Error) -> Error {
         fjall::Error::Io(e) => disk_error(what, e),
         fjall::Error::Storage(fjall::LsmError::Io(e)) => disk_error(what, e),
         fjall::Error::Locked => Error::new(Code::DIR_LOCKED, format!("{what}: another process has the rows open"))
-            .hint("stop the other node, or give this one its own --data-dir"),
+            .hint("stop the other node, or give this one a directory of its own as node.data_dir"),
         fjall::Error::InvalidVersion(_) => Error::new(Code::FORMAT, format!("{what}: {error}"))
             .hint("run the version of buttress that wrote this directory, or a later one"),
         fjall::Error::Poisoned => Error::new(Code::DISK, format!("{what}: an earlier write failed")),

@@ -120,7 +120,7 @@ impl DirDisk {
             Ok(()) => Ok(Self { root, _lock: lock }),
             Err(fs::TryLockError::WouldBlock) => {
                 Err(Error::new(Code::DIR_LOCKED, format!("{} is in use by another process", root.display()))
-                    .hint("stop the other node, or give this one its own --data-dir"))
+                    .hint("stop the other node, or give this one a directory of its own as node.data_dir"))
             }
             Err(fs::TryLockError::Error(e)) => Err(disk_error(format_args!("cannot lock {}", path.display()), &e)),
         }
