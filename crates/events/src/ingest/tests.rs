@@ -27,6 +27,11 @@ fn alert(ingest: &Ingest, key: &str, tag: u64) -> Item {
     ingest.prepare(&route, Incoming { key, value, timestamp_ms: 1, ..Incoming::default() }, tag).expect("valid")
 }
 
+/// Starts every entry at once, so that a test decides alone what is in flight.
+fn immediate() -> Options {
+    Options { entry_pause_ms: 0, ..Options::default() }
+}
+
 /// The batcher over a gate.
 fn gated(options: Options) -> (Arc<Local>, Arc<Gate>, Arc<Ingest>) {
     let local = Local::new();
@@ -51,7 +56,7 @@ fn summary(outcomes: &[Outcome]) -> Vec<String> {
 
 #[tokio::test]
 async fn the_first_goes_at_once_and_the_rest_share_the_next_entry() {
-    let (_, gate, ingest) = gated(Options::default());
+    let (_, gate, ingest) = gated(immediate());
     let first = lane();
     ingest.enqueue(&first, &mut vec![reading(&ingest, "m0", 0)]);
     let (entry, go) = gate.next().await;
@@ -77,7 +82,7 @@ async fn the_first_goes_at_once_and_the_rest_share_the_next_entry() {
 
 #[tokio::test]
 async fn much_starts_another_entry_up_to_the_limit_and_never_of_the_same_lane() {
-    let options = Options { entries_in_flight_max: 3, entry_records_target: 10, ..Options::default() };
+    let options = Options { entries_in_flight_max: 3, entry_records_target: 10, ..immediate() };
     let (_, gate, ingest) = gated(options);
     let lanes: Vec<_> = (0..5).map(|_| lane()).collect();
     let mut held = Vec::new();
@@ -117,7 +122,7 @@ async fn much_starts_another_entry_up_to_the_limit_and_never_of_the_same_lane() 
 
 #[tokio::test]
 async fn records_without_a_sequence_share_a_batch_per_partition() {
-    let (local, gate, ingest) = gated(Options::default());
+    let (local, gate, ingest) = gated(immediate());
     let lane = lane();
     let mut items: Vec<Item> = (0..20).map(|tag| alert(&ingest, &format!("k{tag}"), tag)).collect();
     ingest.enqueue(&lane, &mut items);
@@ -140,7 +145,7 @@ async fn records_without_a_sequence_share_a_batch_per_partition() {
 
 #[tokio::test]
 async fn an_entry_is_never_larger_than_allowed() {
-    let options = Options { entry_bytes_max: RECORD_BATCH_BYTES_MAX + 64 * 1024, ..Options::default() };
+    let options = Options { entry_bytes_max: RECORD_BATCH_BYTES_MAX + 64 * 1024, ..immediate() };
     let (local, gate, ingest) = gated(options);
     let lane = lane();
     let route = ingest.route("alerts").expect("exists");
@@ -229,7 +234,7 @@ async fn a_topic_that_went_is_forgotten() {
 
 #[tokio::test]
 async fn an_abandoned_lane_appends_no_more() {
-    let (local, gate, ingest) = gated(Options::default());
+    let (local, gate, ingest) = gated(immediate());
     let lane = lane();
     ingest.enqueue(&lane, &mut vec![reading(&ingest, "m1", 0)]);
     let (_, go) = gate.next().await;
@@ -277,9 +282,9 @@ proptest! {
     /// outcome comes once and in order, and the books are even at the end (INGEST-1).
     #[test]
     fn lanes_keep_their_order(steps in prop::collection::vec(step(), 1..60)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         runtime.block_on(async {
-            let options = Options { entries_in_flight_max: 4, entry_records_target: 5, ..Options::default() };
+            let options = Options { entries_in_flight_max: 4, entry_records_target: 5, ..immediate() };
             let (local, gate, ingest) = gated(options);
             let mut lanes: Vec<Option<Arc<Lane>>> = (0..6).map(|_| Some(lane())).collect();
             let mut sent = [0u64; 6];
