@@ -8,7 +8,7 @@
 //! * [`hub`] knows the sessions and their filters, and tails the partitions that some filter asks for.
 //! * [`session`] is one connection: one task, no timer but one, buffers only while there is something in them.
 //!
-//! Sessions end with their connection for now: CONNACK says `session present = 0`, and nothing is kept for a client that is
+//! Sessions end with their connection (COMPAT.md): CONNACK says `session present = 0`, and nothing is kept for a client that is
 //! away. QoS 2 and retained messages are not served; COMPAT.md says what happens instead.
 
 pub mod hub;
