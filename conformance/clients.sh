@@ -28,6 +28,11 @@ seq 5001 6000 | kcat -b "$kafka" -t lines -P -z gzip -X enable.idempotence=true
 check "compressed, idempotent batches come back whole" "6000" "$(kcat -b "$kafka" -t lines -C -o beginning -e -q | sort -n | uniq | wc -l)"
 check "kcat reads the latest record" "1" "$(kcat -b "$kafka" -t lines -p 0 -C -o -1 -e -q -c 1 | wc -l)"
 
+group() { timeout 60 kcat -b "$kafka" -G "$1" -q -c "$2" -X session.timeout.ms=6000 -X auto.offset.reset=earliest lines; }
+check "a group reads the whole topic" "6000" "$(group readers 6000 | sort -n | uniq | wc -l)"
+seq 6001 6010 | kcat -b "$kafka" -t lines -P
+check "and goes on where it was" "10" "$(group readers 10 | sort -n | uniq | awk '$1 > 6000' | wc -l)"
+
 "$buttress" topic create telemetry --partitions 2
 host=${mqtt%:*} port=${mqtt#*:}
 for n in 1 2 3; do mosquitto_pub -h "$host" -p "$port" -q 1 -t telemetry/m-1 -m "{\"n\":$n}"; done

@@ -43,7 +43,7 @@ def blocks(page):
 
 
 def addresses(page):
-    rows = re.findall(r"^node-\d +http://(\S+) +(\S+) +(\S+)$", open(page).read(), re.M)
+    rows = re.findall(r"^node-\d +http://(\S+) +(\S+) +(\S+) +(\S+)$", open(page).read(), re.M)
     return [address for row in rows[:3] for address in row]
 
 
@@ -56,7 +56,7 @@ def main():
             cluster = subprocess.Popen([buttress, "dev", "--output", "json"], stdout=subprocess.PIPE, text=True)
             try:
                 nodes = json.loads(cluster.stdout.readline())["nodes"]
-                here = [node[edge] for node in nodes for edge in ("http", "kafka", "mqtt")]
+                here = [node[edge] for node in nodes for edge in ("http", "kafka", "mqtt", "etcd")]
                 swap = dict(zip(addresses(page), here))
                 swap.update({f"-p {old.split(':')[1]}": f"-p {new.split(':')[1]}" for old, new in list(swap.items())})
                 env = dict(os.environ, PATH=bin_dir + os.pathsep + os.environ["PATH"])
@@ -73,8 +73,8 @@ def main():
                         while True:
                             run = subprocess.run(command, shell=True, env=env, text=True, timeout=60,
                                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-                            # What a function gives comes a moment after its input.
-                            reads = command.startswith("buttress consume")
+                            # What a function gives comes a moment after its input, what a leader knows one after its election.
+                            reads = command.startswith(("buttress consume", "buttress cluster status"))
                             if same(wanted, run.stdout) or not reads or time.monotonic() > deadline:
                                 break
                             time.sleep(0.2)

@@ -81,6 +81,7 @@ async fn start(dir: &Path) -> anyhow::Result<(Arc<runtime::Handle>, LogId, Runni
         data_dir: dir.join("node"),
         seed: 1,
         client: 1,
+        join: false,
     };
     let (handle, mut running) = runtime::start(config, listener)?;
     let create = Entry {

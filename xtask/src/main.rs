@@ -2,9 +2,20 @@
 //!
 //!     cargo xtask tidy                     the rules of the tree, as checks
 //!     cargo xtask guests [--check]         rebuild the example functions' components
+//!     cargo xtask protos                   generate the code of the gRPC services from crates/coordination/proto
 //!     cargo xtask bench log|fn [--output json]
+//!     cargo xtask sim --seeds N | SEED | --minimise SEED | --regressions
+//!     cargo xtask sim --mutants [--seeds N] [--fixed N] [--only a,b] [--first-only] [--output json]
+//!     cargo xtask fuzz --list | --short | [TARGET…] [--seconds N] [--keep]
+//!     cargo xtask model [--small] [--only MODEL] [--output json]   explores every model to its full bounds
+//!     cargo xtask conformance [--server buttress|original|both] [--only a,b] [--output json]   real clients of etcd and Kafka
 
+mod conformance;
+mod fuzz;
 mod guests;
+mod proof;
+#[cfg(feature = "protos")]
+mod protos;
 mod tidy;
 
 use std::process::{Command, ExitCode};
@@ -12,6 +23,9 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, bail};
 
 fn main() -> ExitCode {
+    if let Some(code) = fuzz::as_compiler() {
+        return code;
+    }
     let args: Vec<String> = std::env::args().skip(1).collect();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -28,9 +42,31 @@ fn run(args: &[String]) -> anyhow::Result<()> {
         ["tidy"] => tidy::run(),
         ["guests"] => guests::run(false),
         ["guests", "--check"] => guests::run(true),
+        ["protos"] => protos(),
         ["bench", rest @ ..] if !rest.is_empty() => bench(rest),
-        _ => bail!("usage: cargo xtask tidy | guests [--check] | bench log|fn [--output json]"),
+        ["sim", rest @ ..] if !rest.is_empty() => sim(rest),
+        ["fuzz", rest @ ..] => fuzz::run(rest),
+        ["model", rest @ ..] => model(rest),
+        ["conformance", rest @ ..] => conformance::run(rest),
+        _ => bail!(
+            "usage: cargo xtask tidy | guests [--check] | protos | bench log|fn [--output json] | sim … | fuzz … | model [--output json] | conformance …"
+        ),
     }
+}
+
+#[cfg(feature = "protos")]
+fn protos() -> anyhow::Result<()> {
+    protos::run()
+}
+
+/// The generators are built only for those who ask for them, so that the other chores start at once.
+#[cfg(not(feature = "protos"))]
+fn protos() -> anyhow::Result<()> {
+    let status = Command::new(env!("CARGO"))
+        .args(["run", "--quiet", "--package", "xtask", "--features", "protos", "--", "protos"])
+        .status()
+        .context("cannot start cargo")?;
+    if status.success() { Ok(()) } else { bail!("the code was not generated") }
 }
 
 /// Benchmarks live in a package of their own, so that nothing else builds what they compare with.
@@ -41,4 +77,27 @@ fn bench(args: &[&str]) -> anyhow::Result<()> {
         .status()
         .context("cannot start cargo")?;
     if status.success() { Ok(()) } else { bail!("the benchmark failed") }
+}
+
+/// The simulator has a profile of its own: optimised, with every assertion on. With mutants it is built so that it can be
+/// wrong on purpose, in a directory of its own, so that it replaces no other build.
+fn sim(args: &[&str]) -> anyhow::Result<()> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["run", "--quiet", "--locked", "--profile", "sim", "--package", "buttress-sim"]);
+    if args.iter().any(|arg| ["--mutants", "--mutant"].contains(arg)) {
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), std::path::PathBuf::from);
+        cargo.args(["--features", "mutants"]).env("CARGO_TARGET_DIR", target.join("mutants"));
+    }
+    let status = cargo.arg("--").args(args).status().context("cannot start cargo")?;
+    if status.success() { Ok(()) } else { bail!("the simulator found something") }
+}
+
+/// Models live in a package of their own too, so that nothing else builds the model checker.
+fn model(args: &[&str]) -> anyhow::Result<()> {
+    let status = Command::new(env!("CARGO"))
+        .args(["run", "--quiet", "--release", "--package", "buttress-model", "--"])
+        .args(args)
+        .status()
+        .context("cannot start cargo")?;
+    if status.success() { Ok(()) } else { bail!("a model does not hold, or a seeded bug was not found") }
 }

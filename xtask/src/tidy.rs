@@ -3,7 +3,9 @@
 //! TIDY-1: crates depend only in the direction of the design. TIDY-2: pure crates have no dependency that could read a
 //! clock, a socket, a file or a random number. TIDY-3: every crate opens by saying what it is. TIDY-4: links in the
 //! repository's pages lead somewhere. TIDY-5: no page or source names a path of somebody's machine. TIDY-6: every
-//! dependency of the workspace has its line in `docs/internals/dependencies.md`.
+//! dependency of the workspace has its line in `docs/internals/dependencies.md`. TIDY-7: the product is built without
+//! the feature that can make it wrong on purpose (`core::mutant`). TIDY-8: the proof page names every
+//! invariant, and nothing that is not there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,16 +16,25 @@ use std::{
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use crate::proof;
+
 /// What each of our crates may depend on among ours.
 const DIRECTION: &[(&str, &[&str])] = &[
     ("buttress-core", &[]),
     ("buttress-consensus", &["buttress-core"]),
     ("buttress-state", &["buttress-core"]),
     ("buttress-wire", &["buttress-core"]),
-    ("buttress-node", &["buttress-core", "buttress-consensus", "buttress-state"]),
+    ("buttress-oracle", &["buttress-core"]),
+    ("buttress-wal", &["buttress-core", "buttress-consensus"]),
+    ("buttress-node", &["buttress-core", "buttress-consensus", "buttress-state", "buttress-wal"]),
+    ("buttress-model", &["buttress-core", "buttress-state", "buttress-wire", "buttress-functions"]),
+    ("buttress-sim", &["buttress-core", "buttress-consensus", "buttress-state", "buttress-wal", "buttress-oracle"]),
     ("buttress-engine", &["buttress-core"]),
     ("buttress-events", &["buttress-core", "buttress-wire"]),
     ("buttress-functions", &["buttress-core", "buttress-wire"]),
+    ("buttress-etcd-proto", &[]),
+    ("buttress-coordination", &["buttress-core", "buttress-wire", "buttress-etcd-proto"]),
+    ("buttress-bridge", &["buttress-core", "buttress-wire", "buttress-etcd-proto"]),
     (
         "buttress",
         &[
@@ -33,11 +44,29 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-engine",
             "buttress-events",
             "buttress-functions",
+            "buttress-coordination",
+            "buttress-bridge",
+            "buttress-oracle",
         ],
     ),
     (
         "buttress-bench",
         &["buttress-core", "buttress-consensus", "buttress-state", "buttress-node", "buttress-engine", "buttress-wire"],
+    ),
+    (
+        "buttress-fuzz",
+        &[
+            "buttress-core",
+            "buttress-consensus",
+            "buttress-state",
+            "buttress-wal",
+            "buttress-wire",
+            "buttress-node",
+            "buttress-engine",
+            "buttress-events",
+            "buttress-functions",
+            "buttress-coordination",
+        ],
     ),
     ("xtask", &[]),
 ];
@@ -49,6 +78,8 @@ const PURE: &[(&str, &[&str])] = &[
     ("buttress-consensus", &["bytes", "thiserror", "raft", "slog"]),
     ("buttress-state", &["bytes", "thiserror"]),
     ("buttress-wire", &["bytes", "thiserror", "crc32c", "flate2"]),
+    ("buttress-oracle", &["bytes"]),
+    ("buttress-sim", &["bytes", "mimalloc"]),
 ];
 
 pub fn run() -> anyhow::Result<()> {
@@ -59,6 +90,10 @@ pub fn run() -> anyhow::Result<()> {
     crate_docs(&root, &mut wrong)?;
     pages(&root, &mut wrong)?;
     dependencies_explained(&root, &packages, &mut wrong)?;
+    if !with_mutants(&root, &["--package", "buttress"])?.is_empty() {
+        wrong.push("TIDY-7: the product would be built with the feature mutants".to_owned());
+    }
+    proof::check(&root, &packages.keys().map(String::as_str).collect(), &mut wrong)?;
     if wrong.is_empty() {
         println!("tidy: {} crates, nothing to mend", packages.len());
         return Ok(());
@@ -188,6 +223,26 @@ fn dependencies_explained(
     Ok(())
 }
 
+/// Our packages that would be built with the feature `mutants`, as cargo resolves these arguments.
+fn with_mutants(root: &Path, arguments: &[&str]) -> anyhow::Result<BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--edges", "normal,build", "--prefix", "none", "--format", "{p}|{f}"])
+        .args(arguments)
+        .current_dir(root)
+        .output()
+        .context("cannot start cargo tree")?;
+    if !output.status.success() {
+        bail!("cargo tree failed: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let text = String::from_utf8(output.stdout)?;
+    let packages = text.lines().filter_map(|line| line.split_once('|'));
+    let wrong = packages.filter(|(package, features)| {
+        let features = features.split_whitespace().next().unwrap_or_default();
+        package.starts_with("buttress") && features.split(',').any(|feature| feature == "mutants")
+    });
+    Ok(wrong.filter_map(|(package, _)| package.split(' ').next()).map(str::to_owned).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,6 +250,15 @@ mod tests {
     #[test]
     fn the_tree_is_tidy() {
         run().unwrap();
+    }
+
+    #[test]
+    fn the_product_knows_no_mutants_and_the_check_would_see_them() {
+        let of = |arguments: &[&str]| with_mutants(&root(), arguments).unwrap();
+        assert_eq!(of(&["--package", "buttress"]), BTreeSet::new());
+        assert_eq!(of(&["--workspace"]), BTreeSet::new(), "nor does anything that is built beside it");
+        let seen = of(&["--package", "buttress-wal", "--features", "mutants"]);
+        assert!(seen.contains("buttress-core") && seen.contains("buttress-consensus"), "{seen:?}");
     }
 
     #[test]

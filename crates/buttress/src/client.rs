@@ -5,13 +5,15 @@ use std::time::Duration;
 use buttress_core::{Code, Error};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, client::conn::http1};
+use hyper::{Method, Request, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::JoinHandle};
 
 /// A command may wait for a commit through a leader change.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// Between two pieces of a long answer.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Answers are lists for people; a component's bytes are only ever sent.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -34,6 +36,12 @@ impl Client {
         Ok(Self { authority: authority.to_owned() })
     }
 
+    fn unreachable(&self, what: &dyn std::fmt::Display) -> Error {
+        Error::new(Code::UNREACHABLE, format!("http://{} cannot be reached: {what}", self.authority))
+            .hint("is it running? name it with --server or BUTTRESS_SERVER; `buttress dev` prints the addresses")
+            .retryable()
+    }
+
     pub async fn get(&self, path: &str) -> Result<serde_json::Value, Error> {
         json(self.send(Method::GET, path, &[], Bytes::new()).await?)
     }
@@ -52,6 +60,90 @@ impl Client {
         json(self.send(method, path, &[("content-type", "application/octet-stream")], body).await?)
     }
 
+    /// Hands the answer's body over piece by piece, as it comes.
+    ///
+    /// # Errors
+    /// `UNREACHABLE`, also where the answer breaks off or pauses for too long; otherwise what the server or `each` says.
+    pub async fn download(&self, path: &str, mut each: impl FnMut(Bytes) -> Result<(), Error>) -> Result<(), Error> {
+        let (mut body, connection) = self.begin(Method::GET, path, &[], Bytes::new()).await?;
+        while let Some(piece) = self.piece(&mut body).await? {
+            each(piece)?;
+        }
+        connection.abort();
+        Ok(())
+    }
+
+    /// Posts, and hands the answer over piece by piece until it ends or `each` wants no more.
+    ///
+    /// # Errors
+    /// As [`download`](Self::download).
+    pub async fn stream(
+        &self,
+        path: &str,
+        body: &serde_json::Value,
+        mut each: impl FnMut(Bytes) -> bool,
+    ) -> Result<(), Error> {
+        let body = serde_json::to_vec(body).expect("a JSON value is serialisable");
+        let headers = [("content-type", "application/json")];
+        let (mut body, connection) = self.begin(Method::POST, path, &headers, body.into()).await?;
+        while let Some(piece) = self.piece(&mut body).await? {
+            if !each(piece) {
+                break;
+            }
+        }
+        connection.abort();
+        Ok(())
+    }
+
+    async fn begin(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<(Incoming, JoinHandle<hyper::Result<()>>), Error> {
+        let connecting = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(&self.authority));
+        let stream = connecting.await.map_err(|_| self.unreachable(&"no answer"))?.map_err(|e| self.unreachable(&e))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.unreachable(&e))?;
+        let connection = tokio::spawn(connection);
+        let paused = |_| self.unreachable(&"nothing came for too long");
+        let mut request = Request::builder().method(method).uri(path).header("host", &self.authority);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request
+            .body(Full::new(body))
+            .map_err(|error| Error::new(Code::BAD_REQUEST, format!("\"{path}\" is not a path: {error}")))?;
+        let answer = tokio::time::timeout(REQUEST_DEADLINE, sender.send_request(request));
+        let answer = answer.await.map_err(paused)?.map_err(|e| self.unreachable(&e))?;
+        let status = answer.status();
+        let body = answer.into_body();
+        if status.is_success() {
+            return Ok((body, connection));
+        }
+        let said = http_body_util::Limited::new(body, ANSWER_BYTES_MAX);
+        let said = tokio::time::timeout(REQUEST_DEADLINE, said.collect()).await.map_err(paused)?;
+        Err(refused(status.as_u16(), &said.map_err(|e| self.unreachable(&e))?.to_bytes()))
+    }
+
+    async fn piece(&self, body: &mut Incoming) -> Result<Option<Bytes>, Error> {
+        let paused = |_| self.unreachable(&"nothing came for too long");
+        loop {
+            let Some(frame) = tokio::time::timeout(PAUSE_MAX, body.frame()).await.map_err(paused)? else {
+                return Ok(None);
+            };
+            let frame = frame.map_err(|error| {
+                Error::new(Code::UNREACHABLE, format!("http://{} broke the answer off: {error}", self.authority))
+                    .hint("the node has stopped, or the connection is bad; try again, or another node")
+                    .retryable()
+            })?;
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+    }
+
     /// Sends a request on a connection of its own and reads the whole answer.
     ///
     /// # Errors
@@ -63,11 +155,7 @@ impl Client {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Bytes, Error> {
-        let unreachable = |what: &dyn std::fmt::Display| {
-            Error::new(Code::UNREACHABLE, format!("http://{} cannot be reached: {what}", self.authority))
-                .hint("is it running? name it with --server or BUTTRESS_SERVER; `buttress dev` prints the addresses")
-                .retryable()
-        };
+        let unreachable = |what: &dyn std::fmt::Display| self.unreachable(what);
         let exchange = async {
             let connecting = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(&self.authority));
             let stream = connecting.await.map_err(|_| unreachable(&"no answer"))?.map_err(|e| unreachable(&e))?;

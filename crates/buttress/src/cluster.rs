@@ -13,19 +13,27 @@ use std::{
 };
 
 use buttress_core::{Code, Error};
+use buttress_node::backup::RestoreOptions;
 use tokio::process::{Child, Command};
 
 use crate::{
+    cli::{
+        args::{JoinArgs, Output, Server},
+        join,
+    },
     client::Client,
     config::{self, Config, MemberConfig},
-    ports,
+    logging, ports,
 };
 
 /// A node must answer within this time after its start; replaying a large log takes a while.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const READY_POLL: Duration = Duration::from_millis(20);
-/// A node that was asked to stop and does not is killed after this long.
-const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// A node that was asked to stop and does not is killed after this long. It takes a second at most to hand leadership over,
+/// two to answer what runs, and three for what it sent on.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// Ports of a node: peer, kafka, mqtt, http, etcd.
+const EDGES: usize = 5;
 /// Where a directory keeps the shape of its cluster, so that a later `dev` takes it up again.
 const CLUSTER_FILE: &str = "cluster.toml";
 /// Locked for as long as a process runs the directory's cluster.
@@ -35,9 +43,23 @@ pub struct LocalCluster {
     dir: PathBuf,
     members: Vec<MemberConfig>,
     cluster_id: String,
+    /// What a node's process is started through, by node.
+    wraps: BTreeMap<String, Vec<String>>,
     children: Mutex<BTreeMap<String, Running>>,
     /// The operating system gives the lock back when we end, however we end.
     _lock: File,
+}
+
+/// Where one node lives, and how it sees the others.
+pub struct NodePlan {
+    /// The node's own addresses, as it binds them and clients use them.
+    pub member: MemberConfig,
+    /// The peer addresses at which this node finds the others, by their ids.
+    pub peers: BTreeMap<u64, String>,
+    /// The command that the node is started through, with its arguments; it must replace itself by the node.
+    pub wrap: Vec<String>,
+    /// Addresses other than loopback.
+    pub insecure: bool,
 }
 
 /// A node's process, and where its log began when it was started.
@@ -47,6 +69,41 @@ struct Running {
 }
 
 impl LocalCluster {
+    /// Lays out nodes whose places somebody else has chosen, in a directory that is new.
+    ///
+    /// # Errors
+    /// `DIR_LOCKED`, `DISK`.
+    pub fn lay_out_as(dir: &Path, cluster_id: &str, plans: &[NodePlan]) -> Result<Self, Error> {
+        let disk =
+            |error: std::io::Error| Error::new(Code::DISK, format!("cannot write to \"{}\": {error}", dir.display()));
+        let lock = File::create(dir.join(LOCK_FILE)).map_err(disk)?;
+        lock.try_lock().map_err(|_| Error::new(Code::DIR_LOCKED, format!("\"{}\" is in use", dir.display())))?;
+        for plan in plans {
+            let data_dir = dir.join(&plan.member.name);
+            std::fs::create_dir_all(&data_dir).map_err(disk)?;
+            let seen = |other: &NodePlan| match plan.peers.get(&other.member.id) {
+                Some(peer) => MemberConfig { peer: peer.clone(), ..other.member.clone() },
+                None => other.member.clone(),
+            };
+            let config = Config {
+                node: config::Node { id: plan.member.id, data_dir, insecure: plan.insecure, join: false },
+                cluster: config::Cluster { id: cluster_id.to_owned() },
+                members: plans.iter().map(seen).collect(),
+                events: config::Events::default(),
+            };
+            let text = toml::to_string(&config).expect("a configuration is plain data");
+            std::fs::write(config_path(dir, &plan.member.name), text).map_err(disk)?;
+        }
+        Ok(Self {
+            dir: dir.to_owned(),
+            members: plans.iter().map(|plan| plan.member.clone()).collect(),
+            cluster_id: cluster_id.to_owned(),
+            wraps: plans.iter().map(|plan| (plan.member.name.clone(), plan.wrap.clone())).collect(),
+            children: Mutex::default(),
+            _lock: lock,
+        })
+    }
+
     /// Lays out `nodes` nodes under `dir`, or takes up those that an earlier run laid out there.
     ///
     /// # Errors
@@ -66,21 +123,29 @@ impl LocalCluster {
         if file.exists() {
             return Self::take_up(dir, nodes, lock);
         }
-        let ports = ports::free(nodes * 4, seed)?;
+        let ports = ports::free(nodes * EDGES, seed)?;
         let members: Vec<MemberConfig> = ports
-            .chunks(4)
+            .chunks(EDGES)
             .zip(1u64..)
             .map(|(ports, id)| {
                 let address = |at: usize| format!("127.0.0.1:{}", ports[at]);
                 let name = format!("node-{id}");
-                MemberConfig { id, name, peer: address(0), kafka: address(1), mqtt: address(2), http: address(3) }
+                MemberConfig {
+                    id,
+                    name,
+                    peer: address(0),
+                    kafka: address(1),
+                    mqtt: address(2),
+                    http: address(3),
+                    etcd: address(4),
+                }
             })
             .collect();
         for member in &members {
             let data_dir = dir.join(&member.name);
             std::fs::create_dir_all(&data_dir).map_err(disk)?;
             let config = Config {
-                node: config::Node { id: member.id, data_dir, insecure: false },
+                node: config::Node { id: member.id, data_dir, insecure: false, join: false },
                 cluster: config::Cluster { id: cluster_id.to_owned() },
                 members: members.clone(),
                 events: config::Events::default(),
@@ -91,7 +156,7 @@ impl LocalCluster {
         // Written last: its presence says that the layout is complete.
         std::fs::copy(config_path(dir, &members[0].name), &file).map_err(disk)?;
         let (dir, cluster_id) = (dir.to_owned(), cluster_id.to_owned());
-        Ok(Self { dir, members, cluster_id, children: Mutex::default(), _lock: lock })
+        Ok(Self { dir, members, cluster_id, wraps: BTreeMap::new(), children: Mutex::default(), _lock: lock })
     }
 
     fn take_up(dir: &Path, nodes: usize, lock: File) -> Result<Self, Error> {
@@ -101,7 +166,73 @@ impl LocalCluster {
             let hint = format!("say --nodes {}, or name another --data-dir", members.len());
             return Err(Error::new(Code::CONFIG, message).hint(hint));
         }
-        Ok(Self { dir: dir.to_owned(), members, cluster_id: cluster.id, children: Mutex::default(), _lock: lock })
+        Ok(Self {
+            dir: dir.to_owned(),
+            members,
+            cluster_id: cluster.id,
+            wraps: BTreeMap::new(),
+            children: Mutex::default(),
+            _lock: lock,
+        })
+    }
+
+    /// Lets a node join through one that runs, and starts it. A later run takes it up with the others.
+    ///
+    /// # Errors
+    /// What the cluster says, and as [`LocalCluster::start_all`].
+    pub async fn join(&mut self, name: &str, through: &str, learner: bool) -> Result<(), Error> {
+        let args = JoinArgs {
+            name: name.to_owned(),
+            data_dir: self.dir.join(name),
+            config: None,
+            peer: None,
+            kafka: None,
+            mqtt: None,
+            http: None,
+            etcd: None,
+            insecure: false,
+            learner,
+            serve: false,
+            log: logging::Format::Json,
+            with_parent: true,
+            server: Server { server: format!("http://{}", self.member(through)?.http), output: Output::Table },
+        };
+        let path = config_path(&self.dir, name);
+        join::join(&args, &path).await?;
+        let joined = Config::load(&path)?.member().clone();
+        self.members.retain(|m| m.name != name);
+        self.members.push(joined);
+        let shape = Config { members: self.members.clone(), ..Config::load(&self.dir.join(CLUSTER_FILE))? };
+        let text = toml::to_string(&shape).expect("a configuration is plain data");
+        let temporary = self.dir.join("cluster.toml.tmp");
+        std::fs::write(&temporary, text)
+            .and_then(|()| std::fs::rename(&temporary, self.dir.join(CLUSTER_FILE)))
+            .map_err(|error| Error::new(Code::DISK, format!("cannot write the cluster's shape: {error}")))?;
+        self.start(name).await
+    }
+
+    /// Asks a node to stop as an operator would, and waits for its end: it hands over and answers what runs.
+    ///
+    /// # Errors
+    /// `CONFIG` when no node of this name runs.
+    pub async fn stop(&self, name: &str) -> Result<(), Error> {
+        let child = self.children.lock().expect("no holder panics").remove(name);
+        let Some(mut child) = child else {
+            return Err(Error::new(Code::CONFIG, format!("node \"{name}\" is not running")));
+        };
+        drop(child.process.stdin.take());
+        if tokio::time::timeout(STOP_DEADLINE, child.process.wait()).await.is_err() {
+            tracing::warn!(%name, "node did not stop and is killed");
+            let _ = child.process.kill().await;
+        }
+        Ok(())
+    }
+
+    /// Whether the node's last run ended because it was removed from the cluster: it must not be started again.
+    pub fn was_removed(&self, name: &str) -> bool {
+        let path = log_path(&self.dir, name);
+        let log = std::fs::read(&path).unwrap_or_default();
+        reason(name, &String::from_utf8_lossy(&log), &path).code == Code::REMOVED
     }
 
     pub fn members(&self) -> &[MemberConfig] {
@@ -112,15 +243,29 @@ impl LocalCluster {
         &self.dir
     }
 
-    /// Starts every node and waits until each answers and a leader is known.
+    /// Restores every node from a backup, before any of them was started.
+    ///
+    /// # Errors
+    /// As [`restore`](buttress_node::backup::restore()).
+    pub fn restore(&self, file: &Path) -> Result<(), Error> {
+        for member in &self.members {
+            let config = Config::load(&config_path(&self.dir, &member.name))?;
+            // Nothing of the node runs, so nothing random is needed.
+            buttress_node::backup::restore(file, &config.for_node(0, 0), &RestoreOptions::default(), |_| {})?;
+        }
+        Ok(())
+    }
+
+    /// Starts every node, but for those that were removed, and waits until each answers and a leader is known.
     ///
     /// # Errors
     /// The first node's own error when it ends early, otherwise `UNREACHABLE`.
     pub async fn start_all(&self) -> Result<(), Error> {
-        for member in &self.members {
+        let there: Vec<&MemberConfig> = self.members.iter().filter(|m| !self.was_removed(&m.name)).collect();
+        for member in &there {
             self.spawn(&member.name)?;
         }
-        for member in &self.members {
+        for member in &there {
             self.wait_ready(&member.name).await?;
         }
         Ok(())
@@ -146,6 +291,16 @@ impl LocalCluster {
         };
         let _ = child.process.kill().await;
         Ok(())
+    }
+
+    /// The process of a node that runs.
+    pub fn process_id(&self, name: &str) -> Option<u32> {
+        self.children.lock().expect("no holder panics").get(name).and_then(|child| child.process.id())
+    }
+
+    /// Where the log of a node that was started begins in its file.
+    pub fn log_since_start(&self, name: &str) -> Option<u64> {
+        self.children.lock().expect("no holder panics").get(name).map(|child| child.log_from)
     }
 
     pub fn running(&self) -> Vec<String> {
@@ -200,7 +355,16 @@ impl LocalCluster {
             .open(log_path(&self.dir, &member.name))
             .map_err(failed)?;
         let log_from = log.metadata().map_err(failed)?.len();
-        let process = Command::new(std::env::current_exe().map_err(failed)?)
+        let program = std::env::current_exe().map_err(failed)?;
+        let mut command = match self.wraps.get(name).map(Vec::as_slice).unwrap_or_default() {
+            [] => Command::new(program),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
+        let process = command
             .args(["serve", "--with-parent", "--log", "json", "--config"])
             .arg(config_path(&self.dir, &member.name))
             .stdin(Stdio::piped())

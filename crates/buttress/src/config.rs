@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     pub node: Node,
     pub cluster: Cluster,
-    /// Every voter, this node included; the same list on every node.
+    /// The founders, the same on every node, and this node.
     pub members: Vec<MemberConfig>,
     #[serde(default)]
     pub events: Events,
@@ -27,6 +27,9 @@ pub struct Node {
     /// Serve addresses other than loopback without TLS and authentication, which do not exist yet.
     #[serde(default)]
     pub insecure: bool,
+    /// This node joins the cluster of `members` under an id that it was given, and founds nothing.
+    #[serde(default)]
+    pub join: bool,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -45,6 +48,9 @@ pub struct MemberConfig {
     pub kafka: String,
     pub mqtt: String,
     pub http: String,
+    /// Where etcd clients are served; left out, they are not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub etcd: String,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -97,6 +103,8 @@ impl Config {
         for member in &self.members {
             for (edge, address) in
                 [("peer", &member.peer), ("kafka", &member.kafka), ("mqtt", &member.mqtt), ("http", &member.http)]
+                    .into_iter()
+                    .chain((!member.etcd.is_empty()).then_some(("etcd", &member.etcd)))
             {
                 let parsed: SocketAddr = address.parse().map_err(|_| {
                     Error::new(
@@ -126,6 +134,7 @@ impl Config {
             cluster_id: self.cluster.id.clone(),
             node: NodeId(self.node.id),
             members: self.members(),
+            join: self.node.join,
             data_dir: self.node.data_dir.clone(),
             seed: 0,
             client: 0,
@@ -145,6 +154,8 @@ impl Config {
             kafka: m.kafka.clone(),
             mqtt: m.mqtt.clone(),
             http: m.http.clone(),
+            etcd: m.etcd.clone(),
+            ..Member::default()
         };
         self.members.iter().map(member).collect()
     }
@@ -216,7 +227,7 @@ http = "127.0.0.1:7003"
     #[test]
     fn bad_files_say_where_and_what_would_be_right() {
         expect_test::expect![[r#"
-            b.toml:4: unknown field `data_dri`, expected one of `id`, `data_dir`, `insecure` [BT0701]
+            b.toml:4: unknown field `data_dri`, expected one of `id`, `data_dir`, `insecure`, `join` [BT0701]
 
             hint: did you mean "data_dir"?"#]]
         .assert_eq(&error(&GOOD.replace("data_dir", "data_dri")));

@@ -28,6 +28,14 @@ async fn dev(args: &DevArgs) -> Answer {
         None => (scratch_dir("dev")?, true),
     };
     let cluster = LocalCluster::lay_out(&dir, args.nodes.into(), &format!("dev-{:08x}", seed()? as u32), seed()?)?;
+    if let Some(file) = &args.restore
+        && let Err(error) = cluster.restore(file)
+    {
+        if temporary {
+            let _ = std::fs::remove_dir_all(&dir);
+        }
+        return Err(error.into());
+    }
     let ended = tokio::select! {
         ended = run_nodes(&cluster, args.output) => ended,
         () = interrupted() => {
@@ -53,7 +61,11 @@ async fn run_nodes(cluster: &LocalCluster, output: Output) -> anyhow::Result<()>
     announce(cluster, output)?;
     loop {
         tokio::time::sleep(WATCH_POLL).await;
-        let ended = cluster.reap();
+        let (removed, ended): (Vec<_>, Vec<_>) =
+            cluster.reap().into_iter().partition(|(name, _)| cluster.was_removed(name));
+        for (name, _) in removed {
+            eprintln!("{name} was removed from the cluster and stays down");
+        }
         // All at once: one alone may wait for the others to find a leader.
         for (name, how) in &ended {
             let log = log_path(cluster.dir(), name);
@@ -80,20 +92,25 @@ fn announce(cluster: &LocalCluster, output: Output) -> std::io::Result<()> {
             let nodes: Vec<_> = cluster
                 .members()
                 .iter()
-                .map(|m| serde_json::json!({"name": m.name, "kafka": m.kafka, "mqtt": m.mqtt, "http": m.http}))
+                .map(|m| {
+                    serde_json::json!({
+                        "name": m.name, "kafka": m.kafka, "mqtt": m.mqtt, "http": m.http, "etcd": m.etcd,
+                    })
+                })
                 .collect();
             writeln!(out, "{}", serde_json::json!({ "nodes": nodes }))?;
         }
         Output::Table => {
-            let row = |a: &str, b: &str, c: &str, d: &str| format!("{a:<10}{b:<24}{c:<20}{d}");
-            writeln!(out, "{}", row("NODE", "HTTP", "KAFKA", "MQTT"))?;
+            let row = |a: &str, b: &str, c: &str, d: &str, e: &str| format!("{a:<10}{b:<24}{c:<20}{d:<20}{e}");
+            writeln!(out, "{}", row("NODE", "HTTP", "KAFKA", "MQTT", "ETCD"))?;
             for m in cluster.members() {
-                writeln!(out, "{}", row(&m.name, &format!("http://{}", m.http), &m.kafka, &m.mqtt))?;
+                writeln!(out, "{}", row(&m.name, &format!("http://{}", m.http), &m.kafka, &m.mqtt, &m.etcd))?;
             }
             eprintln!("\nnext, in another terminal:");
             eprintln!("  export BUTTRESS_SERVER=http://{}", cluster.members()[0].http);
             eprintln!("  buttress topic create telemetry --partitions 4");
             eprintln!("  kcat -b {} -L", cluster.members()[0].kafka);
+            eprintln!("  etcdctl --endpoints {} member list", cluster.members()[0].etcd);
             eprintln!("Ctrl-C stops the cluster.");
         }
     }

@@ -2,17 +2,26 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use buttress_core::{Cluster, Code, Error, ledger::ClusterView};
+use buttress_core::{Cluster, Code, Error};
 use buttress_events::http::EventsHttp;
 use buttress_functions::FunctionsHttp;
 use bytes::Bytes;
+use futures::StreamExt;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::{body::Incoming, service::service_fn};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::metrics::Metrics;
+use crate::{
+    backups::Backups,
+    members::{MembersHttp, cluster_json},
+    metrics::Metrics,
+    vitals::Nurse,
+};
 
 /// Bodies of requests: sixteen times Kafka's largest batch would not fit an entry anyway.
 const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -21,21 +30,48 @@ const COMPONENT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// A client that does not finish its request head or body in this time is cut off.
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 const CONNECTIONS_MAX: usize = 4096;
+/// How long requests that run when the node stops may take to be answered.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+
+/// What is answered: bytes at once, or a stream of them. A stream that ends with an error breaks its connection off, so that
+/// nobody takes what came for the whole.
+pub type Body = UnsyncBoxBody<Bytes, Error>;
+
+/// A body that is there already.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body that comes in pieces.
+pub fn streamed(pieces: impl futures::Stream<Item = Result<Bytes, Error>> + Send + 'static) -> Body {
+    StreamBody::new(pieces.map(|piece| piece.map(Frame::data))).boxed_unsync()
+}
 
 pub struct Http {
     pub events: Arc<EventsHttp>,
     pub functions: Arc<FunctionsHttp>,
     pub cluster: Arc<dyn Cluster>,
-    pub metrics: Metrics,
+    pub members: MembersHttp,
+    pub node: Arc<buttress_node::runtime::Handle>,
+    pub backups: Backups,
+    pub nurse: Arc<Nurse>,
+    pub metrics: Arc<Metrics>,
 }
 
 impl Http {
-    /// Serves until `shutdown` turns true.
+    /// Serves until `shutdown` turns true; then no connection is taken any more, requests that run are answered, and the
+    /// connections close. Returns when that is done, at the latest after [`SHUTDOWN_GRACE`].
     pub async fn serve(self: Arc<Self>, listener: TcpListener, mut shutdown: watch::Receiver<bool>) {
         let room = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+        let ending = shutdown.clone();
         loop {
             let accepted = tokio::select! {
-                _ = shutdown.wait_for(|stop| *stop) => return,
+                () = turned(&mut shutdown) => {
+                    drop(listener);
+                    let all = room.acquire_many(CONNECTIONS_MAX as u32);
+                    let _ = tokio::time::timeout(SHUTDOWN_GRACE, all).await;
+                    return;
+                }
                 accepted = listener.accept() => accepted,
             };
             let stream = match accepted {
@@ -52,16 +88,24 @@ impl Http {
             };
             let _ = stream.set_nodelay(true);
             let this = self.clone();
+            let mut ending = ending.clone();
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
                     let this = this.clone();
                     async move { Ok::<_, Infallible>(this.answer(request).await) }
                 });
-                let served = hyper::server::conn::http1::Builder::new()
+                let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(READ_DEADLINE)
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
+                    .serve_connection(TokioIo::new(stream), service);
+                let mut connection = std::pin::pin!(connection);
+                let served = tokio::select! {
+                    served = connection.as_mut() => served,
+                    () = turned(&mut ending) => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                };
                 if let Err(error) = served {
                     tracing::debug!(%error, "HTTP connection ended");
                 }
@@ -70,7 +114,7 @@ impl Http {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let limit = if head.uri.path().starts_with("/v1/blobs") { COMPONENT_BYTES_MAX } else { BODY_BYTES_MAX };
         let body = match tokio::time::timeout(READ_DEADLINE, Limited::new(body, limit).collect()).await {
@@ -91,20 +135,61 @@ impl Http {
         if let Some(response) = self.own(&head.method, head.uri.path()) {
             return response;
         }
+        if let Some(response) = self.members.route(&head.method, head.uri.path(), &body).await {
+            return response;
+        }
+        if head.uri.path() == "/v1/fingerprint" && head.method == Method::GET {
+            return self.fingerprint().await;
+        }
+        if head.uri.path() == "/v1/node" && head.method == Method::GET {
+            return match self.nurse.look().await {
+                Ok(vitals) => json(StatusCode::OK, &serde_json::to_value(vitals).expect("vitals are plain data")),
+                Err(error) => failure(status_of(&error), &error),
+            };
+        }
+        if head.uri.path() == "/v1/backup" && head.method == Method::GET {
+            return self
+                .backups
+                .answer(head.uri.query())
+                .await
+                .unwrap_or_else(|error| failure(status_of(&error), &error));
+        }
         let request = Request::from_parts(head, body);
+        match self.events.watch(&request).await {
+            Some(Ok(lines)) => {
+                let mut response = Response::new(streamed(lines.map(Ok)));
+                let media = header::HeaderValue::from_static("application/x-ndjson");
+                response.headers_mut().insert(header::CONTENT_TYPE, media);
+                return response;
+            }
+            Some(Err(response)) => return response.map(full),
+            None => {}
+        }
         if let Some(response) = self.events.route(request.clone()).await {
-            return response.map(Full::new);
+            return response.map(full);
         }
         let what = format!("{} {}", request.method(), request.uri().path());
         if let Some(response) = self.functions.route(request).await {
-            return response.map(Full::new);
+            return response.map(full);
         }
         let error = Error::new(Code::NOT_FOUND, format!("nothing is served at {what}"));
         failure(StatusCode::NOT_FOUND, &error.hint("docs/reference/http.md lists every path"))
     }
 
-    fn own(&self, method: &Method, path: &str) -> Option<Response<Full<Bytes>>> {
-        let known = ["/healthz", "/readyz", "/metrics", "/v1/cluster"].contains(&path);
+    /// A hash over everything that this node has applied: nodes that name the same index must name the same hash.
+    async fn fingerprint(&self) -> Response<Body> {
+        match self.node.fingerprint().await {
+            Ok((index, hash)) => {
+                let told = serde_json::json!({"index": index.0, "fingerprint": format!("{hash:016x}")});
+                json(StatusCode::OK, &told)
+            }
+            Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &error),
+        }
+    }
+
+    fn own(&self, method: &Method, path: &str) -> Option<Response<Body>> {
+        let known = ["/healthz", "/readyz", "/metrics", "/v1/cluster", "/v1/fingerprint", "/v1/backup", "/v1/node"]
+            .contains(&path);
         if known && method != Method::GET {
             let error = Error::new(Code::METHOD, format!("{path} does not take {method}")).hint("use GET");
             return Some(failure(StatusCode::METHOD_NOT_ALLOWED, &error));
@@ -122,37 +207,34 @@ impl Http {
     }
 }
 
-/// The cluster as `/v1/cluster` shows it.
-fn cluster_json(view: &ClusterView) -> serde_json::Value {
-    serde_json::json!({
-        "cluster_id": view.cluster_id,
-        "node": view.node.0,
-        "leader": view.leader.map(|id| id.0),
-        "term": view.term.0,
-        "committed": view.committed.0,
-        "applied": view.applied.0,
-        "revision": view.revision.0,
-        "members": view.members.iter().map(|m| serde_json::json!({
-            "id": m.id.0, "name": m.name, "peer": m.peer, "kafka": m.kafka, "mqtt": m.mqtt, "http": m.http,
-        })).collect::<Vec<_>>(),
-    })
+async fn turned(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn text(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = Response::new(full(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
-fn json(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
+pub fn json(status: StatusCode, body: &serde_json::Value) -> Response<Body> {
     let body = serde_json::to_vec(body).expect("a JSON value is serialisable");
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let mut response = Response::new(full(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
     response
 }
 
-fn failure(status: StatusCode, error: &Error) -> Response<Full<Bytes>> {
+pub fn failure(status: StatusCode, error: &Error) -> Response<Body> {
     json(status, &serde_json::json!({"code": error.code.0, "message": error.message, "hint": error.hint}))
+}
+
+fn status_of(error: &Error) -> StatusCode {
+    match error.code {
+        Code::BAD_REQUEST => StatusCode::BAD_REQUEST,
+        Code::OVERLOADED => StatusCode::TOO_MANY_REQUESTS,
+        Code::NO_LEADER | Code::STOPPED | Code::TIMEOUT => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
 }

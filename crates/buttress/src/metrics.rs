@@ -19,8 +19,12 @@ impl Metrics {
 
     pub fn render(&self) -> String {
         let mut page = String::with_capacity(16 * 1024);
-        self.parts.iter().for_each(|part| part(&mut page));
+        self.render_into(&mut page);
         page
+    }
+
+    pub fn render_into(&self, page: &mut String) {
+        self.parts.iter().for_each(|part| part(page));
     }
 }
 

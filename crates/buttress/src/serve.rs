@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use buttress_coordination::edge::etcd;
 use buttress_core::{Cluster, Code, Error, Ledger, Stream};
 use buttress_engine::WasmEngine;
 use buttress_events::{http as events_http, ingest, kafka, mqtt};
@@ -10,12 +11,16 @@ use buttress_functions::{Deps as FunctionsDeps, FunctionsPlane};
 use tokio::{io::AsyncReadExt, net::TcpListener, sync::watch};
 
 use crate::{
+    backups::Backups,
     cli::args::ServeArgs,
     config::Config,
     dev::{interrupted, seed},
+    etcd::NodeAdmin,
     http::Http,
     logging,
+    members::MembersHttp,
     metrics::{Metrics, process_metrics},
+    vitals::Nurse,
 };
 
 /// Runs a node until it is asked to stop or stops itself; tells whether all went well.
@@ -53,6 +58,10 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
     let member = config.member().clone();
     let [peer, kafka_port, mqtt_port, http_port] =
         [bind(&member.peer).await?, bind(&member.kafka).await?, bind(&member.mqtt).await?, bind(&member.http).await?];
+    let etcd_port = match member.etcd.as_str() {
+        "" => None,
+        address => Some(bind(address).await?),
+    };
     let (node, running) = buttress_node::runtime::start(config.for_node(seed()?, seed()?), peer)?;
     let (ledger, stream, cluster): (Arc<dyn Ledger>, Arc<dyn Stream>, Arc<dyn Cluster>) =
         (node.clone(), node.clone(), node.clone());
@@ -103,7 +112,40 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
         let functions = functions.clone();
         move |out| functions.metrics(out)
     });
-    let http = Arc::new(Http { events, functions: functions.http(), cluster: cluster.clone(), metrics });
+    let nurse = Arc::new(Nurse::new(node.clone(), config.node.data_dir.clone()));
+    metrics.add({
+        let nurse = nurse.clone();
+        move |out| nurse.metrics(out)
+    });
+    let etcd_counters = Arc::new(etcd::Counters::default());
+    metrics.add({
+        let counters = etcd_counters.clone();
+        move |out| counters.prometheus(out)
+    });
+    // The page is the same on the port of etcd clients.
+    let metrics = Arc::new(metrics);
+    let etcd = etcd::Etcd::new(etcd::Deps {
+        ledger: ledger.clone(),
+        cluster: cluster.clone(),
+        admin: Arc::new(NodeAdmin { node: node.clone(), data_dir: config.node.data_dir.clone() }),
+        metrics: Box::new({
+            let metrics = metrics.clone();
+            move |out| metrics.render_into(out)
+        }),
+        counters: etcd_counters,
+        options: etcd::Options::default(),
+        stopping: shutdown.clone(),
+    });
+    let http = Arc::new(Http {
+        events,
+        functions: functions.http(),
+        cluster: cluster.clone(),
+        node: node.clone(),
+        backups: Backups::new(node.clone()),
+        nurse,
+        members: MembersHttp { node: node.clone(), insecure: config.node.insecure },
+        metrics,
+    });
 
     let kafka_deps = kafka::Deps {
         ledger,
@@ -117,26 +159,44 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
         counters: kafka_counters,
         shutdown: shutdown.clone(),
     };
-    tokio::spawn(kafka::serve(kafka_port, kafka_deps));
+    let kafka = tokio::spawn(kafka::serve(kafka_port, kafka_deps));
     tokio::spawn(broker.serve(mqtt_port));
-    tokio::spawn(http.serve(http_port, shutdown));
+    let http = tokio::spawn(http.serve(http_port, shutdown));
+    let etcd = tokio::spawn(async move {
+        if let Some(port) = etcd_port {
+            etcd::serve(etcd, port).await;
+        }
+    });
     tracing::info!(
         node_id = member.id,
         kafka = %member.kafka,
         mqtt = %member.mqtt,
         http = %member.http,
+        etcd = %member.etcd,
         event_type = "serving",
         "serving"
     );
 
     let mut running = tokio::spawn(running);
     let ended = tokio::select! {
-        ended = &mut running => return ended.map_err(|error| Error::new(Code::STOPPED, error.to_string()))?,
+        ended = &mut running => {
+            let ended = ended.map_err(|error| Error::new(Code::STOPPED, error.to_string()))?;
+            if ended.as_ref().is_err_and(|error| error.code == Code::REMOVED) {
+                // Nothing is wrong here: whoever asked this very node to remove it hears that it is done.
+                let _ = stop.send(true);
+                let _ = tokio::join!(kafka, http, etcd);
+            }
+            return ended;
+        }
         () = interrupted() => "signal",
         () = parent_gone(), if with_parent => "parent",
     };
     tracing::info!(reason = ended, event_type = "stopping", "stopping");
+    // Whoever asks meanwhile is sent on to the next leader, so nobody waits for an election.
+    node.hand_over().await;
     let _ = stop.send(true);
+    // Both bound the time that they give to what runs.
+    let _ = tokio::join!(kafka, http, etcd);
     node.stop().await;
     running.await.map_err(|error| Error::new(Code::STOPPED, error.to_string()))?
 }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 use crate::{
     message::Message,
-    types::{HardState, LogEntry, MemberStep, Members, ProposalError, Role, SnapshotMeta},
+    types::{Contact, HardState, LogEntry, MemberStep, Members, ProposalError, Role, SnapshotMeta},
 };
 
 /// Why a message was not taken.
@@ -106,11 +106,11 @@ pub trait Consensus: Send + 'static {
     /// When nothing was appended.
     fn propose(&mut self, entries: Vec<Bytes>) -> Result<(Index, Term), ProposalError>;
 
-    /// Proposes a change of members; gives its place.
+    /// Proposes a change of members, with the contacts of those that are new; gives its place.
     ///
     /// # Errors
     /// When nothing was appended.
-    fn change(&mut self, steps: &[MemberStep]) -> Result<(Index, Term), ProposalError>;
+    fn change(&mut self, steps: &[MemberStep], contacts: &[(NodeId, Contact)]) -> Result<(Index, Term), ProposalError>;
 
     /// Asks for a read index under a context that was never used before. `false`: nobody to ask yet, try again.
     fn read_index(&mut self, context: Bytes) -> bool;

@@ -29,9 +29,12 @@
 // The crate's messages carry bookkeeping fields of protobuf; setting what is meant reads better than naming those.
 #![allow(clippy::field_reassign_with_default)]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
-use buttress_core::{Code, Error, Index, NodeId, Term};
+use buttress_core::{Code, Error, Index, Mutant, NodeId, Reader, Term, Writer, mutant};
 use bytes::Bytes;
 use raft::{
     Changer, ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole,
@@ -47,7 +50,10 @@ use crate::{
     log::{MemoryLog, place},
     message::{Body, Message},
     rng::Rng,
-    types::{Change, EntryKind, HardState, LogEntry, MemberStep, Members, ProposalError, Role, SnapshotMeta},
+    types::{
+        Book, Change, Contact, EntryKind, HardState, LogEntry, MemberStep, Members, ProposalError, Role, SnapshotMeta,
+        contacts_fit,
+    },
 };
 
 /// How the crate marks a vote request that a leadership transfer caused.
@@ -64,6 +70,8 @@ pub struct RaftEngine {
     seen: (StateRole, u64),
     /// Term and vote that are known to be durable, and those handed out but not yet durable.
     durable_vote: (u64, u64),
+    /// A change of members was applied whose commit no hard state says yet.
+    change_unwritten: bool,
     pending_votes: VecDeque<(u64, (u64, u64))>,
     /// Batches with entries that are not yet durable.
     pending_entries: VecDeque<u64>,
@@ -72,7 +80,8 @@ pub struct RaftEngine {
     installing: Option<Installing>,
     /// The durable log holds entries that this snapshot replaced.
     stale: Option<SnapshotMeta>,
-    /// Members after the entry at the index: one at or before the last checkpoint, and every change since.
+    /// Members after the entry at the index: one at or before the last checkpoint, and every change since. The last one
+    /// is who they are now.
     members: BTreeMap<u64, (Members, ConfState)>,
 }
 
@@ -137,6 +146,7 @@ impl RaftEngine {
             timeout: 0,
             seen: (StateRole::Follower, 0),
             durable_vote,
+            change_unwritten: false,
             pending_votes: VecDeque::new(),
             pending_entries: VecDeque::new(),
             handed_out: last,
@@ -196,7 +206,11 @@ impl RaftEngine {
         let current = message.term.0 >= self.node.raft.term;
         let answers_me = self.is_leader() && message.term.0 == self.node.raft.term;
         match &message.body {
-            Body::Append { .. } | Body::Snapshot { .. } if self.installing.is_some() => {
+            // Entries behind a snapshot must not reach the durable log before it was told to begin anew there, be the
+            // snapshot handed out already or only taken a moment ago.
+            Body::Append { .. } | Body::Snapshot { .. }
+                if self.installing.is_some() || self.node.raft.raft_log.unstable_snapshot().is_some() =>
+            {
                 Err(StepError::Dropped("a snapshot is being put in place"))
             }
             Body::TimeoutNow if !self.may_campaign() => Err(StepError::Dropped("the log is not durable yet")),
@@ -236,9 +250,35 @@ impl RaftEngine {
     }
 
     fn step_raft(&mut self, message: RaftMessage) -> Result<(), StepError> {
-        let result = self.node.step(message);
+        if mutant::active(Mutant::TruncateOnAppend) {
+            self.truncate_on_append(&message);
+        }
+        let (was_leader, result) = (self.is_leader(), self.node.step(message));
+        if mutant::active(Mutant::CommitOldTerm) && self.is_leader() {
+            let (index, _) = self.node.raft.mut_prs().maximal_committed_index();
+            self.node.raft.raft_log.commit_to(index);
+        }
+        if mutant::active(Mutant::CommitOnElection) && self.is_leader() && !was_leader {
+            let last = self.node.raft.raft_log.persisted;
+            self.node.raft.raft_log.commit_to(last);
+        }
         self.settle();
         result.map_err(|_| StepError::Dropped("the sender is not a member"))
+    }
+
+    /// The body of a [`Mutant`].
+    fn truncate_on_append(&mut self, message: &RaftMessage) {
+        let raft = &mut self.node.raft;
+        let (term, log, entries) = (raft.term, &mut raft.raft_log, message.get_entries());
+        if message.get_msg_type() == MessageType::MsgAppend
+            && message.term == term
+            && message.index >= log.committed
+            && log.match_term(message.index, message.log_term)
+            && !entries.is_empty()
+        {
+            log.append(entries);
+            log.persisted = log.persisted.min(message.index);
+        }
     }
 
     /// Where the next proposal of this node goes; the crate itself would forward it from a follower.
@@ -253,8 +293,12 @@ impl RaftEngine {
         Ok((Index(raft.raft_log.last_index() + 1), Term(raft.term)))
     }
 
+    fn members_now(&self) -> &Members {
+        &self.members.last_key_value().expect("members are known from the last checkpoint").1.0
+    }
+
     /// Whether the crate would take this change now, and as what.
-    fn plan_change(&self, steps: &[MemberStep]) -> Result<ConfChangeV2, ProposalError> {
+    fn plan_change(&self, steps: &[MemberStep], contacts: &[(NodeId, Contact)]) -> Result<ConfChangeV2, ProposalError> {
         let raft = &self.node.raft;
         // A leader that has not committed in its own term does not know what else is committed (Ongaro's correction of
         // single-server changes, raft-dev 2015-07-10).
@@ -272,6 +316,9 @@ impl RaftEngine {
         if ids[0].0 == 0 || ids.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err(ProposalError::ChangeInvalid("a member is named twice, or is 0".to_owned()));
         }
+        if !contacts_fit(steps, contacts) {
+            return Err(ProposalError::ChangeInvalid("a contact is too long, or of nobody who is added".to_owned()));
+        }
         let change = to_conf_change(steps);
         let mut changer = Changer::new(raft.prs());
         let planned = match change.enter_joint() {
@@ -283,7 +330,8 @@ impl RaftEngine {
         if after.all().len() > crate::types::MEMBERS_MAX {
             return Err(ProposalError::ChangeInvalid(format!("more than {} members", crate::types::MEMBERS_MAX)));
         }
-        if conf == *raft.prs().conf() {
+        let before = self.members_now();
+        if conf == *raft.prs().conf() && before.changed_to(after, contacts).book == before.book {
             return Err(ProposalError::ChangeInvalid("nothing would change".to_owned()));
         }
         Ok(change)
@@ -332,10 +380,10 @@ impl Consensus for RaftEngine {
         Ok(place)
     }
 
-    fn change(&mut self, steps: &[MemberStep]) -> Result<(Index, Term), ProposalError> {
+    fn change(&mut self, steps: &[MemberStep], contacts: &[(NodeId, Contact)]) -> Result<(Index, Term), ProposalError> {
         let place = self.next_place()?;
-        let change = self.plan_change(steps)?;
-        let context = Change::Steps(steps.to_vec()).encode();
+        let change = self.plan_change(steps, contacts)?;
+        let context = Change::Steps { steps: steps.to_vec(), contacts: contacts.to_vec() }.encode();
         self.node.propose_conf_change(context.to_vec(), change).map_err(|_| ProposalError::Overloaded)?;
         Ok(place)
     }
@@ -368,7 +416,8 @@ impl Consensus for RaftEngine {
     }
 
     fn ready(&mut self) -> Option<Ready> {
-        if !self.node.has_ready() && (self.stale.is_none() || self.installing.is_some()) {
+        let own = self.installing.is_none() && (self.stale.is_some() || self.change_unwritten);
+        if !self.node.has_ready() && !own {
             return None;
         }
         let mut raw = self.node.ready();
@@ -398,12 +447,16 @@ impl Consensus for RaftEngine {
         if vote != last_vote {
             self.pending_votes.push_back((ready.number, vote));
         }
-        if vote != last_vote || !raw.entries().is_empty() {
+        // A restart goes on with the members that were committed as far as it knows. If nobody knew of the last change
+        // after a loss of power everywhere, then a member that was taken out because it is dead would be counted again.
+        let change_due = self.change_unwritten && self.installing.is_none();
+        if vote != last_vote || !raw.entries().is_empty() || change_due {
+            self.change_unwritten &= self.installing.is_some();
             // Never more than what is in the durable log already, so that the two may be written in any order.
             let unchanged = raw.entries().first().map_or(u64::MAX, |first| first.index - 1);
             ready.hard_state = Some(HardState {
                 term: Term(vote.0),
-                vote: (vote.1 != 0).then_some(NodeId(vote.1)),
+                vote: (vote.1 != 0 && !mutant::active(Mutant::ForgetVote)).then_some(NodeId(vote.1)),
                 commit: Index(self.node.raft.raft_log.committed.min(self.handed_out).min(unchanged)),
             });
         }
@@ -424,7 +477,9 @@ impl Consensus for RaftEngine {
         }
         ready.messages = at_once.into_iter().filter_map(from_raft_message).collect();
         ready.after_persist = later.into_iter().filter_map(from_raft_message).collect();
-        if let Some(installing) = &mut self.installing {
+        if let Some(installing) = &mut self.installing
+            && !mutant::active(Mutant::AcceptBeforeInstall)
+        {
             let (held, free) = std::mem::take(&mut ready.after_persist)
                 .into_iter()
                 .partition(|message| matches!(message.body, Body::Accepted { .. } | Body::Rejected { .. }));
@@ -451,6 +506,10 @@ impl Consensus for RaftEngine {
             Some(installing) if number >= installing.number => installing.persisted = number,
             _ => {
                 self.node.on_persist_ready(number);
+                if mutant::active(Mutant::AckBeforeQuorum) && self.is_leader() {
+                    let durable = self.node.raft.raft_log.persisted;
+                    self.node.raft.raft_log.commit_to(durable);
+                }
                 self.settle();
             }
         }
@@ -460,6 +519,11 @@ impl Consensus for RaftEngine {
         let installing = self.installing.take().expect("the replica answers a snapshot it was given");
         self.stale = Some(installing.meta.clone());
         self.handed_out = installing.meta.index.0;
+        // The state is durable and the log begins behind it, so it is what followers that need more are offered. Without
+        // it a leader that came up by a snapshot could help none of them: the host holds back its next checkpoint while
+        // they want the log before it.
+        let (_, conf_state) = self.members[&installing.meta.index.0].clone();
+        self.node.mut_store().set_offer(installing.meta.clone(), conf_state);
         self.node.on_persist_ready(installing.number.max(installing.persisted));
         self.node.advance_apply_to(installing.meta.index.0);
         self.node.raft.msgs.extend(installing.held.into_iter().map(to_raft_message));
@@ -475,19 +539,25 @@ impl Consensus for RaftEngine {
         // Bytes that do not decode cannot come from the network (checked there) nor from us; from a damaged log they
         // would be the same on no two nodes, so stopping is all that is left.
         let change = Change::decode(entry.data.clone()).expect("a change was checked when it was received");
-        let steps: Vec<ConfChangeV2> = match change {
-            Change::Leave => vec![ConfChangeV2::default()],
-            Change::Steps(steps) => vec![to_conf_change(&steps)],
+        let (steps, mut contacts): (Vec<ConfChangeV2>, Vec<(NodeId, Contact)>) = match change {
+            Change::Leave => (vec![ConfChangeV2::default()], Vec::new()),
+            Change::Steps { steps, contacts } => (vec![to_conf_change(&steps)], contacts),
             // One by one, because a group without voters cannot enter a joint configuration.
-            Change::Found(voters) => voters.iter().map(|id| to_conf_change(&[MemberStep::Voter(*id)])).collect(),
+            Change::Found(voters) => {
+                (voters.iter().map(|id| to_conf_change(&[MemberStep::Voter(*id)])).collect(), Vec::new())
+            }
         };
         for step in steps {
             // Every member refuses the same changes, for they are applied to the same members.
-            let _ = self.node.apply_conf_change(&step);
+            if self.node.apply_conf_change(&step).is_err() {
+                contacts.clear();
+            }
         }
         let conf_state = self.node.raft.prs().conf().to_conf_state();
-        let members = to_members(&conf_state);
+        let members = self.members_now().changed_to(to_members(&conf_state), &contacts);
         self.members.insert(entry.index.0, (members.clone(), conf_state));
+        // The founders are in everybody's first hard state.
+        self.change_unwritten |= entry.index.0 > 1;
         if self.is_leader() && !self.node.raft.prs().conf().voters().contains(self.id) {
             let term = self.node.raft.term;
             self.node.raft.become_follower(term, 0);
@@ -552,7 +622,7 @@ impl Consensus for RaftEngine {
             applied: Index(log.applied),
             log_bytes: log.store.bytes(),
             uncommitted_bytes: if self.is_leader() { raft.uncommitted_size() } else { 0 },
-            members: to_members(&raft.prs().conf().to_conf_state()),
+            members: self.members_now().clone(),
             peers,
         }
     }
@@ -615,6 +685,7 @@ fn to_members(state: &ConfState) -> Members {
         voters_outgoing: sorted(&state.voters_outgoing),
         learners_next: sorted(&state.learners_next),
         auto_leave: state.auto_leave,
+        ..Members::default()
     }
 }
 
@@ -644,7 +715,32 @@ fn from_raft_entry(entry: Entry) -> LogEntry {
 
 fn from_snapshot(snapshot: &Snapshot) -> SnapshotMeta {
     let meta = snapshot.get_metadata();
-    SnapshotMeta { index: Index(meta.index), term: Term(meta.term), members: to_members(meta.get_conf_state()) }
+    let mut members = to_members(meta.get_conf_state());
+    members.book = book_from(&snapshot.data);
+    SnapshotMeta { index: Index(meta.index), term: Term(meta.term), members }
+}
+
+/// The crate's snapshots carry data for their application; ours carry the book, for the members there have no room for
+/// it.
+pub(crate) fn to_snapshot(meta: &SnapshotMeta, conf_state: ConfState) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    let metadata = snapshot.mut_metadata();
+    metadata.index = meta.index.0;
+    metadata.term = meta.term.0;
+    metadata.set_conf_state(conf_state);
+    if !meta.members.book.is_empty() {
+        let mut w = Writer::with_capacity(256);
+        meta.members.book.encode_to(&mut w);
+        snapshot.data = w.finish();
+    }
+    snapshot
+}
+
+fn book_from(data: &Bytes) -> Arc<Book> {
+    if data.is_empty() {
+        return Arc::default();
+    }
+    Arc::new(Book::decode_from(&mut Reader::new(data.clone())).expect("written by `to_snapshot` in this process"))
 }
 
 pub(crate) fn to_raft_message(message: Message) -> RaftMessage {
@@ -700,12 +796,7 @@ pub(crate) fn to_raft_message(message: Message) -> RaftMessage {
             if pre { MessageType::MsgRequestPreVoteResponse } else { MessageType::MsgRequestVoteResponse }
         }
         Body::Snapshot { meta } => {
-            let mut snapshot = Snapshot::default();
-            let metadata = snapshot.mut_metadata();
-            metadata.index = meta.index.0;
-            metadata.term = meta.term.0;
-            metadata.set_conf_state(to_conf_state(&meta.members));
-            raw.set_snapshot(snapshot);
+            raw.set_snapshot(to_snapshot(&meta, to_conf_state(&meta.members)));
             MessageType::MsgSnapshot
         }
         Body::TimeoutNow => MessageType::MsgTimeoutNow,

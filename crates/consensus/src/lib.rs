@@ -94,6 +94,7 @@ mod rng;
 
 mod engine;
 
+pub mod quorum;
 mod replica;
 
 pub mod fuzz;
@@ -106,6 +107,6 @@ pub use engine::RaftEngine;
 pub use message::{Body, CONTEXT_BYTES_MAX, MESSAGE_ENTRIES_MAX, MESSAGE_FORMAT, Message};
 pub use replica::{Applied, Input, Outputs, Persist, Replica, Status};
 pub use types::{
-    ENTRY_OVERHEAD_BYTES, EntryKind, HardState, LogEntry, MEMBERS_MAX, MemberChange, MemberStep, Members, NUMBER_MAX,
-    ProposalError, Role, SnapshotMeta,
+    Book, CONTACT_TEXT_BYTES_MAX, Contact, ENTRY_OVERHEAD_BYTES, EntryKind, HardState, LogEntry, MEMBERS_MAX,
+    MemberChange, MemberStep, Members, NUMBER_MAX, ProposalError, Role, SnapshotMeta,
 };

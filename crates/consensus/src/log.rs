@@ -14,7 +14,10 @@ use raft::{
     eraftpb::{ConfState, Entry, HardState, Snapshot},
 };
 
-use crate::types::{ENTRY_OVERHEAD_BYTES, SnapshotMeta};
+use crate::{
+    engine::to_snapshot,
+    types::{ENTRY_OVERHEAD_BYTES, SnapshotMeta},
+};
 
 pub(crate) struct MemoryLog {
     initial: RaftState,
@@ -175,12 +178,7 @@ impl Storage for MemoryLog {
     fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
         match &self.offer {
             Some((meta, conf_state)) if meta.index >= Index(request_index) && meta.index >= Index(1) => {
-                let mut snapshot = Snapshot::default();
-                let metadata = snapshot.mut_metadata();
-                metadata.index = meta.index.0;
-                metadata.term = meta.term.0;
-                metadata.set_conf_state(conf_state.clone());
-                Ok(snapshot)
+                Ok(to_snapshot(meta, conf_state.clone()))
             }
             _ => {
                 self.wanted.set(true);

@@ -10,12 +10,12 @@
 //! limits, and the data of entries is copied out of the receive buffer: a slice of it would keep the whole buffer alive
 //! for as long as the entry stays in the log.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use buttress_core::{DecodeError, Index, NodeId, Reader, Term, Writer};
 use bytes::Bytes;
 
-use crate::types::{LogEntry, NUMBER_MAX, SnapshotMeta, flag, number};
+use crate::types::{Book, LogEntry, NUMBER_MAX, SnapshotMeta, flag, number};
 
 /// The format that this code writes.
 pub const MESSAGE_FORMAT: u8 = 1;
@@ -163,6 +163,7 @@ impl Message {
     pub fn size_hint(&self) -> usize {
         let entries = match &self.body {
             Body::Append { entries, .. } => entries.iter().map(|entry| entry.data.len() + 32).sum(),
+            Body::Snapshot { meta } => meta.members.book.size_hint(),
             _ => 0,
         };
         192 + entries
@@ -220,9 +221,15 @@ impl Message {
                 w.varint(commit.0);
                 w.varint(commit_term.0);
             }
-            Body::Snapshot { meta } => {
+            // Two tags, so that members from before there was a book understand this as long as there is none.
+            Body::Snapshot { meta } if meta.members.book.is_empty() => {
                 w.u8(8);
                 meta.encode_to(&mut w);
+            }
+            Body::Snapshot { meta } => {
+                w.u8(12);
+                meta.encode_to(&mut w);
+                meta.members.book.encode_to(&mut w);
             }
             Body::TimeoutNow => w.u8(9),
             Body::ReadIndex { context } => {
@@ -289,6 +296,11 @@ impl Message {
             9 => Body::TimeoutNow,
             10 => Body::ReadIndex { context: context(r)? },
             11 => Body::ReadIndexReply { index: index(r, "index")?, context: context(r)? },
+            12 => {
+                let mut meta = SnapshotMeta::decode_from(r)?;
+                meta.members.book = Arc::new(Book::decode_from(r)?);
+                Body::Snapshot { meta }
+            }
             tag => return Err(DecodeError::Tag { what: "message", tag: tag.into() }),
         };
         r.clone().end()?;

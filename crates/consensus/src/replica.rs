@@ -20,7 +20,7 @@
 
 use std::collections::VecDeque;
 
-use buttress_core::{Code, Error, Index, Machine, NodeId, Term, limits::ENTRY_BYTES_MAX};
+use buttress_core::{Code, Error, Index, Machine, Mutant, NodeId, Term, limits::ENTRY_BYTES_MAX, mutant};
 use bytes::Bytes;
 
 use crate::{
@@ -278,7 +278,10 @@ impl<M: Machine, C: Consensus> Replica<M, C> {
 
     /// Where the store stands now, for a checkpoint or a snapshot of it: hand it out together with the state itself.
     pub fn snapshot_meta(&self) -> SnapshotMeta {
-        let (index, term) = self.machine.applied();
+        let (mut index, term) = self.machine.applied();
+        if mutant::active(Mutant::SnapshotTooHigh) {
+            index = index.next();
+        }
         SnapshotMeta { index, term, members: self.members_at(index).unwrap_or_default() }
     }
 
@@ -370,7 +373,7 @@ impl<M: Machine, C: Consensus> Replica<M, C> {
             }
             Input::Change(change) => {
                 self.flush_proposals(out);
-                match self.engine.change(&change.steps) {
+                match self.engine.change(&change.steps, &change.contacts) {
                     Ok((index, term)) => self.proposed.push_back(Proposed { index, term, tag: change.tag }),
                     Err(error) => out.failed.push((change.tag, error)),
                 }
@@ -393,12 +396,14 @@ impl<M: Machine, C: Consensus> Replica<M, C> {
         }
     }
 
-    /// Turns the proposals of this step into one.
+    /// Turns the proposals of this step into one. Behind one that finds no room none is taken, so that no smaller one
+    /// overtakes.
     fn flush_proposals(&mut self, out: &mut Outputs<M>) {
-        let mut bytes = 0;
+        let (mut bytes, mut full) = (0, false);
         let (mut tags, mut entries) = (Vec::with_capacity(self.proposals.len()), Vec::new());
         for (tag, data) in self.proposals.drain(..) {
-            if self.engine.has_room(bytes, data.len()) {
+            full = full || !self.engine.has_room(bytes, data.len());
+            if !full {
                 bytes += data.len();
                 tags.push(tag);
                 entries.push(data);
@@ -465,6 +470,9 @@ impl<M: Machine, C: Consensus> Replica<M, C> {
                 let (snapshots, later): (Vec<_>, Vec<_>) =
                     later.into_iter().partition(|message| message.snapshot().is_some());
                 persist.then_send = later.into_iter().map(|message| (message.to, message)).collect();
+                if mutant::active(Mutant::AnswerBeforePersist) {
+                    out.messages.append(&mut persist.then_send);
+                }
                 if !snapshots.is_empty() {
                     self.held.push_back((persist.ticket, snapshots));
                 }
@@ -551,7 +559,9 @@ impl<M: Machine, C: Consensus> Replica<M, C> {
         }
         for position in 0..self.rounds.len() {
             let round = &self.rounds[position];
-            if !round.asked && round.index.is_none() {
+            if mutant::active(Mutant::NoReadBarrier) {
+                self.rounds[position].index = Some(self.machine.applied().0);
+            } else if !round.asked && round.index.is_none() {
                 let context = self.context(round.number);
                 self.rounds[position].asked = self.engine.read_index(context);
             }
@@ -593,7 +603,7 @@ impl<M: Machine, C: Consensus> Replica<M, C> {
         }
         let applied = self.machine.applied().0;
         self.rounds.retain_mut(|round| match round.index {
-            Some(index) if index <= applied => {
+            Some(index) if index <= applied || mutant::active(Mutant::ReadBeforeApply) => {
                 out.reads.extend(round.tags.drain(..).map(|tag| (tag, index)));
                 false
             }

@@ -1,6 +1,6 @@
 //! The words of consensus: what is logged, what must be durable, who takes part, and how a proposal fails.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use buttress_core::{DecodeError, Index, NodeId, Reader, Term, Writer, limits::ENTRY_BYTES_MAX};
 use bytes::Bytes;
@@ -101,6 +101,109 @@ pub struct HardState {
     pub commit: Index,
 }
 
+/// Bytes of one text of a [`Contact`]: a host name has at most 253, and a port takes six more.
+pub const CONTACT_TEXT_BYTES_MAX: usize = 260;
+
+/// Beside the lowest bit, which says `promote`: an address of the etcd edge follows.
+const CONTACT_HAS_ETCD: u8 = 2;
+
+/// How a member that joined later is called and reached. Founders are known from everybody's own configuration; who
+/// joins is known from nowhere but the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contact {
+    pub name: String,
+    /// `host:port` of each edge.
+    pub peer: String,
+    pub kafka: String,
+    pub mqtt: String,
+    pub http: String,
+    /// Empty for members from before there was this edge; then nothing of it is written.
+    pub etcd: String,
+    /// The leader makes it a voter by itself once it has caught up.
+    pub promote: bool,
+}
+
+impl Contact {
+    fn texts(&self) -> [&String; 6] {
+        [&self.name, &self.peer, &self.kafka, &self.mqtt, &self.http, &self.etcd]
+    }
+
+    fn is_valid(&self) -> bool {
+        self.texts().iter().all(|text| text.len() <= CONTACT_TEXT_BYTES_MAX)
+    }
+
+    fn encode_to(&self, w: &mut Writer) {
+        let [first @ .., etcd] = self.texts();
+        first.iter().for_each(|text| w.bytes(text.as_bytes()));
+        // The byte was a flag before there were two things to say; a contact without the edge is written as ever.
+        w.u8(u8::from(self.promote) | if etcd.is_empty() { 0 } else { CONTACT_HAS_ETCD });
+        if !etcd.is_empty() {
+            w.bytes(etcd.as_bytes());
+        }
+    }
+
+    fn decode_from(r: &mut Reader) -> Result<Self, DecodeError> {
+        let mut text = |what| r.string(what, CONTACT_TEXT_BYTES_MAX);
+        let (name, peer) = (text("member name")?, text("peer address")?);
+        let (kafka, mqtt, http) = (text("kafka address")?, text("mqtt address")?, text("http address")?);
+        let flags = r.u8("contact flags")?;
+        if flags & !(1 | CONTACT_HAS_ETCD) != 0 {
+            return Err(DecodeError::Tag { what: "contact flags", tag: flags.into() });
+        }
+        let etcd = match flags & CONTACT_HAS_ETCD {
+            0 => String::new(),
+            _ => r.string("etcd address", CONTACT_TEXT_BYTES_MAX)?,
+        };
+        // What is written is read; nothing else is.
+        if etcd.is_empty() != (flags & CONTACT_HAS_ETCD == 0) {
+            return Err(DecodeError::Tag { what: "contact flags", tag: flags.into() });
+        }
+        Ok(Self { name, peer, kafka, mqtt, http, etcd, promote: flags & 1 != 0 })
+    }
+}
+
+/// What the log knows about members beyond their roles. Empty until somebody joins or leaves, and then every format
+/// that holds it is the one from before there was a book.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Book {
+    /// The highest id that was ever used, where no member has it any more; else 0. See [`Members::highest`].
+    pub retired: NodeId,
+    /// Members that joined after the founding.
+    pub contacts: BTreeMap<NodeId, Contact>,
+}
+
+impl Book {
+    pub fn is_empty(&self) -> bool {
+        self.retired.0 == 0 && self.contacts.is_empty()
+    }
+
+    /// An upper bound of the encoded size in bytes: numbers take at most 10, and each text one for its length, two where
+    /// it has more than 127 bytes.
+    pub(crate) fn size_hint(&self) -> usize {
+        let contact = |contact: &Contact| contact.texts().iter().map(|text| text.len() + 2).sum::<usize>() + 11;
+        16 + self.contacts.values().map(contact).sum::<usize>()
+    }
+
+    pub(crate) fn encode_to(&self, w: &mut Writer) {
+        w.varint(self.retired.0);
+        let contacts: Vec<_> = self.contacts.iter().collect();
+        w.list(&contacts, |w, (id, contact)| {
+            w.varint(id.0);
+            contact.encode_to(w);
+        });
+    }
+
+    pub(crate) fn decode_from(r: &mut Reader) -> Result<Self, DecodeError> {
+        let retired = NodeId(r.varint("retired id")?);
+        let contacts = decode_contacts(r)?.into_iter().collect();
+        Ok(Self { retired, contacts })
+    }
+}
+
+fn decode_contacts(r: &mut Reader) -> Result<Vec<(NodeId, Contact)>, DecodeError> {
+    r.list("contacts", MEMBERS_MAX, |r| Ok((NodeId(r.varint("contact id")?), Contact::decode_from(r)?)))
+}
+
 /// Who takes part. While a joint change runs, decisions need a majority of `voters` and one of `voters_outgoing`.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Members {
@@ -110,6 +213,8 @@ pub struct Members {
     /// Outgoing voters that become learners when the joint change ends.
     pub learners_next: Vec<NodeId>,
     pub auto_leave: bool,
+    /// Shared, because every look at a replica's status gives it.
+    pub book: Arc<Book>,
 }
 
 impl fmt::Debug for Members {
@@ -122,6 +227,13 @@ impl fmt::Debug for Members {
             if !ids.is_empty() {
                 write!(f, " {name}({})", list(ids))?;
             }
+        }
+        if !self.book.contacts.is_empty() {
+            let names = self.book.contacts.iter().map(|(id, contact)| format!("{id}={}", contact.name));
+            write!(f, " book({})", names.collect::<Vec<_>>().join(" "))?;
+        }
+        if self.book.retired.0 != 0 {
+            write!(f, " retired({})", self.book.retired)?;
         }
         Ok(())
     }
@@ -159,6 +271,27 @@ impl Members {
         all
     }
 
+    /// The highest id that is or ever was a member's. Ids are never used again, so an id up to here that is no member's
+    /// was removed, and a higher one was never here.
+    pub fn highest(&self) -> NodeId {
+        self.all().last().copied().unwrap_or_default().max(self.book.retired)
+    }
+
+    /// Members after a change that leads from these to `after`, which knows roles only.
+    pub(crate) fn changed_to(&self, mut after: Self, contacts: &[(NodeId, Contact)]) -> Self {
+        let mut book = Book::clone(&self.book);
+        book.contacts.extend(contacts.iter().cloned());
+        book.contacts.retain(|id, _| after.contains(*id));
+        let highest = self.highest();
+        if after.all().last().is_none_or(|last| *last < highest) {
+            book.retired = highest;
+        } else {
+            book.retired = NodeId(0);
+        }
+        after.book = if book == *self.book { self.book.clone() } else { Arc::new(book) };
+        after
+    }
+
     /// Whether a group can be in this configuration at all.
     pub fn is_valid(&self) -> bool {
         let strictly_rising = |ids: &[NodeId]| ids.windows(2).all(|pair| pair[0] < pair[1]);
@@ -169,6 +302,7 @@ impl Members {
             && self.learners.iter().all(|id| !self.is_voter(*id))
             && self.learners_next.iter().all(|id| self.voters_outgoing.contains(id) && !self.voters.contains(id))
             && (self.is_joint() || !self.auto_leave)
+            && self.book.contacts.keys().all(|id| self.contains(*id))
     }
 
     pub fn encode_to(&self, w: &mut Writer) {
@@ -185,7 +319,7 @@ impl Members {
         let (voters, learners) = (ids("voters")?, ids("learners")?);
         let (voters_outgoing, learners_next) = (ids("outgoing voters")?, ids("next learners")?);
         let auto_leave = flag(r, "auto leave")?;
-        Ok(Self { voters, learners, voters_outgoing, learners_next, auto_leave })
+        Ok(Self { voters, learners, voters_outgoing, learners_next, auto_leave, ..Self::default() })
     }
 }
 
@@ -203,15 +337,22 @@ impl fmt::Debug for SnapshotMeta {
     }
 }
 
-/// Format of [`SnapshotMeta::encode`].
-const SNAPSHOT_META_FORMAT: u8 = 1;
+/// Formats of [`SnapshotMeta::encode`]: without a book, as long as it is empty, and with it.
+const SNAPSHOT_META_PLAIN: u8 = 1;
+const SNAPSHOT_META_BOOK: u8 = 2;
 
 impl SnapshotMeta {
     /// For the host, which keeps it beside its store.
     pub fn encode(&self) -> Bytes {
         let mut w = Writer::with_capacity(64);
-        w.u8(SNAPSHOT_META_FORMAT);
-        self.encode_to(&mut w);
+        if self.members.book.is_empty() {
+            w.u8(SNAPSHOT_META_PLAIN);
+            self.encode_to(&mut w);
+        } else {
+            w.u8(SNAPSHOT_META_BOOK);
+            self.encode_to(&mut w);
+            self.members.book.encode_to(&mut w);
+        }
         w.finish()
     }
 
@@ -219,15 +360,20 @@ impl SnapshotMeta {
     /// Bytes that are not what [`Self::encode`] writes.
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut r = Reader::new(bytes);
-        match r.u8("snapshot meta version")? {
-            SNAPSHOT_META_FORMAT => {}
-            got => return Err(DecodeError::Version { got, known: SNAPSHOT_META_FORMAT }),
+        let has_book = match r.u8("snapshot meta version")? {
+            SNAPSHOT_META_PLAIN => false,
+            SNAPSHOT_META_BOOK => true,
+            got => return Err(DecodeError::Version { got, known: SNAPSHOT_META_BOOK }),
+        };
+        let mut meta = Self::decode_from(&mut r)?;
+        if has_book {
+            meta.members.book = Arc::new(Book::decode_from(&mut r)?);
         }
-        let meta = Self::decode_from(&mut r)?;
         r.end()?;
         Ok(meta)
     }
 
+    /// Without the book.
     pub(crate) fn encode_to(&self, w: &mut Writer) {
         w.varint(self.index.0);
         w.varint(self.term.0);
@@ -263,11 +409,13 @@ impl fmt::Debug for MemberStep {
 
 /// A wish to change the members. One step is taken directly; several go through joint consensus and leave it by
 /// themselves.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemberChange {
     /// Given back in [`crate::Applied`] or [`crate::Outputs::failed`].
     pub tag: u64,
     pub steps: Vec<MemberStep>,
+    /// How members named in `steps` are reached. A step that changes no role may carry a new contact.
+    pub contacts: Vec<(NodeId, Contact)>,
 }
 
 /// What a conf-change entry holds.
@@ -275,7 +423,10 @@ pub struct MemberChange {
 pub(crate) enum Change {
     /// Ends a joint configuration. Written as no bytes at all, because the engine proposes it by itself.
     Leave,
-    Steps(Vec<MemberStep>),
+    Steps {
+        steps: Vec<MemberStep>,
+        contacts: Vec<(NodeId, Contact)>,
+    },
     /// The members that the group was founded with; the first entry of its log.
     Found(Vec<NodeId>),
 }
@@ -284,7 +435,13 @@ impl fmt::Debug for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Leave => write!(f, "leave joint"),
-            Self::Steps(steps) => write!(f, "change {steps:?}"),
+            Self::Steps { steps, contacts } => {
+                write!(f, "change {steps:?}")?;
+                for (id, contact) in contacts {
+                    write!(f, " {id}={}", contact.name)?;
+                }
+                Ok(())
+            }
             Self::Found(voters) => write!(f, "found {:?}", voters.iter().map(|id| id.0).collect::<Vec<_>>()),
         }
     }
@@ -295,8 +452,9 @@ impl Change {
         let mut w = Writer::with_capacity(32);
         match self {
             Self::Leave => {}
-            Self::Steps(steps) => {
-                w.u8(1);
+            Self::Steps { steps, contacts } => {
+                // The older form wherever it says everything, so that the log stays readable as widely as it can.
+                w.u8(if contacts.is_empty() { 1 } else { 3 });
                 w.list(steps, |w, step| {
                     let (tag, id) = match step {
                         MemberStep::Voter(id) => (1, id),
@@ -306,6 +464,12 @@ impl Change {
                     w.u8(tag);
                     w.varint(id.0);
                 });
+                if !contacts.is_empty() {
+                    w.list(contacts, |w, (id, contact)| {
+                        w.varint(id.0);
+                        contact.encode_to(w);
+                    });
+                }
             }
             Self::Found(voters) => {
                 w.u8(2);
@@ -321,16 +485,20 @@ impl Change {
         }
         let mut r = Reader::new(bytes);
         let change = match r.u8("change")? {
-            1 => Self::Steps(r.list("change steps", MEMBERS_MAX, |r| {
-                let tag = r.u8("change step")?;
-                let id = NodeId(r.varint("change step id")?);
-                match tag {
-                    1 => Ok(MemberStep::Voter(id)),
-                    2 => Ok(MemberStep::Learner(id)),
-                    3 => Ok(MemberStep::Remove(id)),
-                    tag => Err(DecodeError::Tag { what: "change step", tag: tag.into() }),
-                }
-            })?),
+            tag @ (1 | 3) => {
+                let steps = r.list("change steps", MEMBERS_MAX, |r| {
+                    let tag = r.u8("change step")?;
+                    let id = NodeId(r.varint("change step id")?);
+                    match tag {
+                        1 => Ok(MemberStep::Voter(id)),
+                        2 => Ok(MemberStep::Learner(id)),
+                        3 => Ok(MemberStep::Remove(id)),
+                        tag => Err(DecodeError::Tag { what: "change step", tag: tag.into() }),
+                    }
+                })?;
+                let contacts = if tag == 3 { decode_contacts(&mut r)? } else { Vec::new() };
+                Self::Steps { steps, contacts }
+            }
             2 => Self::Found(r.list("founders", MEMBERS_MAX, |r| Ok(NodeId(r.varint("founder")?)))?),
             tag => return Err(DecodeError::Tag { what: "change", tag: tag.into() }),
         };
@@ -369,6 +537,14 @@ pub enum ProposalError {
     /// Nothing was logged: the change makes no sense for the members as they are.
     #[error("the change of members is not possible: {0}")]
     ChangeInvalid(String),
+}
+
+/// Whether the contacts of a change may be logged with its steps.
+pub(crate) fn contacts_fit(steps: &[MemberStep], contacts: &[(NodeId, Contact)]) -> bool {
+    let kept = |id: NodeId| {
+        steps.iter().any(|step| matches!(step, MemberStep::Voter(at) | MemberStep::Learner(at) if *at == id))
+    };
+    contacts.iter().all(|(id, contact)| kept(*id) && contact.is_valid())
 }
 
 pub(crate) fn number(r: &mut Reader, what: &'static str) -> Result<u64, DecodeError> {

@@ -1,8 +1,12 @@
 //! The entry: what one commit can hold. All of it happens, or none of it.
 //!
 //! Format 1, written by [`Entry::encode`]: a version byte, the time as eight bytes (big endian, so that the leader can
-//! stamp an encoded entry in place), then the other fields in the order of the struct. A reader of format 1 refuses any other version byte, so a newer node must not propose a newer format before every member
-//! understands it.
+//! stamp an encoded entry in place), then the other fields in the order of the struct up to `expire`. Format 2 is format 1
+//! with `compact` behind it. Format 3 is format 1 with an optional `compact` behind it, then the list of `forgets`, then an
+//! optional `txn`; its topic changes may be of the kinds that change a topic, and its settings may limit the size of a batch.
+//! An entry is written in the oldest format that can hold it, so every entry that does none of this is one that older nodes
+//! can read. A reader refuses any version byte that it does not know, so a newer node must not propose a newer format before
+//! every member understands it.
 
 use std::fmt;
 
@@ -13,12 +17,18 @@ use crate::{
     codec::{DecodeError, Reader, Writer},
     ids::{LeaseId, LogId, Offset, Revision, TimeMs},
     limits::{
-        ENTRY_BYTES_MAX, ENTRY_PARTS_MAX, KEY_BYTES_MAX, RECORD_BATCH_BYTES_MAX, TOPIC_NAME_BYTES_MAX, VALUE_BYTES_MAX,
+        ENTRY_BYTES_MAX, ENTRY_PARTS_MAX, KEY_BYTES_MAX, RECORD_BATCH_BYTES_MAX, TOPIC_NAME_BYTES_MAX, TXN_DEPTH_MAX,
+        VALUE_BYTES_MAX,
     },
+    txn::Txn,
 };
 
-/// The format that this code writes.
+/// The oldest format, in which all entries are written that it can hold.
 pub const ENTRY_FORMAT: u8 = 1;
+/// Format 1 and a compaction.
+const ENTRY_FORMAT_COMPACT: u8 = 2;
+/// The newest format that this code reads and writes.
+pub const ENTRY_FORMAT_MAX: u8 = 3;
 
 /// Identifies a request across retries, so that its result is given again instead of being produced again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,7 +80,7 @@ pub struct StatePut {
 }
 
 /// The place of an append in its producer's stream. Seen before: acknowledged, not appended again. A gap: refused for
-/// this append alone. A producer that the partition does not know may start anywhere.
+/// this append alone. A producer that the partition does not know may start anywhere; what lies below its start is a gap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequence {
     /// `device:<name>` for devices, `kafka:<producer id>` for Kafka producers.
@@ -99,6 +109,13 @@ pub struct Cursor {
     pub log: LogId,
     pub next: Offset,
     pub metadata: String,
+}
+
+/// Takes a group's cursor off a partition, as if it had never been set. Where there is none, nothing happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forget {
+    pub group: String,
+    pub log: LogId,
 }
 
 /// A timer: when due, the leader proposes its end, and the key is put with the value.
@@ -131,6 +148,8 @@ pub struct TopicSettings {
     /// Where the body is JSON: the fields that hold the producer's name and its sequence number
     /// (`("machine", "seq")`), so that devices without an idempotent protocol are deduplicated.
     pub sequence_fields: Option<(String, String)>,
+    /// Largest record batch in bytes that an edge takes from a producer; `None`: as large as the edge allows.
+    pub batch_bytes_max: Option<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,6 +163,18 @@ pub enum TopicChange {
     },
     Delete {
         name: String,
+    },
+    /// Gives a topic other settings. Refused where they are not what the proposer saw, so that two changes at once cannot
+    /// undo each other.
+    Configure {
+        name: String,
+        from: TopicSettings,
+        to: TopicSettings,
+    },
+    /// Gives a topic more partitions, `partitions` in all. Those that are there stay as they are.
+    Extend {
+        name: String,
+        partitions: u32,
     },
     /// Retention: forget records below the offset.
     Trim {
@@ -168,6 +199,14 @@ pub struct Entry {
     pub timers: Vec<Timer>,
     /// Ends what is due at `time`: leases expire, timers fire. Only the leader sets it.
     pub expire: bool,
+    /// Forgets the history of keys below this revision: what a read at it or later can see stays, reads and watches of what
+    /// was before are refused from here on.
+    pub compact: Option<Revision>,
+    /// Compares keys and does one thing or another. It changes keys as `puts` do, so an entry has either, and neither
+    /// leases nor an expiry beside it.
+    pub txn: Option<Txn>,
+    /// Cursors that go, after those that move.
+    pub forgets: Vec<Forget>,
 }
 
 /// A range of keys: `[from, to)`; `to: None` is the single key `from`; an empty `to` means to the end.
@@ -214,6 +253,24 @@ impl Entry {
             + self.appends.len()
             + self.cursors.len()
             + self.timers.len()
+            + self.txn.as_ref().map_or(0, Txn::parts)
+            + self.forgets.len()
+    }
+
+    /// The oldest format that can hold the entry.
+    fn format(&self) -> u8 {
+        let is_newer = |change: &TopicChange| match change {
+            TopicChange::Create { settings, .. } => settings.batch_bytes_max.is_some(),
+            TopicChange::Configure { .. } | TopicChange::Extend { .. } => true,
+            TopicChange::Delete { .. } | TopicChange::Trim { .. } => false,
+        };
+        if self.txn.is_some() || !self.forgets.is_empty() || self.topics.iter().any(is_newer) {
+            ENTRY_FORMAT_MAX
+        } else if self.compact.is_some() {
+            ENTRY_FORMAT_COMPACT
+        } else {
+            ENTRY_FORMAT
+        }
     }
 
     /// An upper bound of the encoded size in bytes, without encoding, so that an edge can pack up to
@@ -228,12 +285,14 @@ impl Entry {
             Guard::LeaseAlive { .. } | Guard::LogEnd { .. } => 0,
             Guard::Cursor { group, .. } => group.len(),
         });
+        let settings = |settings: &TopicSettings| {
+            let fields = settings.sequence_fields.as_ref();
+            64 + fields.map_or(0, |(producer, number)| producer.len() + number.len())
+        };
         let topics = self.topics.iter().map(|change| match change {
-            TopicChange::Create { name, settings, .. } => {
-                let fields = settings.sequence_fields.as_ref();
-                64 + name.len() + fields.map_or(0, |(producer, number)| producer.len() + number.len())
-            }
-            TopicChange::Delete { name } => name.len(),
+            TopicChange::Create { name, settings: created, .. } => name.len() + settings(created),
+            TopicChange::Configure { name, from, to } => name.len() + settings(from) + settings(to),
+            TopicChange::Delete { name } | TopicChange::Extend { name, .. } => name.len(),
             TopicChange::Trim { .. } => 0,
         });
         let length = |value: &Option<Bytes>| value.as_ref().map_or(0, Bytes::len);
@@ -247,14 +306,16 @@ impl Entry {
             Timer::Set { id, key, value, .. } => id.len() + key.len() + value.len(),
             Timer::Cancel { id } => id.len(),
         });
-        let texts: usize =
-            guards.chain(topics).chain(puts).chain(state).chain(appends).chain(cursors).chain(timers).sum();
-        128 + PART * self.parts() + texts
+        let forgets = self.forgets.iter().map(|forget| forget.group.len());
+        let rest = cursors.chain(timers).chain(forgets);
+        let texts: usize = guards.chain(topics).chain(puts).chain(state).chain(appends).chain(rest).sum();
+        128 + PART * self.parts() + texts + self.txn.as_ref().map_or(0, Txn::size_hint)
     }
 
     pub fn encode(&self) -> Bytes {
         let mut w = Writer::with_capacity(self.size_hint());
-        w.u8(ENTRY_FORMAT);
+        let format = self.format();
+        w.u8(format);
         w.raw(&self.time.0.to_be_bytes());
         w.option(self.request.as_ref(), |w, r| {
             w.varint(r.client);
@@ -293,6 +354,18 @@ impl Entry {
         });
         w.list(&self.timers, Timer::encode);
         w.u8(self.expire.into());
+        match format {
+            ENTRY_FORMAT => {}
+            ENTRY_FORMAT_COMPACT => w.varint(self.compact.expect("the format is for entries that compact").0),
+            _ => {
+                w.option(self.compact.as_ref(), |w, revision| w.varint(revision.0));
+                w.list(&self.forgets, |w, forget| {
+                    w.bytes(forget.group.as_bytes());
+                    w.varint(forget.log.0.into());
+                });
+                w.option(self.txn.as_ref(), |w, txn| txn.encode(w));
+            }
+        }
         w.finish()
     }
 
@@ -310,7 +383,7 @@ impl Entry {
     }
 
     /// # Errors
-    /// Any way in which `bytes` are not an entry of format 1. Counts and lengths are checked before allocating.
+    /// Any way in which `bytes` are not an entry of a known format. Counts and lengths are checked before allocating.
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         if bytes.len() > ENTRY_BYTES_MAX {
             return Err(DecodeError::TooLarge {
@@ -320,12 +393,12 @@ impl Entry {
             });
         }
         let mut r = Reader::new(bytes);
-        let got = r.u8("entry format")?;
-        if got != ENTRY_FORMAT {
-            return Err(DecodeError::Version { got, known: ENTRY_FORMAT });
+        let format = r.u8("entry format")?;
+        if !(ENTRY_FORMAT..=ENTRY_FORMAT_MAX).contains(&format) {
+            return Err(DecodeError::Version { got: format, known: ENTRY_FORMAT_MAX });
         }
         let time = r.take(8, "time")?[..].try_into().expect("eight bytes were taken");
-        let entry = Self {
+        let mut entry = Self {
             time: TimeMs(u64::from_be_bytes(time)),
             request: r.option("request", |r| {
                 Ok(RequestId {
@@ -382,8 +455,27 @@ impl Entry {
                     return Err(DecodeError::Tag { what: "expire", tag: tag.into() });
                 }
             },
+            compact: None,
+            forgets: Vec::new(),
+            txn: None,
         };
+        match format {
+            ENTRY_FORMAT => {}
+            ENTRY_FORMAT_COMPACT => entry.compact = Some(Revision(r.varint("compacted revision")?)),
+            _ => {
+                entry.compact = r.option("compaction", |r| r.varint("compacted revision").map(Revision))?;
+                entry.forgets = r.list("forgets", ENTRY_PARTS_MAX, |r| {
+                    Ok(Forget { group: r.string("group", KEY_BYTES_MAX)?, log: LogId(r.varint_u32("log")?) })
+                })?;
+                let mut parts = ENTRY_PARTS_MAX;
+                entry.txn = r.option("transaction", |r| Txn::decode(r, &mut parts, TXN_DEPTH_MAX))?;
+            }
+        }
         r.end()?;
+        // A node that knows older formats only would have refused it, and all must do the same.
+        if entry.format() > format {
+            return Err(DecodeError::Version { got: entry.format(), known: format });
+        }
         Ok(entry)
     }
 }
@@ -462,11 +554,27 @@ impl TopicChange {
     fn encode(w: &mut Writer, change: &Self) {
         match change {
             Self::Create { name, id, partitions, settings } => {
-                w.u8(0);
+                w.u8(if settings.batch_bytes_max.is_none() { 0 } else { 5 });
                 w.bytes(name.as_bytes());
                 w.raw(id);
                 w.varint((*partitions).into());
                 settings.encode(w);
+                if let Some(bytes) = settings.batch_bytes_max {
+                    w.varint(bytes.into());
+                }
+            }
+            Self::Configure { name, from, to } => {
+                w.u8(3);
+                w.bytes(name.as_bytes());
+                for settings in [from, to] {
+                    settings.encode(w);
+                    w.option(settings.batch_bytes_max.as_ref(), |w, bytes| w.varint((*bytes).into()));
+                }
+            }
+            Self::Extend { name, partitions } => {
+                w.u8(4);
+                w.bytes(name.as_bytes());
+                w.varint((*partitions).into());
             }
             Self::Delete { name } => {
                 w.u8(1);
@@ -481,13 +589,32 @@ impl TopicChange {
     }
 
     fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
+        let all_settings = |r: &mut Reader| {
+            let mut settings = TopicSettings::decode(r)?;
+            settings.batch_bytes_max = r.option("batch size", |r| r.varint_u32("batch size"))?;
+            Ok(settings)
+        };
         Ok(match r.u8("topic change")? {
-            0 => Self::Create {
+            tag @ (0 | 5) => Self::Create {
                 name: r.string("topic", TOPIC_NAME_BYTES_MAX)?,
                 id: r.take(16, "topic id")?[..].try_into().expect("sixteen bytes were taken"),
                 partitions: r.varint_u32("partitions")?,
-                settings: TopicSettings::decode(r)?,
+                settings: match tag {
+                    0 => TopicSettings::decode(r)?,
+                    _ => {
+                        let settings = TopicSettings::decode(r)?;
+                        TopicSettings { batch_bytes_max: Some(r.varint_u32("batch size")?), ..settings }
+                    }
+                },
             },
+            3 => Self::Configure {
+                name: r.string("topic", TOPIC_NAME_BYTES_MAX)?,
+                from: all_settings(r)?,
+                to: all_settings(r)?,
+            },
+            4 => {
+                Self::Extend { name: r.string("topic", TOPIC_NAME_BYTES_MAX)?, partitions: r.varint_u32("partitions")? }
+            }
             1 => Self::Delete { name: r.string("topic", TOPIC_NAME_BYTES_MAX)? },
             2 => Self::Trim { log: LogId(r.varint_u32("log")?), before: Offset(r.zigzag("offset")?) },
             tag => {
@@ -498,6 +625,7 @@ impl TopicChange {
 }
 
 impl TopicSettings {
+    /// Writes the settings but for `batch_bytes_max`, which came later: whoever writes it puts it where its format has room.
     pub fn encode(&self, w: &mut Writer) {
         w.option(self.retention_bytes.as_ref(), |w, v| w.varint(*v));
         w.option(self.retention_ms.as_ref(), |w, v| w.varint(*v));
@@ -516,6 +644,7 @@ impl TopicSettings {
             sequence_fields: r.option("sequence fields", |r| {
                 Ok((r.string("producer field", KEY_BYTES_MAX)?, r.string("number field", KEY_BYTES_MAX)?))
             })?,
+            batch_bytes_max: None,
         })
     }
 }
@@ -673,6 +802,13 @@ impl fmt::Debug for Entry {
             .entries(&self.timers);
         if self.expire {
             list.entry(&format_args!("expire at {}", self.time));
+        }
+        if let Some(revision) = self.compact {
+            list.entry(&format_args!("compact {revision}"));
+        }
+        list.entries(&self.forgets);
+        if let Some(txn) = &self.txn {
+            list.entry(txn);
         }
         list.finish()
     }

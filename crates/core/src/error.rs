@@ -40,12 +40,24 @@ codes! {
     COMPACTED = "BT0108", "the history of keys before this revision is gone";
     LEASE_UNKNOWN = "BT0109", "there is no such lease, or it has ended";
     LEASE_EXISTS = "BT0110", "a lease of this id is alive";
+    REMOVED = "BT0111", "this node was removed from the cluster";
+    MEMBER_UNKNOWN = "BT0112", "the cluster has no member of this name or id";
+    MEMBER_EXISTS = "BT0113", "a member of this name or address exists";
+    MEMBERS_BUSY = "BT0114", "an earlier change of members is not finished";
+    QUORUM = "BT0115", "the change would leave the cluster without a quorum";
+    LAGGING = "BT0116", "the member has not caught up";
+    REVISION_FUTURE = "BT0117", "the key space has not reached this revision";
+    KEY_UNKNOWN = "BT0118", "there is no such key, whose value or lease was to be kept";
+    LOCK_LOST = "BT0120", "the lock was lost while the command ran";
     // 02xx: disk
     DISK = "BT0201", "a disk operation failed and the node stopped";
     DISK_FULL = "BT0202", "the disk is full";
     CORRUPT = "BT0203", "stored bytes fail their checksum and are not a torn tail";
     FORMAT = "BT0204", "the data directory was written by a newer version";
     DIR_LOCKED = "BT0205", "another process uses the data directory";
+    BACKUP_DAMAGED = "BT0206", "the backup is damaged or not complete";
+    DIR_NOT_EMPTY = "BT0207", "the data directory of a restore holds something already";
+    RESTORE_UNFINISHED = "BT0208", "a restore into the data directory did not finish";
     // 03xx: topics and records
     TOPIC_UNKNOWN = "BT0301", "there is no topic of this name";
     TOPIC_EXISTS = "BT0302", "a topic of this name exists";

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use crate::{
     entry::{Entry, KeyRange, TopicSettings},
     error::{Code, Error},
-    ids::{Index, LogId, NodeId, Offset, Revision, Term, TimeMs},
+    ids::{Index, LeaseId, LogId, NodeId, Offset, Revision, Term, TimeMs},
     receipt::{Receipt, Refusal},
+    txn::{RangeOp, RangeResult, Txn, TxnResult},
 };
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -68,6 +69,8 @@ pub struct KeyValue {
     pub create_revision: Revision,
     pub mod_revision: Revision,
     pub version: u64,
+    /// The key is deleted when this lease ends.
+    pub lease: Option<LeaseId>,
 }
 
 /// The keys of a range, in key order, and the revision at which they were read.
@@ -97,6 +100,96 @@ pub trait Watch: Send {
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Vec<KeyEvent>>, Error>>;
 }
 
+/// What a [`KeyWatch`] is to give.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchOptions {
+    pub range: KeyRange,
+    /// The first revision whose changes are wanted; one that is not there yet is waited for. `None`: what comes after now.
+    pub from: Option<Revision>,
+    /// Give with each change what the key was before it, where history still has it.
+    pub prev_kv: bool,
+    pub no_put: bool,
+    pub no_delete: bool,
+}
+
+impl WatchOptions {
+    pub fn new(range: KeyRange) -> Self {
+        Self { range, from: None, prev_kv: false, no_put: false, no_delete: false }
+    }
+}
+
+/// One change of one key, with everything that is known of the key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchEvent {
+    /// The key as the change left it. Of a delete: the key and the revision at which it was deleted (`mod_revision`),
+    /// everything else empty.
+    pub kv: KeyValue,
+    pub deleted: bool,
+    pub prev: Option<KeyValue>,
+}
+
+/// What a watch has to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchItem {
+    /// Changes in the order of revisions, whole revisions only, and up to which revision they are complete. Without any
+    /// event it is news all the same: up to `revision` there is nothing for this watch.
+    Events { events: Vec<WatchEvent>, revision: Revision },
+    /// The changes at the wanted revision are gone; history begins at `compacted`. The watch has ended.
+    Compacted { compacted: Revision },
+}
+
+/// A running watch with etcd's options.
+pub trait KeyWatch: Send {
+    /// Waits until the key space has moved past what was given last, and gives what there is; `None` when the node stops.
+    /// Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// `DISK`.
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<WatchItem>, Error>>;
+
+    /// Everything below this revision was given, or was nothing for this watch.
+    fn position(&self) -> Revision;
+}
+
+/// A lease as it stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaseView {
+    pub lease: LeaseId,
+    /// The time to live that was granted.
+    pub ttl_ms: u64,
+    /// Until it is due; 0 once it is, though it lives until the leader has ended it.
+    pub remaining_ms: u64,
+    /// Keys that hang on it, in their order, where they were asked for.
+    pub keys: Vec<Bytes>,
+}
+
+/// How far the key space is, and how much of its past is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeysView {
+    pub revision: Revision,
+    /// Reads below this revision are refused.
+    pub compacted: Revision,
+    /// Keys that exist.
+    pub keys: u64,
+    /// Changes wait to be removed after a compaction.
+    pub unswept: bool,
+}
+
+/// A hash over keys and their history, to compare nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeysHash {
+    pub hash: u64,
+    /// The revision up to which changes are in it, and the one to which history was compacted.
+    pub at: Revision,
+    pub compacted: Revision,
+    /// The key space's revision when it was taken.
+    pub revision: Revision,
+}
+
+fn unsupported<'a, T: Send + 'a>(what: &'static str) -> BoxFuture<'a, Result<T, Error>> {
+    Box::pin(async move { Err(Error::new(Code::UNSUPPORTED, format!("this ledger does not serve {what}"))) })
+}
+
 /// Keys, guards, leases and timers.
 pub trait Ledger: Send + Sync + 'static {
     /// Proposes the entry and waits until it is applied. May be called on any node; `time` and `request` are filled in,
@@ -106,11 +199,88 @@ pub trait Ledger: Send + Sync + 'static {
     /// Reads a range of keys at the current revision.
     fn read(&self, range: KeyRange, limit: usize, consistency: Consistency) -> BoxFuture<'_, Result<KeyValues, Error>>;
 
+    /// Reads a range of keys as it was at an earlier revision, from what this node has applied.
+    ///
+    /// # Errors
+    /// `COMPACTED`, `REVISION_FUTURE` for one that this node has not reached, `UNSUPPORTED` where no history is kept.
+    fn read_at(&self, range: KeyRange, limit: usize, at: Revision) -> BoxFuture<'_, Result<KeyValues, Error>> {
+        let _ = (range, limit, at);
+        Box::pin(async { Err(Error::new(Code::UNSUPPORTED, "this ledger keeps no earlier revisions")) })
+    }
+
     /// Reads rows of a function's state as this node has applied them.
     fn state(&self, space: &str, keys: Vec<Bytes>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, Error>>;
 
     /// Watches a range from a revision on (`None`: from now).
     fn watch(&self, range: KeyRange, from: Option<Revision>) -> BoxFuture<'_, Result<Box<dyn Watch>, Error>>;
+
+    /// Reads a range with everything that etcd's Range offers. A read of many keys is done in pages at one revision, so
+    /// that it does not stop the node.
+    ///
+    /// # Errors
+    /// `COMPACTED`, `REVISION_FUTURE`, and those of the node.
+    fn read_with(&self, op: RangeOp, consistency: Consistency) -> BoxFuture<'_, Result<RangeResult, Error>> {
+        let _ = (op, consistency);
+        unsupported("ranges with options")
+    }
+
+    /// Evaluates a transaction that changes nothing ([`Txn::is_read_only`]) without proposing it, and gives the revision
+    /// at which it was read.
+    ///
+    /// # Errors
+    /// As an entry with this transaction would be refused; `BAD_REQUEST` for one that changes something.
+    fn read_txn(&self, txn: Txn, consistency: Consistency) -> BoxFuture<'_, Result<(Revision, TxnResult), Error>> {
+        let _ = (txn, consistency);
+        unsupported("transactions")
+    }
+
+    /// Watches a range with etcd's options.
+    fn watch_with(&self, options: WatchOptions) -> BoxFuture<'_, Result<Box<dyn KeyWatch>, Error>> {
+        let _ = options;
+        unsupported("watches with options")
+    }
+
+    /// The leases that live, in the order of their ids.
+    fn leases(&self, consistency: Consistency) -> BoxFuture<'_, Result<Vec<LeaseId>, Error>> {
+        let _ = consistency;
+        unsupported("lists of leases")
+    }
+
+    /// A lease, with the keys that hang on it if `keys`; `None` where there is none.
+    fn lease(
+        &self,
+        lease: LeaseId,
+        keys: bool,
+        consistency: Consistency,
+    ) -> BoxFuture<'_, Result<Option<LeaseView>, Error>> {
+        let _ = (lease, keys, consistency);
+        unsupported("leases")
+    }
+
+    /// How far the key space is.
+    fn keys(&self, consistency: Consistency) -> BoxFuture<'_, Result<KeysView, Error>> {
+        let _ = consistency;
+        unsupported("the state of the key space")
+    }
+
+    /// Hashes keys and history up to a revision (`None`: all that this node has applied). It reads all of them.
+    ///
+    /// # Errors
+    /// `COMPACTED`, `REVISION_FUTURE`, `DISK`.
+    fn hash_keys(&self, at: Option<Revision>) -> BoxFuture<'_, Result<KeysHash, Error>> {
+        let _ = at;
+        unsupported("hashes of keys")
+    }
+
+    /// Forgets the history of keys below a revision. `physical` waits until this node has removed what no read can see any
+    /// more; otherwise that goes on behind the answer.
+    ///
+    /// # Errors
+    /// Refused with `COMPACTED` where that was done already, `REVISION_FUTURE` where the key space is not there yet.
+    fn compact(&self, at: Revision, physical: bool) -> BoxFuture<'_, Result<Receipt, SubmitError>> {
+        let _ = physical;
+        Box::pin(async move { self.submit(Entry { compact: Some(at), ..Entry::default() }).await })
+    }
 
     fn scope(&self) -> Scope;
 }
@@ -132,6 +302,13 @@ pub struct PartitionView {
     /// Offset of the next record: the high watermark.
     pub end: Offset,
     pub bytes: u64,
+}
+
+/// How far a group has consumed a partition, and what it noted there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CursorView {
+    pub next: Offset,
+    pub metadata: String,
 }
 
 /// Where a batch lies, and its bytes as the producer sent them but for base offset and leader epoch.
@@ -177,6 +354,20 @@ pub trait Stream: Send + Sync + 'static {
     /// The group's cursors as applied on this node.
     fn cursor(&self, group: &str, log: LogId) -> Option<Offset>;
 
+    /// A group's cursor with the text that was left with it.
+    fn position(&self, group: &str, log: LogId) -> Option<CursorView> {
+        self.cursor(group, log).map(|next| CursorView { next, metadata: String::new() })
+    }
+
+    /// All cursors of a group, in the order of the logs.
+    fn positions(&self, group: &str) -> Vec<(LogId, CursorView)> {
+        let topics = self.topics();
+        let logs = topics.iter().flat_map(|topic| &topic.partitions).map(|partition| partition.log);
+        let mut found: Vec<_> = logs.filter_map(|log| Some((log, self.position(group, log)?))).collect();
+        found.sort_unstable_by_key(|(log, _)| *log);
+        found
+    }
+
     fn scope(&self) -> Scope;
 }
 
@@ -190,6 +381,36 @@ pub struct Member {
     pub kafka: String,
     pub mqtt: String,
     pub http: String,
+    /// Empty where the member serves no etcd clients: one that was added before there was that edge.
+    pub etcd: String,
+    pub role: MemberRole,
+}
+
+/// What a member's word counts for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemberRole {
+    #[default]
+    Voter,
+    /// Has the log and serves reads and clients, but no decision waits for it.
+    Learner,
+    /// A voter until the change that runs is finished.
+    Leaving,
+}
+
+/// How far a member is, as the leader sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub id: NodeId,
+    /// Its log is known to agree up to here.
+    pub matched: Index,
+    /// Entries that the leader has and it is not known to have.
+    pub lag: u64,
+    /// It was heard within about two election timeouts.
+    pub reachable: bool,
+    /// It is being sent a snapshot.
+    pub snapshot: bool,
+    /// How long its disk takes to sync, where it has said so.
+    pub sync_us: Option<u64>,
 }
 
 /// The cluster as this node sees it now.
@@ -197,7 +418,10 @@ pub struct Member {
 pub struct ClusterView {
     pub cluster_id: String,
     pub node: NodeId,
+    /// In the order of their ids.
     pub members: Vec<Member>,
+    /// On the leader: of every member, itself included.
+    pub progress: Vec<Progress>,
     pub leader: Option<NodeId>,
     pub term: Term,
     pub committed: Index,

@@ -13,22 +13,28 @@ pub mod error;
 pub mod fuzz;
 pub mod guest;
 pub mod ids;
+pub mod invariants;
 pub mod ledger;
 pub mod limits;
 pub mod machine;
 pub mod model;
+pub mod mutant;
 pub mod receipt;
 pub mod store;
+pub mod txn;
 
 pub use codec::{DecodeError, Reader, Writer};
 pub use entry::{
-    Append, Cursor, Entry, Guard, KeyRange, LeaseChange, Put, RequestId, Sequence, StatePut, Timer, TopicChange,
+    Append, Cursor, Entry, Forget, Guard, KeyRange, LeaseChange, Put, RequestId, Sequence, StatePut, Timer, TopicChange,
 };
 pub use error::{Code, Error};
 pub use guest::{Engine, Guest};
 pub use ids::{Index, LeaseId, LogId, NodeId, Offset, Revision, Term, TimeMs};
+pub use invariants::{Invariant, Violation};
 pub use ledger::{BoxFuture, Cluster, Consistency, Ledger, Scope, Stream, SubmitError};
 pub use machine::Machine;
 pub use model::Model;
+pub use mutant::Mutant;
 pub use receipt::{AppendOutcome, Receipt, Refusal};
 pub use store::{Store, StoreError, Table, WriteBatch};
+pub use txn::{Compare, DeleteOp, OpResult, Operand, PutOp, RangeOp, RangeResult, Relation, Txn, TxnOp, TxnResult};

@@ -10,6 +10,12 @@ pub const VALUE_BYTES_MAX: usize = 1536 * 1024;
 pub const KEY_BYTES_MAX: usize = 8 * 1024;
 /// Parts (guards, puts, appends, …) of one entry. An edge that packs a full second of 10,000 devices into one entry fits.
 pub const ENTRY_PARTS_MAX: usize = 16 * 1024;
+/// Levels of transactions within transactions, the outermost included. Clients nest once or twice; each level costs the
+/// stack a frame wherever a transaction is decoded, checked and applied.
+pub const TXN_DEPTH_MAX: usize = 16;
+/// What one transaction may read and delete, in bytes of keys and values with 64 for each row: 128 MiB are a million keys
+/// of 70 bytes. What needs more is refused whole, for every node carries it out, and answers it out of memory.
+pub const TXN_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Topic name, as in Kafka.
 pub const TOPIC_NAME_BYTES_MAX: usize = 249;
 /// Partitions of one topic; each costs a sparse index and a tail ring.

@@ -4,6 +4,7 @@ use crate::{
     entry::Guard,
     error::{Code, Error},
     ids::{Index, LogId, Offset, Revision, Term, TimeMs},
+    txn::TxnResult,
 };
 
 /// The entry was applied.
@@ -19,6 +20,11 @@ pub struct Receipt {
     pub appends: Vec<AppendOutcome>,
     /// Partitions of the topics that the entry created, in the entry's order: topic name and its logs.
     pub created: Vec<(String, Vec<LogId>)>,
+    /// One per change of a lease, in the entry's order: its time to live in milliseconds, counted from `time`; 0 for a
+    /// lease that was revoked.
+    pub lease_ttls_ms: Vec<u64>,
+    /// What the entry's transaction did.
+    pub txn: Option<TxnResult>,
     /// This is the remembered result of an earlier attempt.
     pub replayed: bool,
 }

@@ -10,3 +10,31 @@ pub fn fuzz_model(data: &[u8]) {
         assert_eq!(scores.len(), model.info().outputs);
     }
 }
+
+/// A component as it is uploaded: it is refused, or it would be deployed. It is compiled and its imports are checked; it
+/// never runs.
+///
+/// # Panics
+/// Where the engine cannot start, or a refusal has no reason.
+pub fn fuzz_component(data: &[u8]) {
+    use std::sync::OnceLock;
+
+    use buttress_core::{
+        Engine as _,
+        guest::{Grants, GuestLimits},
+    };
+
+    use crate::{Options, WasmEngine};
+
+    static ENGINE: OnceLock<WasmEngine> = OnceLock::new();
+    let engine = ENGINE.get_or_init(|| {
+        let options = Options { http_threads_max: 1, pooling: false, ..Options::default() };
+        WasmEngine::new(options).expect("the engine starts")
+    });
+    for grants in [Grants::default(), Grants { models: vec!["m".into()], topics: vec!["t".into()], state: true }] {
+        match engine.compile(data, &grants, GuestLimits::default()) {
+            Ok(guest) => assert!(guest.handles_batches() || guest.handles_http(), "it can do something"),
+            Err(error) => assert!(!error.message.is_empty(), "a refusal says why"),
+        }
+    }
+}

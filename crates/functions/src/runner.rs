@@ -230,8 +230,9 @@ impl Feed {
 
 async fn decode_batches(batches: Vec<Stored>, partition: i32, from: Offset) -> Result<Vec<Piece>, Error> {
     let large = batches.iter().map(|b| b.bytes.len()).sum::<usize>() > DECODE_INLINE_BYTES_MAX;
-    let compressed =
-        || batches.iter().any(|b| BatchView::parse(b.bytes.clone()).is_ok_and(|view| view.codec() != Codec::None));
+    let compressed = || {
+        batches.iter().any(|b| BatchView::parse_stored(b.bytes.clone()).is_ok_and(|view| view.codec() != Codec::None))
+    };
     if large || compressed() {
         return crate::catalogue::blocking(move || Ok(decode(&batches, partition, from))).await;
     }
@@ -248,7 +249,7 @@ fn decode(batches: &[Stored], partition: i32, from: Offset) -> Vec<Piece> {
             continue;
         }
         let mut failed = None;
-        match BatchView::parse(bytes.clone())
+        match BatchView::parse_stored(bytes.clone())
             .and_then(|view| if view.is_control() { Ok(None) } else { view.records().map(Some) })
         {
             Ok(records) => {

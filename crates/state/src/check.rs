@@ -7,11 +7,15 @@
 use std::collections::BTreeMap;
 
 use buttress_core::{
-    Code, Entry, Guard, LeaseChange, LeaseId, LogId, Offset, Refusal, Revision, Store, StoreError, Timer, TopicChange,
+    Code, Entry, Guard, LeaseChange, LeaseId, LogId, Mutant, Offset, Refusal, Revision, Store, StoreError, Timer,
+    TopicChange,
+    entry::TopicSettings,
     limits::{ENTRY_PARTS_MAX, PARTITIONS_PER_TOPIC_MAX, TOPIC_NAME_BYTES_MAX},
+    mutant,
 };
 
 use crate::{
+    keys::txn::{Fault, Plan, plan},
     machine::Machine,
     topics::{check_batch, producers::Numbers, valid_name},
 };
@@ -28,11 +32,21 @@ impl From<StoreError> for Stop {
     }
 }
 
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Refused(refusal) => Self::Refused(refusal),
+            Fault::Fatal(error) => Self::Fatal(error),
+        }
+    }
+}
+
 fn part(code: Code, message: impl Into<String>) -> Stop {
     Stop::Refused(Refusal::Part { code, message: message.into() })
 }
 
-pub(crate) fn check<S: Store>(machine: &Machine<S>, entry: &Entry) -> Result<(), Stop> {
+/// Passes what can be carried out, with what the entry's transaction comes to.
+pub(crate) fn check<S: Store>(machine: &Machine<S>, entry: &Entry) -> Result<Option<Plan>, Stop> {
     if entry.parts() > ENTRY_PARTS_MAX {
         return Err(part(
             Code::TOO_LARGE,
@@ -40,7 +54,9 @@ pub(crate) fn check<S: Store>(machine: &Machine<S>, entry: &Entry) -> Result<(),
         ));
     }
     for (position, guard) in entry.guards.iter().enumerate() {
-        if let Some(found) = unmet(machine, guard)? {
+        if let Some(found) = unmet(machine, guard)?
+            && !mutant::active(Mutant::NoGuards)
+        {
             return Err(Stop::Refused(Refusal::Guard { position, guard: guard.clone(), found }));
         }
     }
@@ -77,7 +93,24 @@ pub(crate) fn check<S: Store>(machine: &Machine<S>, entry: &Entry) -> Result<(),
             return Err(part(Code::BAD_REQUEST, "a timer needs an id and a key"));
         }
     }
-    Ok(())
+    if let Some(wanted) = entry.compact {
+        let (compacted, current) = (machine.keys.compacted, machine.keys.revision);
+        if wanted <= compacted {
+            let message = format!("history below revision {compacted} is gone, so it cannot be compacted to {wanted}");
+            return Err(part(Code::COMPACTED, message));
+        }
+        // The entry's own revision is not there yet.
+        if wanted > current {
+            let message = format!("the key space is at revision {current}, so it cannot be compacted to {wanted}");
+            return Err(part(Code::REVISION_FUTURE, message));
+        }
+    }
+    let Some(txn) = &entry.txn else { return Ok(None) };
+    // What else changes keys would be neither before nor behind the transaction for its compares and ranges.
+    if !entry.puts.is_empty() || !entry.leases.is_empty() || entry.expire {
+        return Err(part(Code::BAD_REQUEST, "an entry with a transaction holds no puts, no leases and no expiry"));
+    }
+    Ok(Some(plan(&machine.keys, &machine.leases, &machine.store, txn)?))
 }
 
 /// What is there instead of what the guard asks for; `None` where it holds.
@@ -120,14 +153,18 @@ fn preview(value: &[u8]) -> String {
 /// The logs that are gone after the topic changes.
 fn check_topics<S: Store>(machine: &Machine<S>, topics: &[TopicChange]) -> Result<Vec<LogId>, Stop> {
     let mut exists: BTreeMap<&str, bool> = BTreeMap::new();
+    // Partitions and settings of topics that the entry creates or changes.
+    let mut sizes: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut settings: BTreeMap<&str, &TopicSettings> = BTreeMap::new();
     let mut gone: Vec<LogId> = Vec::new();
     let mut next_log = machine.topics.next_log;
     let there = |exists: &BTreeMap<&str, bool>, name: &str| {
         exists.get(name).copied().unwrap_or_else(|| machine.topics.topics.contains_key(name))
     };
+    let unknown = |name: &str| part(Code::TOPIC_UNKNOWN, format!("there is no topic {name:?}"));
     for change in topics {
         match change {
-            TopicChange::Create { name, partitions, .. } => {
+            TopicChange::Create { name, partitions, settings: created, .. } => {
                 if !valid_name(name) {
                     return Err(part(
                         Code::TOPIC_INVALID,
@@ -151,14 +188,49 @@ fn check_topics<S: Store>(machine: &Machine<S>, topics: &[TopicChange]) -> Resul
                     .checked_add(*partitions)
                     .ok_or_else(|| part(Code::TOO_LARGE, "all numbers of logs are used up"))?;
                 exists.insert(name, true);
+                sizes.insert(name, *partitions);
+                settings.insert(name, created);
+            }
+            TopicChange::Configure { name, from, to } => {
+                let found = match settings.get(name.as_str()) {
+                    _ if !there(&exists, name) => return Err(unknown(name)),
+                    Some(found) => found,
+                    None => &machine.topics.topics[name.as_str()].settings,
+                };
+                if found != from {
+                    return Err(part(Code::REFUSED, format!("topic {name:?} has other settings by now: {found:?}")));
+                }
+                settings.insert(name, to);
+            }
+            TopicChange::Extend { name, partitions } => {
+                if !there(&exists, name) {
+                    return Err(unknown(name));
+                }
+                let known = || machine.topics.topics[name.as_str()].logs.len() as u32;
+                let present = sizes.get(name.as_str()).copied().unwrap_or_else(known);
+                if !(present + 1..=PARTITIONS_PER_TOPIC_MAX).contains(partitions) {
+                    return Err(part(
+                        Code::TOPIC_INVALID,
+                        format!(
+                            "topic {name:?} has {present} partitions, it cannot have {partitions}, but more, and \
+                             {PARTITIONS_PER_TOPIC_MAX} at most"
+                        ),
+                    ));
+                }
+                next_log = next_log
+                    .checked_add(*partitions - present)
+                    .ok_or_else(|| part(Code::TOO_LARGE, "all numbers of logs are used up"))?;
+                sizes.insert(name, *partitions);
             }
             TopicChange::Delete { name } => {
                 if !there(&exists, name) {
-                    return Err(part(Code::TOPIC_UNKNOWN, format!("there is no topic {name:?}")));
+                    return Err(unknown(name));
                 }
                 if exists.insert(name, false).is_none() {
                     gone.extend(&machine.topics.topics[name.as_str()].logs);
                 }
+                sizes.remove(name.as_str());
+                settings.remove(name.as_str());
             }
             TopicChange::Trim { log, before } => {
                 let end = match machine.topics.partitions.get(log) {

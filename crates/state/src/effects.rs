@@ -1,12 +1,28 @@
 //! What the host does or answers because of an applied entry.
 
-use buttress_core::{Index, LeaseId, LogId, Offset, Receipt, Refusal, RequestId, StoreError, Term, ledger::KeyEvent};
+use buttress_core::{
+    Index, LeaseId, LogId, Offset, Receipt, Refusal, RequestId, StoreError, Term,
+    ledger::{KeyEvent, KeyValue},
+};
+
+use crate::cursors::Position;
 
 /// A topic came or went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TopicEvent {
-    Created { name: String, logs: Vec<LogId> },
-    Deleted { name: String, logs: Vec<LogId> },
+    Created {
+        name: String,
+        logs: Vec<LogId>,
+    },
+    /// Its settings are others, or it has these partitions more.
+    Changed {
+        name: String,
+        logs: Vec<LogId>,
+    },
+    Deleted {
+        name: String,
+        logs: Vec<LogId>,
+    },
 }
 
 /// The outcome of one applied entry.
@@ -19,12 +35,14 @@ pub struct Effects {
     pub result: Result<Receipt, Refusal>,
     /// Changes of keys, in their order; all of them have the same revision.
     pub events: Vec<KeyEvent>,
+    /// For each of these changes the key as it was left; of a delete, only the key and the revision.
+    pub kvs: Vec<KeyValue>,
     /// Partitions that grew, with their new ends.
     pub ends: Vec<(LogId, Offset)>,
     /// Partitions whose start moved, with their new starts.
     pub starts: Vec<(LogId, Offset)>,
-    /// Cursors that moved, with the offsets of their next records.
-    pub cursors: Vec<(String, LogId, Offset)>,
+    /// Cursors that moved, or, without a position, went.
+    pub cursors: Vec<(String, LogId, Option<Position>)>,
     pub topics: Vec<TopicEvent>,
     /// Leases that were revoked or expired.
     pub leases_ended: Vec<LeaseId>,
@@ -45,6 +63,7 @@ impl Effects {
             request: None,
             result,
             events: Vec::new(),
+            kvs: Vec::new(),
             ends: Vec::new(),
             starts: Vec::new(),
             cursors: Vec::new(),

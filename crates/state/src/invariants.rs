@@ -1,55 +1,15 @@
-//! What must always hold, each with an id and one sentence. Tests check all of it after every entry they apply; a
-//! violation is a bug of ours, never of a client.
+//! Checks of what must always hold of a machine. The ids and their sentences are core's registry; tests and the simulator
+//! check all of it after every entry they apply.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use buttress_core::invariants::*;
 use buttress_core::{LogId, Offset, Revision, Store, StoreError};
 
 use crate::{MemStore, machine::Machine};
 
-/// An id and what it says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Invariant {
-    pub id: &'static str,
-    pub says: &'static str,
-}
-
-/// An invariant that does not hold, and where.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{id} does not hold: {found}")]
-pub struct Violation {
-    pub id: &'static str,
-    pub found: String,
-}
-
-macro_rules! invariants {
-    ($($name:ident = $id:literal, $says:literal;)*) => {
-        $(#[doc = $says] pub const $name: Invariant = Invariant { id: $id, says: $says };)*
-        /// Every invariant, for the docs.
-        pub const ALL: &[Invariant] = &[$($name),*];
-    };
-}
-
-invariants! {
-    ENTRY_1 = "ENTRY-1", "an entry is applied whole, or nothing of it but its remembered refusal is";
-    ENTRY_2 = "ENTRY-2", "equal entries give byte-equal rows and batches on every replica";
-    ENTRY_3 = "ENTRY-3", "the rows alone rebuild the machine that wrote them";
-    OFFSET_1 = "OFFSET-1", "the offsets of a partition are gap-free, and each batch's bytes carry the offset at which it lies";
-    OFFSET_2 = "OFFSET-2", "a partition's start is never past its end, and its marks lie between them in rising order";
-    LOG_1 = "LOG-1", "a log belongs to exactly one topic, and its number is never used again";
-    DEDUP_1 = "DEDUP-1", "a number of a producer's epoch is appended at most once per partition, and in order";
-    CURSOR_1 = "CURSOR-1", "a cursor is on a partition that exists and never past its end";
-    LEASE_1 = "LEASE-1", "a key is attached to living leases only, and to one at most";
-    LEASE_2 = "LEASE-2", "a lease ends only by revocation or by an expiry that has reached its deadline";
-    KEYS_1 = "KEYS-1", "the revision grows by one with every entry that changes keys, and by nothing else";
-    KEYS_2 = "KEYS-2", "the changes of a key lie in rising order, none after the current revision";
-    TIMER_1 = "TIMER-1", "a timer is due exactly once";
-    REQUEST_1 = "REQUEST-1", "a request is carried out at most once, and a retry gets the first result";
-    REQUEST_2 = "REQUEST-2", "the clients and results remembered stay within their limits";
-}
-
 fn held(condition: bool, invariant: Invariant, found: impl FnOnce() -> String) -> Result<(), Violation> {
-    if condition { Ok(()) } else { Err(Violation { id: invariant.id, found: found() }) }
+    invariant.hold(condition, found)
 }
 
 /// Checks what can be seen in one state of the machine.
@@ -68,13 +28,13 @@ fn check_topics<S: Store>(machine: &Machine<S>) -> Result<(), Violation> {
     let mut owned = BTreeSet::new();
     for (name, topic) in &topics.topics {
         for log in &topic.logs {
-            held(owned.insert(*log), LOG_1, || format!("log {log} belongs to two topics"))?;
-            held(log.0 < topics.next_log, LOG_1, || format!("log {log} is not below the next one"))?;
+            held(owned.insert(*log), TOPIC_1, || format!("log {log} belongs to two topics"))?;
+            held(log.0 < topics.next_log, TOPIC_1, || format!("log {log} is not below the next one"))?;
             let partition = topics.partitions.get(log);
-            held(partition.is_some_and(|p| p.topic == *name), LOG_1, || format!("log {log} does not name {name:?}"))?;
+            held(partition.is_some_and(|p| p.topic == *name), TOPIC_1, || format!("log {log} does not name {name:?}"))?;
         }
     }
-    held(owned.len() == topics.partitions.len(), LOG_1, || "a partition without a topic".into())?;
+    held(owned.len() == topics.partitions.len(), TOPIC_1, || "a partition without a topic".into())?;
     for (log, partition) in &topics.partitions {
         let (start, end) = (partition.start, partition.end);
         held(Offset(0) <= start && start <= end, OFFSET_2, || format!("log {log} holds {start} to {end}"))?;
@@ -107,24 +67,38 @@ fn check_keys<S: Store>(machine: &Machine<S>) -> Result<(), Violation> {
     let mut places = BTreeMap::new();
     for (key, changes) in machine.keys.places() {
         held(changes.is_sorted_by(|a, b| (a.0, a.1) < (b.0, b.1)), KEYS_2, || format!("{key:?}: {changes:?}"))?;
-        let (main, _, put) = *changes.last().expect("a key in the index has changed");
+        let Some((main, _, put)) = changes.last().copied() else {
+            return Err(KEYS_2.broken(format!("{key:?} has no change")));
+        };
         held(Revision(main) <= machine.keys.revision, KEYS_2, || format!("{key:?} changed at {main}"))?;
         held(machine.keys.live(key).is_some() == put, KEYS_2, || format!("{key:?} is neither there nor gone"))?;
         for (main, sub, _) in changes {
             held(places.insert((main, sub), key).is_none(), KEYS_2, || format!("two changes at {main}.{sub}"))?;
         }
     }
-    // Revisions are dense, and so are the changes within one.
-    let mut want = (2, 0);
-    for (main, sub) in places.keys() {
+    // Revisions are dense, and so are the changes within one; but compaction may have taken those up to its revision, and of
+    // the changes up to there only what a read can see is left, once all is swept.
+    let (revision, compacted) = (machine.keys.revision, machine.keys.compacted);
+    held(compacted <= revision, KEYS_3, || format!("compacted to {compacted}, beyond {revision}"))?;
+    if !machine.keys.unswept() {
+        for (key, changes) in machine.keys.places() {
+            // What changed there stays, and otherwise the value that was there.
+            let older = changes.partition_point(|(main, ..)| *main < compacted.0);
+            let changed_there = changes.get(older).is_some_and(|(main, ..)| *main == compacted.0);
+            let fits = older == 0 || (older == 1 && changes[0].2 && !changed_there);
+            held(fits, KEYS_3, || format!("{key:?} keeps {changes:?}"))?;
+        }
+    }
+    let mut want = (compacted.0.max(1) + 1, 0);
+    for (main, sub) in places.keys().filter(|(main, _)| *main > compacted.0) {
         if (*main, *sub) != want {
             want = (want.0 + 1, 0);
         }
         held((*main, *sub) == want, KEYS_1, || format!("found {main}.{sub} where {}.{} comes", want.0, want.1))?;
         want.1 += 1;
     }
-    let last = places.keys().last().map_or(1, |(main, _)| *main);
-    held(machine.keys.revision == Revision(last), KEYS_1, || format!("revision {}", machine.keys.revision))?;
+    let last = places.keys().last().map_or(1, |(main, _)| *main).max(compacted.0);
+    held(revision == Revision(last), KEYS_1, || format!("revision {revision}, but the last change is at {last}"))?;
 
     let mut attached = BTreeSet::new();
     for (lease, keys) in machine.keys.attached() {
@@ -172,7 +146,7 @@ fn check_requests<S: Store>(machine: &Machine<S>) -> Result<(), Violation> {
 pub fn check_batches(machine: &Machine<MemStore>) -> Result<(), Violation> {
     let store = machine.store();
     for log in store.logs().collect::<Vec<LogId>>() {
-        held(machine.topics.partitions.contains_key(&log), LOG_1, || format!("batches of log {log}, which is gone"))?;
+        held(machine.topics.partitions.contains_key(&log), TOPIC_1, || format!("batches of log {log}, which is gone"))?;
     }
     for (log, partition) in &machine.topics.partitions {
         let mut next = None;

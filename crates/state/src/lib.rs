@@ -5,8 +5,8 @@
 //! same entries are equal byte for byte.
 //!
 //! One entry goes through it like this: [`Machine::apply`](buttress_core::Machine::apply) decodes it, looks whether its
-//! request was answered before (`requests`), holds every guard and every part against the state (`check`), and only when
-//! nothing stands against it changes anything: topics, leases, keys, function state, appends, cursors, timers, and what
+//! request was answered before (`requests`), holds every guard and every part against the state (`check`), evaluates its transaction
+//! (`keys::txn`), and only when nothing stands against it changes anything: topics, leases, keys, function state, appends, cursors, timers, and what
 //! is due. Everything that changed leaves as exactly one [`WriteBatch`](buttress_core::WriteBatch), from whose rows
 //! [`Machine::open`] builds the same machine again, and the host gets [`Effects`]: the answer, and whom to wake.
 //!
@@ -25,12 +25,13 @@ pub mod requests;
 pub mod timers;
 pub mod topics;
 
+pub mod census;
 pub mod fuzz;
 pub mod invariants;
 pub mod local;
 mod mem_store;
 
 pub use effects::{Effects, TopicEvent};
-pub use keys::{KeyEvents, ReadError};
+pub use keys::{Changed, KeyEvents, Page, PageLimits, ReadError};
 pub use machine::{Limits, Machine};
 pub use mem_store::MemStore;

@@ -13,15 +13,19 @@ use std::{
 };
 
 use buttress_core::{
-    BoxFuture, Cluster, Code, Consistency, Entry, Error, KeyRange, Ledger, LogId, Machine as _, NodeId, Offset,
-    Receipt, Refusal, RequestId, Revision, Scope, Stream, SubmitError, Term, TimeMs, TopicChange,
+    BoxFuture, Cluster, Code, Consistency, Entry, Error, KeyRange, LeaseId, Ledger, LogId, Machine as _, NodeId,
+    Offset, RangeOp, RangeResult, Receipt, Refusal, RequestId, Revision, Scope, Stream, SubmitError, Term, TimeMs,
+    TopicChange, Txn, TxnResult,
     entry::TopicSettings,
-    ledger::{ClusterView, Fetched, KeyEvent, KeyValues, Member, TopicView, Watch},
+    ledger::{
+        ClusterView, CursorView, Fetched, KeyEvent, KeyValues, KeyWatch, KeysHash, KeysView, LeaseView, Member,
+        TopicView, Watch, WatchItem, WatchOptions,
+    },
     limits::ENTRY_BYTES_MAX,
 };
 use bytes::{Bytes, BytesMut};
 
-use crate::{Effects, Machine, MemStore, topics::BATCH_HEADER_BYTES};
+use crate::{Effects, Machine, MemStore, PageLimits, ReadError, topics::BATCH_HEADER_BYTES};
 
 /// Events that a watch takes at a time.
 const WATCH_EVENTS: usize = 1024;
@@ -83,6 +87,7 @@ impl State {
             cluster_id: "local".into(),
             node: self.member.id,
             members: vec![self.member.clone()],
+            progress: Vec::new(),
             leader: self.leader,
             term: self.term,
             committed: applied,
@@ -267,6 +272,10 @@ impl Ledger for Local {
         Box::pin(async move { Ok(self.inner.lock().machine.range(&range, limit, None)?) })
     }
 
+    fn read_at(&self, range: KeyRange, limit: usize, at: Revision) -> BoxFuture<'_, Result<KeyValues, Error>> {
+        Box::pin(async move { Ok(self.inner.lock().machine.range(&range, limit, Some(at))?) })
+    }
+
     fn state(&self, space: &str, keys: Vec<Bytes>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, Error>> {
         let space = space.to_owned();
         Box::pin(async move {
@@ -288,8 +297,113 @@ impl Ledger for Local {
         })
     }
 
+    fn read_with(&self, op: RangeOp, _: Consistency) -> BoxFuture<'_, Result<RangeResult, Error>> {
+        Box::pin(async move {
+            let state = self.inner.lock();
+            let keys = match op.fetch() {
+                _ if op.count_only => 0,
+                Some(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
+                None => usize::MAX,
+            };
+            let limits = PageLimits { keys, ..PageLimits::NONE };
+            let page = state.machine.page(&op.range, op.revision, op.needs_values(), limits)?;
+            Ok(op.finish(state.machine.revision(), page.count, page.kvs))
+        })
+    }
+
+    fn read_txn(&self, txn: Txn, _: Consistency) -> BoxFuture<'_, Result<(Revision, TxnResult), Error>> {
+        Box::pin(async move {
+            let state = self.inner.lock();
+            let read = state.machine.read_txn(&txn).map_err(|error| Error::new(Code::DISK, error.to_string()))?;
+            Ok((state.machine.revision(), read.map_err(Refusal::into_error)?))
+        })
+    }
+
+    fn watch_with(&self, options: WatchOptions) -> BoxFuture<'_, Result<Box<dyn KeyWatch>, Error>> {
+        let inner = self.inner.clone();
+        Box::pin(async move {
+            let next = options.from.unwrap_or_else(|| Revision(inner.lock().machine.revision().0 + 1));
+            let watch: Box<dyn KeyWatch> = Box::new(LocalKeyWatch { inner, options, next, ended: false });
+            Ok(watch)
+        })
+    }
+
+    fn leases(&self, _: Consistency) -> BoxFuture<'_, Result<Vec<LeaseId>, Error>> {
+        Box::pin(async move { Ok(self.with(|machine| machine.leases().iter().map(|(id, _)| id).collect())) })
+    }
+
+    fn lease(&self, lease: LeaseId, keys: bool, _: Consistency) -> BoxFuture<'_, Result<Option<LeaseView>, Error>> {
+        Box::pin(async move {
+            let state = self.inner.lock();
+            Ok(state.machine.lease(lease, state.now, keys))
+        })
+    }
+
+    fn keys(&self, _: Consistency) -> BoxFuture<'_, Result<KeysView, Error>> {
+        Box::pin(async move { Ok(self.with(Machine::keys_view)) })
+    }
+
+    fn hash_keys(&self, at: Option<Revision>) -> BoxFuture<'_, Result<KeysHash, Error>> {
+        Box::pin(async move {
+            let state = self.inner.lock();
+            let view = state.machine.keys_view();
+            let (hash, _) = state.machine.hash_page(&KeyRange::prefix(""), at, usize::MAX)?;
+            let at = at.unwrap_or(view.revision);
+            Ok(KeysHash { hash, at, compacted: view.compacted, revision: view.revision })
+        })
+    }
+
+    fn compact(&self, at: Revision, physical: bool) -> BoxFuture<'_, Result<Receipt, SubmitError>> {
+        Box::pin(async move {
+            let receipt = self.submit(Entry { compact: Some(at), ..Entry::default() }).await?;
+            while physical && self.with(|machine| machine.keys().unswept()) {
+                self.submit(Entry::default()).await?;
+            }
+            Ok(receipt)
+        })
+    }
+
     fn scope(&self) -> Scope {
         Scope::Entry
+    }
+}
+
+struct LocalKeyWatch {
+    inner: Arc<Inner>,
+    options: WatchOptions,
+    next: Revision,
+    ended: bool,
+}
+
+impl KeyWatch for LocalKeyWatch {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<WatchItem>, Error>> {
+        let Self { inner, options, next, ended } = self;
+        Box::pin(inner.wait(move |state| {
+            if *ended || state.stopped {
+                return Some(Ok(None));
+            }
+            let limits = (WATCH_EVENTS, usize::MAX);
+            if state.machine.revision() < *next {
+                return None;
+            }
+            match state.machine.changed_since(&options.range, *next, limits, options.prev_kv) {
+                Err(ReadError::Compacted { compacted, .. }) => {
+                    *ended = true;
+                    Some(Ok(Some(WatchItem::Compacted { compacted })))
+                }
+                Err(error) => Some(Err(error.into())),
+                Ok(mut found) => {
+                    *next = found.next;
+                    found.events.retain(|event| if event.deleted { !options.no_delete } else { !options.no_put });
+                    let revision = Revision(found.next.0 - 1);
+                    Some(Ok(Some(WatchItem::Events { events: found.events, revision })))
+                }
+            }
+        }))
+    }
+
+    fn position(&self) -> Revision {
+        self.next
     }
 }
 
@@ -358,6 +472,14 @@ impl Stream for Local {
 
     fn cursor(&self, group: &str, log: LogId) -> Option<Offset> {
         self.with(|machine| machine.cursor(group, log))
+    }
+
+    fn position(&self, group: &str, log: LogId) -> Option<CursorView> {
+        self.with(|machine| machine.cursors().get(group, log).cloned())
+    }
+
+    fn positions(&self, group: &str) -> Vec<(LogId, CursorView)> {
+        self.with(|machine| machine.cursors().of(group).map(|(log, position)| (log, position.clone())).collect())
     }
 
     fn scope(&self) -> Scope {

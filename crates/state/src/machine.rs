@@ -1,17 +1,19 @@
 //! The state machine: what one committed entry does.
 //!
-//! The order within an entry is the order of its fields: topics, leases, keys, function state, appends, cursors, timers,
-//! and last what is due. Every check comes before every change (see `check`), so from the first change on nothing can
+//! The order within an entry is the order of its fields: topics, leases, keys (puts or a transaction), function state,
+//! appends, cursors and those forgotten, timers, what is due, and last the compaction. Every check comes before every change
+//! (see `check`), so from the first change on nothing can
 //! fail.
 
 use std::collections::BTreeSet;
 
 use buttress_core::{
-    Code, Entry, Index, KeyRange, LeaseChange, LogId, Offset, Receipt, Refusal, Revision, Store, StoreError, Table,
-    Term, TimeMs, TopicChange, Writer,
+    Code, DecodeError, Entry, Index, KeyRange, LeaseChange, LeaseId, LogId, Mutant, Offset, Reader, Receipt, Refusal,
+    Revision, Store, StoreError, Table, Term, TimeMs, TopicChange, Txn, TxnResult, Writer,
     entry::Timer,
-    ledger::{KeyValues, PartitionView, TopicView},
+    ledger::{KeyValue, KeyValues, KeysView, LeaseView, PartitionView, TopicView},
     limits::{PRODUCERS_PER_PARTITION_MAX, REQUEST_CLIENTS_MAX, REQUEST_RESULTS_PER_CLIENT_MAX},
+    mutant,
 };
 use bytes::Bytes;
 
@@ -20,9 +22,12 @@ use crate::{
     check::{Stop, check},
     cursors::{Cursors, Position},
     effects::{Effects, TopicEvent},
-    keys::{FIRST_REVISION, KeyEvents, Keys, ReadError},
+    keys::{
+        Changed, FIRST_REVISION, KeyEvents, Keys, Page, PageLimits, ReadError,
+        txn::{self, Fault, Plan, Write},
+    },
     leases::Leases,
-    requests::{Recall, Requests, decode_result, encode_result},
+    requests::{Recall, Remembered, Requests, decode_result, encode_result},
     timers::Timers,
     topics::{At, Topics},
 };
@@ -34,6 +39,10 @@ const ROWS_FORMAT: u8 = 1;
 /// one entry when very many are due at once.
 pub const ENDS_PER_ENTRY: usize = 4096;
 
+/// Changes of keys that one entry sweeps after a compaction; what is left over is swept by the entries after it. As with
+/// [`ENDS_PER_ENTRY`], this bounds the rows of one entry.
+pub const SWEEP_PER_ENTRY: usize = 4096;
+
 /// How much is remembered. All replicas must use the same limits; only tests use others than the default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -41,6 +50,7 @@ pub struct Limits {
     pub request_results_per_client: usize,
     pub producers_per_partition: usize,
     pub ends_per_entry: usize,
+    pub sweep_per_entry: usize,
 }
 
 impl Default for Limits {
@@ -50,12 +60,13 @@ impl Default for Limits {
             request_results_per_client: REQUEST_RESULTS_PER_CLIENT_MAX,
             producers_per_partition: PRODUCERS_PER_PARTITION_MAX,
             ends_per_entry: ENDS_PER_ENTRY,
+            sweep_per_entry: SWEEP_PER_ENTRY,
         }
     }
 }
 
-/// The machine over a store.
-#[derive(Debug)]
+/// The machine over a store. A clone, where the store can be cloned, goes its own way from there on.
+#[derive(Clone, Debug)]
 pub struct Machine<S> {
     pub(crate) store: S,
     pub(crate) limits: Limits,
@@ -68,6 +79,8 @@ pub struct Machine<S> {
     pub(crate) timers: Timers,
     pub(crate) requests: Requests,
     fatal: Option<StoreError>,
+    #[cfg(feature = "mutants")]
+    opened_at: Index,
 }
 
 /// The scalars, in the row of [`Kind::Clock`].
@@ -77,6 +90,29 @@ pub(crate) struct Clock {
     revision: Revision,
     compacted: Revision,
     next_log: u32,
+}
+
+impl Clock {
+    fn decode(mut value: Reader) -> Result<Self, DecodeError> {
+        match value.u8("rows format")? {
+            ROWS_FORMAT => {}
+            got => return Err(DecodeError::Version { got, known: ROWS_FORMAT }),
+        }
+        let clock = Self {
+            time: TimeMs(value.varint("clock")?),
+            revision: Revision(value.varint("revision")?),
+            compacted: Revision(value.varint("compacted revision")?),
+            next_log: value.varint_u32("next log")?,
+        };
+        value.end()?;
+        Ok(clock)
+    }
+}
+
+/// Time and revision out of the row of [`Kind::Clock`].
+pub(crate) fn clock_of(value: Bytes) -> Result<(TimeMs, Revision), DecodeError> {
+    let clock = Clock::decode(Reader::new(value))?;
+    Ok((clock.time, clock.revision))
 }
 
 impl<S: Store> Machine<S> {
@@ -94,18 +130,9 @@ impl<S: Store> Machine<S> {
     /// As [`Self::open`].
     pub fn open_with(store: S, limits: Limits) -> Result<Self, StoreError> {
         let mut clock = Clock { time: TimeMs(0), revision: FIRST_REVISION, compacted: Revision(0), next_log: 1 };
-        Kind::Clock.load(&store, |_, mut value| {
-            let got = value.u8("rows format")?;
-            if got != ROWS_FORMAT {
-                return Err(buttress_core::DecodeError::Version { got, known: ROWS_FORMAT });
-            }
-            clock = Clock {
-                time: TimeMs(value.varint("clock")?),
-                revision: Revision(value.varint("revision")?),
-                compacted: Revision(value.varint("compacted revision")?),
-                next_log: value.varint_u32("next log")?,
-            };
-            value.end()
+        Kind::Clock.load(&store, |_, value| {
+            clock = Clock::decode(value)?;
+            Ok(())
         })?;
         Ok(Self {
             applied: store.applied(),
@@ -116,6 +143,8 @@ impl<S: Store> Machine<S> {
             leases: Leases::open(&store)?,
             timers: Timers::open(&store)?,
             requests: Requests::open(&store)?,
+            #[cfg(feature = "mutants")]
+            opened_at: store.applied().0,
             store,
             limits,
             fatal: None,
@@ -137,6 +166,99 @@ impl<S: Store> Machine<S> {
     /// Where history from there on is gone, or the store cannot be read.
     pub fn events_since(&self, range: &KeyRange, from: Revision, limit: usize) -> Result<KeyEvents, ReadError> {
         self.keys.events_since(&self.store, range, from, limit)
+    }
+
+    /// Reads a part of a range, as it is or as it was at a revision: at most so many keys and bytes, and a count of keys
+    /// without an end to it but the limits'.
+    ///
+    /// # Errors
+    /// As [`Self::range`].
+    pub fn page(
+        &self,
+        range: &KeyRange,
+        at: Option<Revision>,
+        values: bool,
+        limits: PageLimits,
+    ) -> Result<Page, ReadError> {
+        self.keys.page(&self.store, range, at.unwrap_or(self.keys.revision), values, limits)
+    }
+
+    /// Reads the changes of keys from a revision on, with all that is known of them, and with what was there before each
+    /// where `prev` asks for it: at most about so many, after about so many looks.
+    ///
+    /// # Errors
+    /// As [`Self::events_since`].
+    pub fn changed_since(
+        &self,
+        range: &KeyRange,
+        from: Revision,
+        (limit, looks): (usize, usize),
+        prev: bool,
+    ) -> Result<Changed, ReadError> {
+        self.keys.changed_since(&self.store, range, from, (limit, looks), prev)
+    }
+
+    /// What a key was at a revision; `None` also where history is gone.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub fn was(&self, key: &[u8], at: Revision) -> Result<Option<KeyValue>, StoreError> {
+        self.keys.was(&self.store, key, at)
+    }
+
+    /// Evaluates a transaction that changes nothing against the present.
+    ///
+    /// # Errors
+    /// The refusal, as an entry with it would be refused, and for one that may change something; or why the store cannot be
+    /// read.
+    pub fn read_txn(&self, txn: &Txn) -> Result<Result<TxnResult, Refusal>, StoreError> {
+        if !txn.is_read_only() {
+            let message = "the transaction may change keys, so it must be proposed".into();
+            return Ok(Err(Refusal::Part { code: Code::BAD_REQUEST, message }));
+        }
+        match txn::plan(&self.keys, &self.leases, &self.store, txn) {
+            Ok(plan) => Ok(Ok(plan.result)),
+            Err(Fault::Refused(refusal)) => Ok(Err(refusal)),
+            Err(Fault::Fatal(error)) => Err(error),
+        }
+    }
+
+    /// A lease as it stands at `now`, which the caller's clock says, with the keys that hang on it if `keys`.
+    pub fn lease(&self, id: LeaseId, now: TimeMs, keys: bool) -> Option<LeaseView> {
+        let lease = self.leases.get(id)?;
+        let now = now.max(self.clock);
+        let attached = self.keys.attached_to(id).filter(|_| keys);
+        Some(LeaseView {
+            lease: id,
+            ttl_ms: lease.ttl_ms,
+            remaining_ms: lease.deadline.0.saturating_sub(now.0),
+            keys: attached.cloned().collect(),
+        })
+    }
+
+    /// How far the key space is.
+    pub fn keys_view(&self) -> KeysView {
+        KeysView {
+            revision: self.keys.revision,
+            compacted: self.keys.compacted,
+            keys: self.keys.living(),
+            unswept: self.keys.unswept(),
+        }
+    }
+
+    /// Hashes a part of what reads of a range from the last compaction up to a revision can see, at most `looks` keys of
+    /// it, and says where the next part begins. The hashes of all parts, put together by exclusive or, are that of the
+    /// range.
+    ///
+    /// # Errors
+    /// As [`Self::range`].
+    pub fn hash_page(
+        &self,
+        range: &KeyRange,
+        at: Option<Revision>,
+        looks: usize,
+    ) -> Result<(u64, Option<Bytes>), ReadError> {
+        self.keys.hash_page(&self.store, range, at.unwrap_or(self.keys.revision), looks)
     }
 
     pub fn topics(&self) -> Vec<TopicView> {
@@ -196,6 +318,11 @@ impl<S: Store> Machine<S> {
         self.keys.revision
     }
 
+    /// Reads below this revision, and watches up to it, are refused.
+    pub fn compacted(&self) -> Revision {
+        self.keys.compacted
+    }
+
     /// The latest time that an entry brought.
     pub fn clock(&self) -> TimeMs {
         self.clock
@@ -229,13 +356,17 @@ impl<S: Store> Machine<S> {
     /// Judges and applies a decoded entry; the result is the first one where it is a retry.
     fn apply_entry(&mut self, at: (Index, Term), entry: Entry, changes: &mut Changes) -> Result<Effects, StoreError> {
         let (index, term) = at;
+        if mutant::active(Mutant::DoubleApply) && self.is_first_since_open(index) {
+            let _ = check(self, &entry).map(|plan| self.carry_out(at, &entry, plan, changes));
+        }
         if let Some(request) = &entry.request {
             let known = match self.requests.recall(request) {
                 Recall::New => None,
-                Recall::Answered(outcome) => Some(
-                    decode_result(outcome, &entry.guards)
-                        .map_err(|error| StoreError(format!("a remembered result: {error}")))?,
-                ),
+                Recall::Answered(outcome) => {
+                    let kept = decode_result(outcome, &entry.guards)
+                        .map_err(|error| StoreError(format!("a remembered result: {error}")))?;
+                    Some(self.answer_again(kept, &entry)?)
+                }
                 Recall::Forgotten { floor } => Some(Err(Refusal::Part {
                     code: Code::TIMEOUT,
                     message: format!(
@@ -249,27 +380,76 @@ impl<S: Store> Machine<S> {
                 return Ok(Effects { request: entry.request, ..Effects::new(index, term, result) });
             }
         }
+        let mut taken = None;
         let mut effects = match check(self, &entry) {
             Err(Stop::Fatal(error)) => return Err(error),
             Err(Stop::Refused(refusal)) => {
                 self.clock = self.clock.max(entry.time);
+                if mutant::active(Mutant::CursorWithoutOutputs) {
+                    let moves = Entry { time: entry.time, cursors: entry.cursors.clone(), ..Entry::default() };
+                    let _ = check(self, &moves).map(|plan| self.carry_out(at, &moves, plan, changes));
+                }
                 Effects::new(index, term, Err(refusal))
             }
-            Ok(()) => {
+            Ok(plan) => {
                 self.clock = self.clock.max(entry.time);
-                self.carry_out(at, &entry, changes)
+                taken = plan.as_ref().map(|plan| plan.taken.clone());
+                self.carry_out(at, &entry, plan, changes)
             }
         };
-        if let Some(request) = &entry.request {
-            let outcome = encode_result(&effects.result);
+        if let Some(request) = &entry.request
+            && !(mutant::active(Mutant::ForgetRefusal) && effects.result.is_err())
+        {
+            let outcome = encode_result(&effects.result, taken.as_ref());
             self.requests.remember(request, index, outcome, &self.limits, changes);
         }
         effects.request = entry.request;
         Ok(effects)
     }
 
-    /// Does what the entry says. Everything was checked.
-    fn carry_out(&mut self, (index, term): (Index, Term), entry: &Entry, changes: &mut Changes) -> Effects {
+    /// The first result of a request that has come again: what was remembered of it, with what this entry brings along and
+    /// state still knows.
+    fn answer_again(&self, kept: Remembered, entry: &Entry) -> Result<Result<Receipt, Refusal>, StoreError> {
+        let Remembered { result, txn: taken } = kept;
+        let Ok(mut receipt) = result else { return Ok(result) };
+        let ttl_ms = |change: &LeaseChange| match change {
+            LeaseChange::Grant { ttl_ms, .. } => *ttl_ms,
+            // It may have ended since, and then 0 is the truth.
+            LeaseChange::KeepAlive { lease } => self.leases.get(*lease).map_or(0, |lease| lease.ttl_ms),
+            LeaseChange::Revoke { .. } => 0,
+        };
+        receipt.lease_ttls_ms = entry.leases.iter().map(ttl_ms).collect();
+        let answer = match (&entry.txn, taken) {
+            (None, None) => return Ok(Ok(receipt)),
+            (Some(txn), Some(taken)) => txn::answer_again(&self.keys, &self.store, txn, &taken),
+            _ => Err(txn::other_transaction()),
+        };
+        match answer {
+            Ok(result) => {
+                receipt.txn = Some(result);
+                Ok(Ok(receipt))
+            }
+            Err(Fault::Refused(refusal)) => Ok(Err(refusal)),
+            Err(Fault::Fatal(error)) => Err(error),
+        }
+    }
+
+    /// Only a mutant wants to know, so only its build remembers.
+    fn is_first_since_open(&self, _index: Index) -> bool {
+        #[cfg(feature = "mutants")]
+        return self.opened_at.next() == _index && self.opened_at > Index(0);
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    /// Does what the entry says, and what its transaction comes to. Everything was checked.
+    fn carry_out(
+        &mut self,
+        (index, term): (Index, Term),
+        entry: &Entry,
+        plan: Option<Plan>,
+        changes: &mut Changes,
+    ) -> Effects {
         let mut receipt = Receipt { index, term, time: self.clock, ..Receipt::default() };
         let mut effects = Effects::new(index, term, Ok(Receipt::default()));
         let mut step = self.keys.begin();
@@ -289,6 +469,14 @@ impl<S: Store> Machine<S> {
                     }
                     effects.topics.push(TopicEvent::Deleted { name: name.clone(), logs });
                 }
+                TopicChange::Configure { name, to, .. } => {
+                    self.topics.configure(name, to.clone(), changes);
+                    effects.topics.push(TopicEvent::Changed { name: name.clone(), logs: Vec::new() });
+                }
+                TopicChange::Extend { name, partitions } => {
+                    let logs = self.topics.extend(name, *partitions, changes);
+                    effects.topics.push(TopicEvent::Changed { name: name.clone(), logs });
+                }
                 TopicChange::Trim { log, before } => {
                     if self.topics.trim(*log, *before, &mut touched, changes) {
                         effects.starts.push((*log, *before));
@@ -298,15 +486,20 @@ impl<S: Store> Machine<S> {
         }
         for change in &entry.leases {
             match *change {
-                LeaseChange::Grant { lease, ttl_ms } => self.leases.set(lease, ttl_ms, self.clock, changes),
+                LeaseChange::Grant { lease, ttl_ms } => {
+                    self.leases.set(lease, ttl_ms, self.clock, changes);
+                    receipt.lease_ttls_ms.push(ttl_ms);
+                }
                 LeaseChange::KeepAlive { lease } => {
                     let ttl_ms = self.leases.get(lease).expect("the lease was checked to live").ttl_ms;
                     self.leases.set(lease, ttl_ms, self.clock, changes);
+                    receipt.lease_ttls_ms.push(ttl_ms);
                 }
                 LeaseChange::Revoke { lease } => {
                     self.keys.end_lease(&mut step, lease, changes);
                     self.leases.end(lease, changes);
                     effects.leases_ended.push(lease);
+                    receipt.lease_ttls_ms.push(0);
                 }
             }
         }
@@ -315,6 +508,15 @@ impl<S: Store> Machine<S> {
                 Some(value) => self.keys.put(&mut step, put.key.clone(), value.clone(), put.lease, changes),
                 None => self.keys.delete(&mut step, put.key.clone(), changes),
             }
+        }
+        if let Some(Plan { writes, result, .. }) = plan {
+            for write in writes {
+                match write {
+                    Write::Put { key, value, lease } => self.keys.put(&mut step, key, value, lease, changes),
+                    Write::Delete { key } => self.keys.delete(&mut step, key, changes),
+                }
+            }
+            receipt.txn = Some(result);
         }
         for put in &entry.state {
             let key = state_key(&put.space, &put.key);
@@ -330,8 +532,13 @@ impl<S: Store> Machine<S> {
         }
         for cursor in &entry.cursors {
             let position = Position { next: cursor.next, metadata: cursor.metadata.clone() };
-            self.cursors.set(&cursor.group, cursor.log, position, changes);
-            effects.cursors.push((cursor.group.clone(), cursor.log, cursor.next));
+            self.cursors.set(&cursor.group, cursor.log, position.clone(), changes);
+            effects.cursors.push((cursor.group.clone(), cursor.log, Some(position)));
+        }
+        for forget in &entry.forgets {
+            if self.cursors.forget(&forget.group, forget.log, changes) {
+                effects.cursors.push((forget.group.clone(), forget.log, None));
+            }
         }
         for timer in &entry.timers {
             match timer {
@@ -356,8 +563,13 @@ impl<S: Store> Machine<S> {
         }
 
         self.keys.finish(&step);
+        if let Some(revision) = entry.compact {
+            self.keys.compacted = revision;
+        }
+        self.keys.sweep(self.limits.sweep_per_entry, changes);
         self.topics.write_touched(&touched, changes);
         effects.events = step.events;
+        effects.kvs = step.kvs;
         effects.ends = touched_ends(&self.topics, changes);
         receipt.revision = self.keys.revision;
         effects.result = Ok(receipt);
@@ -445,7 +657,7 @@ impl Clock {
 }
 
 /// FNV-1a over 64 bits: small, ours, and the same everywhere.
-struct Fnv(u64);
+pub(crate) struct Fnv(pub(crate) u64);
 
 impl Default for Fnv {
     fn default() -> Self {
@@ -454,7 +666,7 @@ impl Default for Fnv {
 }
 
 impl Fnv {
-    fn put(&mut self, parts: &[&[u8]]) {
+    pub(crate) fn put(&mut self, parts: &[&[u8]]) {
         for part in parts {
             // The length keeps ("a", "bc") and ("ab", "c") apart.
             for byte in (part.len() as u64).to_be_bytes().iter().chain(*part) {

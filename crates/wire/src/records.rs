@@ -190,6 +190,42 @@ impl BatchView {
         Ok(view)
     }
 
+    /// Checks one batch as a broker stores it: like [`BatchView::parse`], but compaction may have taken records out of it, or
+    /// all of them.
+    ///
+    /// # Errors
+    /// The first check that fails.
+    pub fn parse_stored(bytes: Bytes) -> Result<Self, RecordError> {
+        let strict = Self::parse(bytes.clone());
+        let Err(RecordError::Count { count, last_offset_delta, .. }) = strict else { return strict };
+        let view = Self { bytes };
+        let room = match view.codec() {
+            Codec::None => (view.bytes.len() - HEADER_BYTES) / RECORD_BYTES_MIN,
+            _ => RECORDS_PER_BATCH_MAX,
+        };
+        if count < 0 || count as usize > room || i64::from(last_offset_delta) < i64::from(count) - 1 {
+            return strict;
+        }
+        Ok(view)
+    }
+
+    /// The batch as part of a producer's transaction. Everything else stays as it is.
+    pub fn in_transaction(&self, producer: Producer) -> Bytes {
+        let mut out = BytesMut::from(&self.bytes[..]);
+        out[21..23].copy_from_slice(&(self.attributes() | ATTRIBUTE_TRANSACTIONAL).to_be_bytes());
+        out[43..51].copy_from_slice(&producer.id.to_be_bytes());
+        out[51..53].copy_from_slice(&producer.epoch.to_be_bytes());
+        out[53..57].copy_from_slice(&producer.base_sequence.to_be_bytes());
+        sealed(out)
+    }
+
+    /// The batch as something that readers step over, as they do over a transaction's marker.
+    pub fn as_control(&self) -> Bytes {
+        let mut out = BytesMut::from(&self.bytes[..]);
+        out[21..23].copy_from_slice(&(self.attributes() | ATTRIBUTE_CONTROL).to_be_bytes());
+        sealed(out)
+    }
+
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
@@ -294,6 +330,8 @@ impl BatchView {
         Ok(Records {
             content,
             next: 0,
+            offset_after: 0,
+            last_offset_delta: i32_at(&self.bytes, 23).into(),
             count: self.records_count(),
             base_offset: self.base_offset(),
             base_timestamp_ms: self.base_timestamp_ms(),
@@ -316,6 +354,33 @@ pub fn split_batches(mut set: Bytes) -> Result<Vec<BatchView>, RecordError> {
         batches.push(BatchView::parse(set.split_to(length))?);
     }
     if batches.is_empty() { Err(RecordError::Empty) } else { Ok(batches) }
+}
+
+/// Splits what a broker has answered into whole batches, unchecked but for their lengths. A broker may cut the last one off.
+pub fn split_stored(mut set: Bytes) -> Vec<Bytes> {
+    let mut batches = Vec::new();
+    while let Ok(length) = framed_length(&set)
+        && length <= set.len()
+        && length >= HEADER_BYTES
+    {
+        batches.push(set.split_to(length));
+    }
+    batches
+}
+
+/// The first and the last offset of a batch, from a header that is there.
+pub fn stored_offsets(batch: &[u8]) -> Option<(i64, i64)> {
+    (batch.len() >= HEADER_BYTES).then(|| {
+        let base = i64_at(batch, 0);
+        (base, base.saturating_add(i32_at(batch, 23).max(0).into()))
+    })
+}
+
+/// The batch with its checksum computed anew.
+fn sealed(mut out: BytesMut) -> Bytes {
+    let crc = crc32c::crc32c(&out[CRC_START..]);
+    out[17..21].copy_from_slice(&crc.to_be_bytes());
+    out.freeze()
 }
 
 /// Length of the first batch including the twelve bytes before what its length field counts. At least 17, so that the
@@ -350,6 +415,9 @@ fn gunzip(packed: &[u8]) -> Result<Bytes, RecordError> {
 pub struct Records {
     content: Bytes,
     next: u32,
+    /// The least offset delta that the next record can have.
+    offset_after: i64,
+    last_offset_delta: i64,
     count: u32,
     base_offset: i64,
     base_timestamp_ms: i64,
@@ -387,9 +455,12 @@ impl Records {
         body.advance(1);
         let timestamp_delta = varint(&mut body).ok_or("its timestamp")?;
         let offset_delta = varint(&mut body).ok_or("its offset")?;
-        if offset_delta != i64::from(self.next) {
+        // Where all records are there, as [`BatchView::parse`] demands, only one delta is possible for each.
+        let left = i64::from(self.count - self.next - 1);
+        if offset_delta < self.offset_after || offset_delta.saturating_add(left) > self.last_offset_delta {
             return Err("its offset is out of order");
         }
+        self.offset_after = offset_delta + 1;
         let key = nullable(&mut body).ok_or("its key")?;
         let value = nullable(&mut body).ok_or("its value")?;
         let count = varint(&mut body).filter(|c| *c >= 0).ok_or("its header count")?;

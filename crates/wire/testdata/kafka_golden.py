@@ -11,6 +11,11 @@ import json, random, re, struct, sys
 SERVED = {  # name: versions; as in src/kafka/mod.rs
     "Produce": (0, 13), "Fetch": (4, 12), "ListOffsets": (1, 10), "Metadata": (0, 13), "FindCoordinator": (0, 6),
     "ApiVersions": (0, 4), "CreateTopics": (2, 7), "DeleteTopics": (1, 6), "InitProducerId": (0, 5),
+    "OffsetCommit": (2, 9), "OffsetFetch": (1, 9), "JoinGroup": (0, 9), "Heartbeat": (0, 4), "LeaveGroup": (0, 5),
+    "SyncGroup": (0, 5), "DescribeGroups": (0, 6), "ListGroups": (0, 5), "SaslHandshake": (0, 1),
+    "DeleteRecords": (0, 2), "OffsetForLeaderEpoch": (2, 4), "DescribeConfigs": (1, 4), "AlterConfigs": (0, 2),
+    "SaslAuthenticate": (0, 2), "CreatePartitions": (0, 3), "DeleteGroups": (0, 2), "IncrementalAlterConfigs": (0, 1),
+    "OffsetDelete": (0, 0), "DescribeCluster": (0, 2),
 }
 # Tagged fields that the Rust code carries; the others it skips.
 TAGS = {"CurrentLeader", "NodeEndpoints", "ClusterId"}

@@ -290,3 +290,42 @@ proptest! {
         fuzz::fuzz_record_batch_with_crc(&bytes);
     }
 }
+
+/// A broker keeps a batch's offsets when compaction takes records out of it; a producer may not send such a batch.
+#[test]
+fn a_batch_that_was_compacted_is_read_where_it_is_stored() {
+    let whole = golden_builder().build().unwrap();
+    let mut bytes = whole.to_vec();
+    // The records' length, attributes, timestamp and then offset delta: the second of three goes.
+    let sizes: Vec<usize> = {
+        let mut sizes = Vec::new();
+        let mut at = HEADER_BYTES;
+        while at < bytes.len() {
+            let size = 1 + usize::from(bytes[at] >> 1);
+            sizes.push(size);
+            at += size;
+        }
+        sizes
+    };
+    bytes.drain(HEADER_BYTES + sizes[0]..HEADER_BYTES + sizes[0] + sizes[1]);
+    bytes[57..61].copy_from_slice(&2i32.to_be_bytes());
+    let length = bytes.len() as i32 - 12;
+    bytes[8..12].copy_from_slice(&length.to_be_bytes());
+    let bytes = Bytes::from(seal(bytes));
+    assert!(matches!(BatchView::parse(bytes.clone()), Err(RecordError::Count { count: 2, last_offset_delta: 2, .. })));
+    let stored = BatchView::parse_stored(bytes).unwrap();
+    let offsets: Vec<i64> = stored.records().unwrap().map(|record| record.unwrap().offset).collect();
+    assert_eq!((offsets, stored.last_offset()), (vec![0, 2], 2));
+}
+
+#[test]
+fn a_batch_becomes_part_of_a_transaction_and_nothing_else_of_it_changes() {
+    let batch = BatchView::parse(golden_builder().build().unwrap()).unwrap();
+    let producer = Producer { id: 7, epoch: 2, base_sequence: 40 };
+    let sent = BatchView::parse(batch.in_transaction(producer)).unwrap();
+    assert!(sent.is_transactional() && !sent.is_control() && !batch.is_transactional());
+    assert_eq!(sent.producer(), Some(producer));
+    let records = |batch: &BatchView| batch.records().unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+    assert_eq!(records(&sent), records(&batch));
+    assert!(BatchView::parse(batch.as_control()).unwrap().is_control());
+}

@@ -1,10 +1,10 @@
 //! What can be typed. One definition carries flag, help and default.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::{demo::cli::FleetArgs, logging};
+use crate::{chaos::cli::ChaosCommand, demo::cli::FleetArgs, logging};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -24,6 +24,9 @@ pub struct Args {
 pub enum Command {
     /// Run a demonstration and check what it promises.
     Demo(DemoArgs),
+    /// Hurt a cluster on purpose and check that its promises hold.
+    #[command(subcommand)]
+    Chaos(ChaosCommand),
     /// Run a cluster of real processes on this machine until Ctrl-C.
     Dev(DevArgs),
     /// Run one node.
@@ -41,9 +44,21 @@ pub enum Command {
     /// Push and list models.
     #[command(subcommand)]
     Model(ModelCommand),
-    /// Look at the cluster.
+    /// Read and write keys, and commit whole entries.
+    #[command(subcommand)]
+    Kv(KvCommand),
+    /// Run commands while a lock is held, on Buttress or on an etcd
+    #[command(subcommand)]
+    Lock(LockCommand),
+    /// Look at the cluster, and change who its members are.
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Take a backup of a running cluster, or verify one.
+    Backup(BackupArgs),
+    /// Build a node's data directory from a backup.
+    Restore(RestoreArgs),
+    /// Examine a cluster: what is wrong, or soon will be, and what mends it.
+    Doctor(DoctorArgs),
     /// Explain an error code.
     Explain {
         /// For example BT0301.
@@ -81,6 +96,9 @@ pub struct DevArgs {
     /// Where the nodes keep their data; a temporary directory when not given.
     #[arg(long)]
     pub data_dir: Option<PathBuf>,
+    /// Begin with the state of a backup, on nodes that have none yet.
+    #[arg(long, value_name = "FILE.btb")]
+    pub restore: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
 }
@@ -265,10 +283,300 @@ pub enum ModelCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum KvCommand {
+    /// Print a key's value, or every key below a prefix.
+    #[command(
+        after_help = "Examples:\n  buttress kv get config/limit\n  buttress kv get config/ --prefix\n  buttress kv get config/limit --revision 7"
+    )]
+    Get {
+        key: String,
+        /// Every key that starts with KEY.
+        #[arg(long)]
+        prefix: bool,
+        /// As it was at this revision.
+        #[arg(long)]
+        revision: Option<u64>,
+        /// What the asked node has applied, without asking the others.
+        #[arg(long)]
+        serializable: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Set a key.
+    Put {
+        key: String,
+        value: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Delete a key.
+    Del {
+        key: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Follow the changes of a key, or of every key below a prefix, until Ctrl-C.
+    #[command(
+        after_help = "Examples:\n  buttress kv watch config/limit\n  buttress kv watch config/ --prefix --from 7\n  buttress kv watch config/ --prefix --output json | jq .revision"
+    )]
+    Watch {
+        key: String,
+        /// Every key that starts with KEY.
+        #[arg(long)]
+        prefix: bool,
+        /// The first revision whose changes are shown; what comes from now on when not given.
+        #[arg(long, value_name = "REVISION")]
+        from: Option<u64>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Commit one entry: guards, keys, records, cursors, leases and timers, together or not at all.
+    #[command(
+        after_help = "Example:\n  echo '{\"guards\":[{\"key\":\"a\",\"mod_revision\":0}],\"puts\":[{\"key\":\"a\",\"value\":\"1\"}]}' | buttress kv txn"
+    )]
+    Txn {
+        /// The entry as JSON; standard input when not given.
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        server: Server,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LockCommand {
+    /// Run a command while nobody else holds the lock
+    ///
+    /// The command finds the fencing token in BUTTRESS_LOCK_TOKEN. It is stopped when the lock is lost. Its exit code is
+    /// ours; 1 says that the lock was not free within --wait, 2 that something failed or the lock was lost.
+    ///
+    /// Example: buttress lock run nightly --ttl 10s -- ./backup.sh
+    Run {
+        name: String,
+        #[command(flatten)]
+        options: LockOptions,
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Wait until this process leads, then run a command, or print name and token and lead until it is stopped
+    Elect {
+        name: String,
+        /// What others see of the leader; host and process id if not given.
+        #[arg(long)]
+        value: Option<String>,
+        #[command(flatten)]
+        options: LockOptions,
+        #[arg(last = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Run a command while fewer than --limit others do
+    Semaphore {
+        name: String,
+        /// How many may run at once.
+        #[arg(long)]
+        limit: usize,
+        #[command(flatten)]
+        options: LockOptions,
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Show who holds a lock and who waits; exit code 1 if nobody does
+    Who {
+        name: String,
+        /// The limit of a semaphore.
+        #[arg(long, default_value_t = 1)]
+        limit: usize,
+        /// An etcd to ask instead.
+        #[arg(long, env = "BUTTRESS_ETCD", value_delimiter = ',', value_name = "URL,…")]
+        etcd: Vec<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct LockOptions {
+    /// The lock is lost when the cluster could not be reached for two thirds of this time; whole seconds, at least 2.
+    #[arg(long, default_value = "10s", value_parser = crate::demo::cli::duration)]
+    pub ttl: Duration,
+    /// Give up after waiting so long.
+    #[arg(long, value_parser = crate::demo::cli::duration)]
+    pub wait: Option<Duration>,
+    /// An etcd to lock in, instead of the cluster of --server.
+    #[arg(long, env = "BUTTRESS_ETCD", value_delimiter = ',', value_name = "URL,…")]
+    pub etcd: Vec<String>,
+    /// A node's HTTP address; its cluster's etcd edges are used.
+    #[arg(long, env = "BUTTRESS_SERVER", default_value = "http://127.0.0.1:7380")]
+    pub server: String,
+}
+
+#[derive(Debug, Subcommand)]
 pub enum ClusterCommand {
     /// Show members, leader and positions.
     Status {
         #[command(flatten)]
         server: Server,
     },
+    /// Add a node: ask the cluster for an id, write the node's configuration, and say or run the command that starts it.
+    #[command(
+        after_help = "Examples:\n  buttress cluster join --name node-4 --data-dir /var/lib/buttress --config node-4.toml\n  buttress cluster join --name node-4 --data-dir d4 --serve\n\nRepeating it is safe: the same name gets the same id until the node has started, and afterwards its own\nconfiguration tells that it has joined. It becomes a voter by itself once it has caught up."
+    )]
+    Join(JoinArgs),
+    /// Take a member out of the cluster; its node stops.
+    #[command(after_help = "Example:\n  buttress cluster remove node-2")]
+    Remove {
+        /// Name or id.
+        member: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Make a learner a voter.
+    #[command(after_help = "Example:\n  buttress cluster promote node-4")]
+    Promote {
+        /// Name or id.
+        member: String,
+        /// Even if it has not caught up, as long as the other voters are a quorum.
+        #[arg(long)]
+        force: bool,
+        /// Wait for it to catch up for at most this many seconds.
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        wait: u64,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Let a member that has joined take the place of another, in one step.
+    #[command(
+        after_help = "Example, for node-2 whose machine is lost:\n  buttress cluster join --name node-4 --learner --data-dir d4 --serve &\n  buttress cluster replace node-2 --with node-4"
+    )]
+    Replace {
+        /// Name or id of the member that goes.
+        member: String,
+        /// Name or id of the member that comes.
+        #[arg(long)]
+        with: String,
+        /// Even if it has not caught up, as long as the other voters are a quorum.
+        #[arg(long)]
+        force: bool,
+        /// Wait for it to catch up for at most this many seconds.
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        wait: u64,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Hand leadership over, to the most suitable voter where none is named.
+    #[command(after_help = "Examples:\n  buttress cluster transfer\n  buttress cluster transfer node-2")]
+    Transfer {
+        /// Name or id.
+        member: Option<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct JoinArgs {
+    /// What the new member is called.
+    #[arg(long)]
+    pub name: String,
+    /// Where the new node keeps its data; must be its own.
+    #[arg(long)]
+    pub data_dir: PathBuf,
+    /// The configuration file that is written; NAME.toml when not given.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Addresses of the new node, `IP:PORT`; free ports on loopback when not given.
+    #[arg(long)]
+    pub peer: Option<String>,
+    #[arg(long)]
+    pub kafka: Option<String>,
+    #[arg(long)]
+    pub mqtt: Option<String>,
+    #[arg(long)]
+    pub http: Option<String>,
+    #[arg(long)]
+    pub etcd: Option<String>,
+    /// Serve addresses other than loopback in the clear.
+    #[arg(long)]
+    pub insecure: bool,
+    /// Stay a learner until it is promoted by hand.
+    #[arg(long)]
+    pub learner: bool,
+    /// Run the node until Ctrl-C.
+    #[arg(long)]
+    pub serve: bool,
+    #[arg(long, value_enum, default_value_t = logging::Format::Text)]
+    pub log: logging::Format,
+    /// Stop when standard input ends: the parent process holds the other end.
+    #[arg(long, hide = true)]
+    pub with_parent: bool,
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:\n  buttress backup --to monday.btb\n  buttress backup verify monday.btb\n  buttress restore monday.btb --config node-1.toml"
+)]
+pub struct BackupArgs {
+    #[command(subcommand)]
+    pub command: Option<BackupCommand>,
+    /// The file that is written; it appears when the backup is whole.
+    #[arg(long, required = true, value_name = "FILE.btb")]
+    pub to: Option<PathBuf>,
+    /// Take what the asked node has applied, also where it has lost the others, instead of everything that was acknowledged.
+    #[arg(long)]
+    pub stale: bool,
+    /// Replace the file if it exists.
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BackupCommand {
+    /// Check every byte of a backup and show what is inside; exit code 1 if it is damaged.
+    Verify {
+        file: PathBuf,
+        #[arg(long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Run it once for every node of the new cluster, with the same file and each node's own configuration:\n  buttress restore monday.btb --config node-1.toml\n  buttress restore monday.btb --config node-2.toml\n  buttress restore monday.btb --config node-3.toml"
+)]
+pub struct RestoreArgs {
+    pub file: PathBuf,
+    /// The configuration of the node; its data directory must be empty.
+    #[arg(long, env = "BUTTRESS_CONFIG")]
+    pub config: PathBuf,
+    /// Let the new cluster have the id of the old one, of which no member may ever run again.
+    #[arg(long)]
+    pub same_cluster_id: bool,
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  buttress doctor\n  buttress doctor --config node-1.toml --output json\n  buttress doctor --what-if remove=node-2\n\nExit codes: 0 nothing that must be mended, 1 a finding of level warning or critical, 2 it failed."
+)]
+pub struct DoctorArgs {
+    /// A node's HTTP address, several with commas; the first that answers names the others. Default http://127.0.0.1:7380.
+    #[arg(long = "server", env = "BUTTRESS_SERVER", value_delimiter = ',', value_name = "URL")]
+    pub servers: Vec<String>,
+    /// A node's configuration file: its members are asked, and held against the cluster's.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Show the arithmetic of a change of members, and do not do it: remove=NAME, promote=NAME, demote=NAME, add=NAME.
+    #[arg(long, value_delimiter = ',', value_name = "STEP")]
+    pub what_if: Vec<String>,
+    /// Show the checks without a finding too.
+    #[arg(long)]
+    pub all: bool,
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
 }

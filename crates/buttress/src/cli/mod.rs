@@ -2,11 +2,15 @@
 //! command that changes something ends by naming a command that may come next.
 
 pub mod args;
+mod backup;
 mod cluster;
 mod functions;
+pub mod join;
+mod kv;
+mod lock;
 mod models;
 mod records;
-mod show;
+pub(crate) mod show;
 mod topics;
 
 use std::process::ExitCode;
@@ -32,12 +36,26 @@ pub fn run(args: args::Args) -> ExitCode {
             let DemoKind::Fleet(options) = demo.kind();
             crate::demo::cli::run(options)
         }
+        Command::Backup(backup) => backup::run(backup),
+        Command::Restore(restore) => backup::restore(&restore),
+        Command::Doctor(doctor) => crate::doctor::run(doctor),
+
+        Command::Chaos(crate::chaos::cli::ChaosCommand::Consensus(options)) => crate::chaos::cli::consensus(&options),
         Command::Explain { code } => show::explain(&code),
         Command::Topic(command) => on_client(topics::run(command)),
         Command::Produce(command) => on_client(records::produce(command)),
         Command::Consume(command) => on_client(records::consume(command)),
         Command::Fn(command) => on_client(functions::run(command)),
         Command::Model(command) => on_client(models::run(command)),
+        Command::Kv(command) => on_client(kv::run(command)),
+        // The command's own exit code is ours.
+        Command::Lock(command) => return lock::run(command),
+        Command::Cluster(args::ClusterCommand::Join(join)) => match join::run(&join) {
+            // A node says itself what ended it.
+            Ok(Some(ended_well)) => return ExitCode::from(if ended_well { DONE } else { FAILED }),
+            Ok(None) => Ok(true),
+            Err(error) => Err(error),
+        },
         Command::Cluster(command) => on_client(cluster::run(command)),
     };
     match result {

@@ -82,7 +82,7 @@ pub struct FleetArgs {
 }
 
 /// Reads `90s`, `2m`, `500ms` or a bare number of seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let scale = match unit {
@@ -177,7 +177,7 @@ async fn fleet(options: FleetOptions, cluster: Arc<LocalCluster>) -> anyhow::Res
     super::run(options, Arc::new(Control(cluster))).await
 }
 
-async fn terminated() {
+pub(crate) async fn terminated() {
     use tokio::signal::unix::{SignalKind, signal};
     match signal(SignalKind::terminate()) {
         Ok(mut terminate) => drop(terminate.recv().await),
@@ -186,7 +186,7 @@ async fn terminated() {
 }
 
 /// Hands the address to the desktop; where there is none, it stands in the terminal anyway.
-fn open(address: &str) {
+pub(crate) fn open(address: &str) {
     let opened = std::process::Command::new("xdg-open")
         .arg(address)
         .stdout(std::process::Stdio::null())

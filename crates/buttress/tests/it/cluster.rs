@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::support::*;
 
 /// Sends `numbers` as records of `topic` in one request through `server`, again until they are acknowledged.
-fn produce(server: &str, topic: &str, numbers: std::ops::Range<u32>) {
+pub fn produce(server: &str, topic: &str, numbers: std::ops::Range<u32>) {
     let lines: String = numbers.map(|n| format!("{{\"m\":\"m\",\"seq\":{n}}}\n")).collect();
     until("an acknowledgement", || {
         let sent = run_with_input(&["produce", topic, "--server", server], &lines);
@@ -13,12 +13,12 @@ fn produce(server: &str, topic: &str, numbers: std::ops::Range<u32>) {
     });
 }
 
-fn create(server: &str, topic: &str) {
+pub fn create(server: &str, topic: &str) {
     ok(&run(&["topic", "create", topic, "--partitions", "2", "--sequence", "m,seq", "--server", server]));
 }
 
 /// The sequence numbers in `topic`; none may come twice.
-fn consumed(server: &str, topic: &str) -> BTreeSet<u64> {
+pub fn consumed(server: &str, topic: &str) -> BTreeSet<u64> {
     let text = until("every record", || {
         let read = run(&["consume", topic, "--output", "json", "--server", server]);
         (read.status.code() == Some(0)).then(|| stdout(&read))
@@ -46,7 +46,7 @@ fn any_node_takes_any_command() {
     let followers: Vec<usize> = (0..3).filter(|node| *node != leader).collect();
     let (first, second) = (dev.http(followers[0]), dev.http(followers[1]));
     for node in &dev.nodes {
-        for key in ["name", "kafka", "mqtt", "http"] {
+        for key in ["name", "kafka", "mqtt", "http", "etcd"] {
             assert!(node[key].is_string(), "{node}");
         }
     }

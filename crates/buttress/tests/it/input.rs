@@ -32,7 +32,7 @@ fn a_node_names_what_is_wrong_with_its_configuration() {
         &serve,
         dir.path(),
         expect![[r#"
-        error: node.toml:3: unknown field `data_dri`, expected one of `id`, `data_dir`, `insecure` [BT0701]
+        error: node.toml:3: unknown field `data_dri`, expected one of `id`, `data_dir`, `insecure`, `join` [BT0701]
 
         hint: did you mean "data_dir"?
     "#]],

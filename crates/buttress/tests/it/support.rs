@@ -103,9 +103,14 @@ pub struct Dev {
 
 impl Dev {
     pub fn start(dir: &Path, nodes: usize) -> Self {
+        Self::start_with(dir, nodes, &[])
+    }
+
+    pub fn start_with(dir: &Path, nodes: usize, more: &[&str]) -> Self {
         let mut child = buttress()
             .args(["dev", "--output", "json", "--nodes", &nodes.to_string(), "--data-dir"])
             .arg(dir)
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

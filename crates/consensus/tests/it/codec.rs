@@ -1,7 +1,9 @@
 //! The codecs under random input: what is encoded comes back, and nothing panics.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use buttress_consensus::{
-    Body, EntryKind, LogEntry, Members, Message, NUMBER_MAX, SnapshotMeta,
+    Body, Book, Contact, EntryKind, LogEntry, Members, Message, NUMBER_MAX, SnapshotMeta,
     fuzz::{fuzz_change, fuzz_message, fuzz_snapshot_meta},
 };
 use buttress_core::{DecodeError, Index, NodeId, Term};
@@ -21,9 +23,23 @@ fn ids() -> impl Strategy<Value = Vec<NodeId>> {
 }
 
 prop_compose! {
+    fn contact()(name in "[a-z-]{0,9}", peer in ".{0,12}", kafka in ".{0,5}", mqtt in ".{0,5}", http in ".{0,5}",
+                 etcd in ".{0,5}", promote: bool) -> Contact {
+        Contact { name, peer, kafka, mqtt, http, etcd, promote }
+    }
+}
+
+prop_compose! {
+    fn book()(retired in 0..9u64, contacts in prop::collection::btree_map((0..9u64).prop_map(NodeId), contact(), 0..4))
+             -> Arc<Book> {
+        Arc::new(Book { retired: NodeId(retired), contacts })
+    }
+}
+
+prop_compose! {
     fn members()(voters in ids(), learners in ids(), voters_outgoing in ids(), learners_next in ids(),
-                 auto_leave: bool) -> Members {
-        Members { voters, learners, voters_outgoing, learners_next, auto_leave }
+                 auto_leave: bool, book in prop_oneof![Just(Arc::default()), book()]) -> Members {
+        Members { voters, learners, voters_outgoing, learners_next, auto_leave, book }
     }
 }
 
@@ -120,6 +136,21 @@ proptest! {
         }
         fuzz_message(&data);
     }
+}
+
+#[test]
+fn without_a_book_everything_is_written_as_before_there_was_one() {
+    let plain = SnapshotMeta { index: Index(300), term: Term(2), members: Members::voters([1, 2, 3]) };
+    assert_eq!(&plain.encode()[..], [1, 172, 2, 2, 3, 1, 2, 3, 0, 0, 0, 0]);
+    let message = |meta| Message { from: NodeId(1), to: NodeId(2), term: Term(3), body: Body::Snapshot { meta } };
+    assert_eq!(message(plain.clone()).encode()[..5], [1, 1, 2, 3, 8]);
+    // A directory or a member that knows nothing of books says so instead of reading one without it.
+    let book = Book { retired: NodeId(7), contacts: BTreeMap::new() };
+    let with = SnapshotMeta { members: Members { book: Arc::new(book), ..plain.members.clone() }, ..plain };
+    assert_eq!(with.encode()[0], 2);
+    assert_eq!(message(with).encode()[..5], [1, 1, 2, 3, 12]);
+    let newer = SnapshotMeta::decode(Bytes::from_static(&[3]));
+    assert_eq!(newer, Err(DecodeError::Version { got: 3, known: 2 }));
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! campaign 1         time passes until 1 campaigns
 //! propose 1 a b      two proposals in one step
 //! read 1
-//! change 1 learner=4 voter=4 remove=1
+//! change 1 learner=4 voter=4 remove=1 contact=4/node-4
 //! transfer 1 2
 //! sync 1             everything that 1 has to persist becomes durable
 //! deliver [1->2]     messages that are under way now arrive, all or those of one way
@@ -28,8 +28,8 @@ use std::{
 };
 
 use buttress_consensus::{
-    Config, HardState, Input, LogEntry, MemberChange, MemberStep, Message, Outputs, Persist, Replica, Restored,
-    SnapshotMeta,
+    Config, Contact, HardState, Input, LogEntry, MemberChange, MemberStep, Message, Outputs, Persist, Replica,
+    Restored, SnapshotMeta,
 };
 use buttress_core::{Index, Machine as _, NodeId};
 use bytes::Bytes;
@@ -108,7 +108,17 @@ impl Lab {
                 self.step(id(1), vec![Input::ReadIndex { tag: self.next_tag }]);
             }
             "change" => {
-                let steps = words[2..]
+                let (contacts, steps): (Vec<&str>, Vec<&str>) =
+                    words[2..].iter().partition(|word| word.starts_with("contact="));
+                let contacts = contacts
+                    .iter()
+                    .map(|word| {
+                        let (node, name) = word["contact=".len()..].split_once('/').expect("contact=node/name");
+                        let contact = Contact { name: name.to_owned(), ..Contact::default() };
+                        (NodeId(node.parse().expect("a node's number")), contact)
+                    })
+                    .collect();
+                let steps = steps
                     .iter()
                     .map(|word| {
                         let (what, node) = word.split_once('=').expect("what=node");
@@ -122,7 +132,7 @@ impl Lab {
                     })
                     .collect();
                 self.next_tag += 1;
-                self.step(id(1), vec![Input::Change(MemberChange { tag: self.next_tag, steps })]);
+                self.step(id(1), vec![Input::Change(MemberChange { tag: self.next_tag, steps, contacts })]);
             }
             "transfer" => self.step(id(1), vec![Input::Transfer { to: NodeId(id(2)) }]),
             "sync" => self.sync(id(1)),

@@ -3,5 +3,6 @@
 mod chaos;
 mod codec;
 mod lab;
+mod room;
 mod transcripts;
 mod world;

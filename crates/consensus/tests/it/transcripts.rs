@@ -51,3 +51,8 @@ fn members() {
 fn lost_tail() {
     play("lost_tail.txt");
 }
+
+#[test]
+fn book() {
+    play("book.txt");
+}

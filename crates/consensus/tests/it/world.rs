@@ -1,16 +1,8 @@
 //! A seeded world: replicas, a network that loses, repeats, delays and reorders, disks that are slow and forget what
 //! was not synced, clients that propose and read, and the invariants that must hold whatever happens.
 //!
-//! | id | invariant |
-//! |---|---|
-//! | LEADER-1 | a term has at most one leader |
-//! | LOG-1 | an index has the same entry on every node that applied it |
-//! | STATE-1 | machines at the same index are equal |
-//! | COMMIT-1 | what is applied first anywhere is durable on a majority (fixed membership) |
-//! | ACK-1 | an acknowledged proposal is in the log, at the index it was acknowledged with |
-//! | ACK-2 | every tag is answered at most once, and at the end every tag was |
-//! | READ-1 | a read sees every write that was acknowledged before it began |
-//! | LIVE-1 | after all faults end, everybody catches up |
+//! The ids are those of `buttress_core::invariants`: LEADER-1, LOG-1, STATE-1, COMMIT-1 (while the membership is fixed),
+//! ACK-1, ACK-2, READ-1 and, after all faults end, LIVE-1.
 //!
 //! Everything is drawn from one seed, so a seed is a bug report.
 
@@ -830,7 +822,7 @@ impl World {
         let tag = self.next_tag;
         self.wishes.insert(tag, Wish { node: id, data: Bytes::new(), is_change: true, answered: false });
         self.note(|| format!("{id} is asked to change {steps:?}"));
-        self.input(id, Input::Change(MemberChange { tag, steps }));
+        self.input(id, Input::Change(MemberChange { tag, steps, ..MemberChange::default() }));
         tag
     }
 

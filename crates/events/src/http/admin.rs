@@ -13,7 +13,7 @@ use http::{Request, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{EventsHttp, check_topic_name, request, respond};
+use super::{EventsHttp, check_topic_name, octets::put_bytes, request, respond};
 
 const MEDIA: &str = "application/json";
 /// Records of one answer, without and with `max`.
@@ -26,13 +26,35 @@ const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CreateTopic {
-    name: String,
+pub(super) struct CreateTopic {
+    pub(super) name: String,
     #[serde(default = "one")]
-    partitions: u32,
+    pub(super) partitions: u32,
     retention_ms: Option<u64>,
     retention_bytes: Option<u64>,
     sequence_fields: Option<(String, String)>,
+}
+
+impl CreateTopic {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, Error> {
+        let wanted: Self = serde_json::from_slice(body).map_err(|error| {
+            Error::new(Code::BAD_REQUEST, format!("the body does not describe a topic: {error}"))
+                .hint(r#"send {"name":"telemetry","partitions":8,"sequence_fields":["machine","seq"]}"#)
+        })?;
+        check_topic_name(&wanted.name)?;
+        if !(1..=PARTITIONS_PER_TOPIC_MAX).contains(&wanted.partitions) {
+            let message = format!("{} partitions is not 1 to {PARTITIONS_PER_TOPIC_MAX}", wanted.partitions);
+            return Err(Error::new(Code::TOPIC_INVALID, message));
+        }
+        if let Some((producer, number)) = &wanted.sequence_fields {
+            let fits = |field: &str| !field.is_empty() && field.len() <= KEY_BYTES_MAX;
+            if !fits(producer) || !fits(number) || producer == number {
+                let message = format!("sequence fields {producer:?} and {number:?} are not two different field names");
+                return Err(Error::new(Code::TOPIC_INVALID, message));
+            }
+        }
+        Ok(wanted)
+    }
 }
 
 fn one() -> u32 {
@@ -70,22 +92,7 @@ fn topic_json(view: &TopicView) -> Value {
 impl EventsHttp {
     pub(super) async fn create_topic(&self, request: Request<Bytes>) -> Result<Response<Bytes>, Error> {
         let body = request::body(&request, self.options.body_bytes_max)?;
-        let wanted: CreateTopic = serde_json::from_slice(&body).map_err(|error| {
-            Error::new(Code::BAD_REQUEST, format!("the body does not describe a topic: {error}"))
-                .hint(r#"send {"name":"telemetry","partitions":8,"sequence_fields":["machine","seq"]}"#)
-        })?;
-        check_topic_name(&wanted.name)?;
-        if !(1..=PARTITIONS_PER_TOPIC_MAX).contains(&wanted.partitions) {
-            let message = format!("{} partitions is not 1 to {PARTITIONS_PER_TOPIC_MAX}", wanted.partitions);
-            return Err(Error::new(Code::TOPIC_INVALID, message));
-        }
-        if let Some((producer, number)) = &wanted.sequence_fields {
-            let fits = |field: &str| !field.is_empty() && field.len() <= KEY_BYTES_MAX;
-            if !fits(producer) || !fits(number) || producer == number {
-                let message = format!("sequence fields {producer:?} and {number:?} are not two different field names");
-                return Err(Error::new(Code::TOPIC_INVALID, message));
-            }
-        }
+        let wanted = CreateTopic::parse(&body)?;
         let mut id = [0; 16];
         getrandom::fill(&mut id)
             .map_err(|error| Error::new(Code::STOPPED, format!("the system gives no random bytes: {error}")))?;
@@ -93,6 +100,7 @@ impl EventsHttp {
             retention_bytes: wanted.retention_bytes,
             retention_ms: wanted.retention_ms,
             sequence_fields: wanted.sequence_fields,
+            batch_bytes_max: None,
         };
         let create = TopicChange::Create {
             name: wanted.name.clone(),
@@ -235,19 +243,4 @@ fn story(batch: &Batch, from: Offset, max: usize, into: &mut Vec<Value>, bytes: 
         story.insert("committed_at".into(), json!(batch.committed_at.0));
         into.push(Value::Object(story));
     }
-}
-
-/// Text as `name`, other bytes as `name_base64`; returns how many bytes there were.
-fn put_bytes(into: &mut Map<String, Value>, name: &str, bytes: Option<&Bytes>) -> usize {
-    match bytes {
-        None => into.insert(name.into(), Value::Null),
-        Some(bytes) => match std::str::from_utf8(bytes) {
-            Ok(text) => into.insert(name.into(), json!(text)),
-            Err(_) => {
-                let text = base64::engine::general_purpose::STANDARD.encode(bytes);
-                into.insert(format!("{name}_base64"), json!(text))
-            }
-        },
-    };
-    bytes.map_or(0, Bytes::len)
 }

@@ -24,23 +24,7 @@ impl EventsHttp {
         let media = request::media_type(request.headers());
         let route = self.ingest.route(topic)?;
         let body = request::body(&request, self.options.body_bytes_max)?;
-        let now = self.ingest.now_ms();
-        let records = match media.as_deref() {
-            // The form type is what curl says when it is told nothing.
-            None | Some("application/json" | "application/x-www-form-urlencoded") => json_records(&body, now)?,
-            Some("application/x-ndjson" | "application/ndjson" | "application/jsonl") => line_records(&body, now)?,
-            Some("application/cloudevents+json") => vec![cloud_event(&body, now)?],
-            Some("application/cloudevents-batch+json") => {
-                let events: Vec<&RawValue> = serde_json::from_slice(&body).map_err(|error| bad("a batch", &error))?;
-                events.into_iter().map(|event| cloud_event(event.get().as_bytes(), now)).collect::<Result<_, _>>()?
-            }
-            Some(other) => {
-                return Err(Error::new(Code::UNSUPPORTED, format!("content type {other:?} is not served")).hint(
-                    "use application/json, application/x-ndjson, application/cloudevents+json or \
-                     application/cloudevents-batch+json",
-                ));
-            }
-        };
+        let records = records(media.as_deref(), &body, self.ingest.now_ms())?;
         let mut accepted = 0;
         let mut duplicates = 0;
         let mut offsets = Vec::new();
@@ -88,6 +72,24 @@ impl EventsHttp {
             response.headers_mut().insert(http::header::RETRY_AFTER, http::HeaderValue::from_static("1"));
         }
         Ok(response)
+    }
+}
+
+/// The records of a body of this media type.
+pub(super) fn records(media: Option<&str>, body: &[u8], now: i64) -> Result<Vec<Incoming>, Error> {
+    match media {
+        // The form type is what curl says when it is told nothing.
+        None | Some("application/json" | "application/x-www-form-urlencoded") => json_records(body, now),
+        Some("application/x-ndjson" | "application/ndjson" | "application/jsonl") => line_records(body, now),
+        Some("application/cloudevents+json") => Ok(vec![cloud_event(body, now)?]),
+        Some("application/cloudevents-batch+json") => {
+            let events: Vec<&RawValue> = serde_json::from_slice(body).map_err(|error| bad("a batch", &error))?;
+            events.into_iter().map(|event| cloud_event(event.get().as_bytes(), now)).collect()
+        }
+        Some(other) => Err(Error::new(Code::UNSUPPORTED, format!("content type {other:?} is not served")).hint(
+            "use application/json, application/x-ndjson, application/cloudevents+json or \
+             application/cloudevents-batch+json",
+        )),
     }
 }
 

@@ -5,12 +5,19 @@
 //! | `POST /events` | JSON, NDJSON or CloudEvents into one topic; 200 only after the commit |
 //! | `POST /topics/{t}[/partitions/{p}]`, `GET /topics…`, `GET /brokers` | REST proxy v2 ([`proxy`]) |
 //! | `/v1/topics…` | create, list, describe, delete topics; read records with their story ([`admin`]) |
+//! | `POST /v1/entries` | one entry: guards, keys, records, cursors, leases, timers, together or not at all ([`entries`]) |
+//! | `GET /v1/keys…`, `GET /v1/watch` | the key space, now or at a revision; its changes as they come ([`keys`]) |
 //!
 //! Bodies arrive whole and bounded by the composition root; gzip is unpacked here, bounded again. Every record goes through
 //! the same [`Ingest`] as MQTT's, so a device is deduplicated whichever way it came.
 
 mod admin;
+mod entries;
 mod events;
+mod keys;
+mod octets;
+
+pub mod fuzz;
 mod proxy;
 mod request;
 
@@ -75,10 +82,19 @@ enum Target {
     AdminTopics,
     AdminTopic(String),
     AdminRecords(String, String),
+    Entries,
+    Keys,
+    Key(Bytes),
+    /// Served as a stream by [`EventsHttp::watch`]; only other methods come here.
+    Watch,
 }
 
 impl Target {
     fn parse(path: &str) -> Option<Self> {
+        // A key may hold slashes and need not be text.
+        if let Some(key) = path.strip_prefix("/v1/keys/") {
+            return Some(Self::Key(request::percent_decode_bytes(key).into()));
+        }
         let segments: Vec<String> = path.trim_matches('/').split('/').map(request::percent_decode).collect();
         let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
         Some(match segments[..] {
@@ -92,6 +108,9 @@ impl Target {
             ["v1", "topics"] => Self::AdminTopics,
             ["v1", "topics", t] => Self::AdminTopic(t.into()),
             ["v1", "topics", t, "partitions", p, "records"] => Self::AdminRecords(t.into(), p.into()),
+            ["v1", "entries"] => Self::Entries,
+            ["v1", "keys"] => Self::Keys,
+            ["v1", "watch"] => Self::Watch,
             _ => return None,
         })
     }
@@ -109,19 +128,25 @@ impl Target {
             Self::AdminTopics => "/v1/topics",
             Self::AdminTopic(_) => "/v1/topics/{t}",
             Self::AdminRecords(..) => "/v1/topics/{t}/partitions/{p}/records",
+            Self::Entries => "/v1/entries",
+            Self::Keys => "/v1/keys",
+            Self::Key(_) => "/v1/keys/{key}",
+            Self::Watch => "/v1/watch",
         }
     }
 
     fn manner(&self) -> Manner {
         match self {
             Self::Events | Self::AdminTopics | Self::AdminTopic(_) | Self::AdminRecords(..) => Manner::Ours,
+            Self::Entries | Self::Keys | Self::Key(_) | Self::Watch => Manner::Ours,
             _ => Manner::Proxy,
         }
     }
 
     fn methods(&self) -> &'static [Method] {
         match self {
-            Self::Events => &[Method::POST],
+            Self::Events | Self::Entries => &[Method::POST],
+            Self::Keys | Self::Key(_) | Self::Watch => &[Method::GET],
             Self::Topic(_) | Self::Partition(..) | Self::AdminTopics => &[Method::GET, Method::POST],
             Self::AdminTopic(_) => &[Method::GET, Method::DELETE],
             Self::Topics | Self::Partitions(_) | Self::Offsets(..) | Self::Brokers | Self::AdminRecords(..) => {
@@ -150,9 +175,12 @@ impl EventsHttp {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_str(&allowed).expect("method names"));
             response
         };
-        let key = (name, response.status().as_u16());
-        *self.requests.lock().expect("no panic holds the lock").entry(key).or_insert(0) += 1;
+        self.count(name, response.status().as_u16());
         Some(response)
+    }
+
+    fn count(&self, route: &'static str, status: u16) {
+        *self.requests.lock().expect("no panic holds the lock").entry((route, status)).or_insert(0) += 1;
     }
 
     async fn dispatch(&self, target: Target, request: Request<Bytes>) -> Result<Response<Bytes>, Error> {
@@ -171,6 +199,10 @@ impl EventsHttp {
             Target::AdminTopics => Ok(self.list_topics()),
             Target::AdminTopic(t) if request.method() == Method::DELETE => self.delete_topic(&t).await,
             Target::AdminTopic(t) => self.describe_topic(&t),
+            Target::Entries => self.post_entry(request).await,
+            Target::Keys => self.list_keys(request.uri().query().unwrap_or("")).await,
+            Target::Key(key) => self.get_key(key, request.uri().query().unwrap_or("")).await,
+            Target::Watch => Err(Error::new(Code::UNSUPPORTED, "a watch is served as a stream only")),
             Target::AdminRecords(t, p) => self.read_records(&t, &p, request.uri().query().unwrap_or("")).await,
         }
     }
@@ -244,13 +276,14 @@ pub fn check_topic_name(name: &str) -> Result<(), Error> {
 fn status(code: Code) -> StatusCode {
     match code {
         Code::TOPIC_UNKNOWN | Code::NOT_FOUND => StatusCode::NOT_FOUND,
+        Code::COMPACTED => StatusCode::GONE,
         Code::METHOD => StatusCode::METHOD_NOT_ALLOWED,
         Code::TOPIC_EXISTS | Code::REFUSED | Code::SEQUENCE_GAP | Code::EPOCH_STALE => StatusCode::CONFLICT,
         Code::TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
         Code::UNSUPPORTED => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Code::TOPIC_INVALID | Code::RECORD_INVALID | Code::BATCH_INVALID => StatusCode::UNPROCESSABLE_ENTITY,
         Code::OFFSET_OUT_OF_RANGE => StatusCode::RANGE_NOT_SATISFIABLE,
-        Code::BAD_REQUEST => StatusCode::BAD_REQUEST,
+        Code::BAD_REQUEST | Code::REVISION_FUTURE | Code::KEY_UNKNOWN => StatusCode::BAD_REQUEST,
         code if transient(code) => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }

@@ -36,24 +36,34 @@ pub(super) fn error_code(code: Code) -> u32 {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Produce<'a> {
+pub(super) struct Produce<'a> {
     #[serde(borrow)]
-    records: Vec<ProduceRecord<'a>>,
+    pub(super) records: Vec<ProduceRecord<'a>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ProduceRecord<'a> {
+pub(super) struct ProduceRecord<'a> {
     #[serde(borrow, default)]
-    key: Option<&'a RawValue>,
+    pub(super) key: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    value: Option<&'a RawValue>,
+    pub(super) value: Option<&'a RawValue>,
     #[serde(default)]
     partition: Option<u32>,
 }
 
+impl<'a> Produce<'a> {
+    pub(super) fn parse(body: &'a [u8]) -> Result<Self, Error> {
+        serde_json::from_slice(body).map_err(|error| {
+            let code = if error.is_data() { Code::RECORD_INVALID } else { Code::BAD_REQUEST };
+            Error::new(code, format!("the body is not a produce request: {error}"))
+                .hint(r#"send {"records":[{"key":…,"value":…,"partition":…}]}"#)
+        })
+    }
+}
+
 #[derive(Clone, Copy)]
-enum Format {
+pub(super) enum Format {
     Json,
     Binary,
 }
@@ -73,7 +83,7 @@ impl Format {
         }
     }
 
-    fn bytes(self, raw: Option<&RawValue>, string_as_text: bool) -> Result<Option<Bytes>, Error> {
+    pub(super) fn bytes(self, raw: Option<&RawValue>, string_as_text: bool) -> Result<Option<Bytes>, Error> {
         let Some(raw) = raw.map(RawValue::get).filter(|text| *text != "null") else { return Ok(None) };
         let string = || serde_json::from_str::<String>(raw);
         match self {
@@ -113,11 +123,7 @@ impl EventsHttp {
             return Err(Error::new(Code::NOT_FOUND, format!("topic {topic:?} has no partition {partition}")));
         }
         let body = request::body(&request, self.options.body_bytes_max)?;
-        let produce: Produce<'_> = serde_json::from_slice(&body).map_err(|error| {
-            let code = if error.is_data() { Code::RECORD_INVALID } else { Code::BAD_REQUEST };
-            Error::new(code, format!("the body is not a produce request: {error}"))
-                .hint(r#"send {"records":[{"key":…,"value":…,"partition":…}]}"#)
-        })?;
+        let produce = Produce::parse(&body)?;
         self.admit(produce.records.len())?;
         let timestamp_ms = self.ingest.now_ms();
         // A record that cannot be taken has its error in its own place, like one that the log refuses.

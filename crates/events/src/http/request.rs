@@ -8,6 +8,12 @@ use http::{HeaderMap, Request, header};
 
 /// Decodes `%41` and the like; what is not a valid escape stays as it is.
 pub(super) fn percent_decode(text: &str) -> String {
+    let out = percent_decode_bytes(text);
+    String::from_utf8(out).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// As [`percent_decode`], for what need not be text.
+pub(super) fn percent_decode_bytes(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -28,7 +34,7 @@ pub(super) fn percent_decode(text: &str) -> String {
             }
         }
     }
-    String::from_utf8(out).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    out
 }
 
 /// The value of one query parameter.

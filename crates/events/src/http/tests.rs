@@ -459,3 +459,205 @@ async fn bodies_and_queries_of_garbage_never_panic() {
         edge.call(request("POST", path, media, &body)).await;
     }
 }
+
+#[tokio::test]
+async fn an_entry_happens_whole_or_not_at_all() {
+    let edge = Edge::new();
+    let everything = r#"{
+        "guards": [{"key": "a", "mod_revision": 0}, {"cursor": {"group": "g", "topic": "alerts", "partition": 1, "offset": null}}],
+        "leases": [{"grant": 7, "ttl_ms": 5000}],
+        "puts": [{"key": "a", "value": "1", "lease": 7}, {"key_base64": "/w==", "value_base64": "AP8="}],
+        "state": [{"space": "f", "key": "row", "value": "s"}],
+        "appends": [{"topic": "alerts", "partition": 1, "records": [{"key": "k", "value": "v", "headers": [{"name": "h", "value": "x"}]}, {}]}],
+        "cursors": [{"group": "g", "topic": "alerts", "partition": 1, "offset": 0}],
+        "timers": [{"set": "t", "due_ms": 9, "key": "later", "value": "now"}]
+    }"#;
+    let numbered = r#"{"appends":[{"topic":"alerts","partition":0,"records":[{"value":"x"}],"sequence":{"producer":"p","number":3}}]}"#;
+    let skipped = r#"{"appends":[{"topic":"alerts","partition":0,"records":[{"value":"x"}],"sequence":{"producer":"p","number":9}}],"puts":[{"key":"b","value":"1"}]}"#;
+    edge.check(
+        &[
+            ("POST", "/v1/entries", "application/json", everything),
+            ("POST", "/v1/entries", "", everything),
+            ("GET", "/v1/keys/a", "", ""),
+            ("GET", "/v1/keys/%FF?consistency=serializable", "", ""),
+            ("GET", "/v1/keys/b", "", ""),
+            ("POST", "/v1/entries", "", r#"{"guards":[{"key":"a","value":"1"},{"lease_alive":7}],"deletes":["a",{"key_base64":"/w=="}]}"#),
+            ("POST", "/v1/entries", "", r#"{"guards":[{"log_end":{"topic":"alerts","partition":1,"offset":3}}],"puts":[{"key":"b","value":""}]}"#),
+            ("POST", "/v1/entries", "", r#"{"leases":[{"keep_alive":8}]}"#),
+            ("POST", "/v1/entries", "", r#"{"leases":[{"grant":7,"ttl_ms":1}]}"#),
+            ("GET", "/v1/keys/a?revision=2", "", ""),
+            ("GET", "/v1/keys/a?revision=99", "", ""),
+            ("GET", "/v1/keys/", "", ""),
+            // A retry is acknowledged, a gap is told; the rest of the entry stands.
+            ("POST", "/v1/entries", "", numbered),
+            ("POST", "/v1/entries", "", numbered),
+            ("POST", "/v1/entries", "", skipped),
+            ("GET", "/v1/keys/b?consistency=stale", "", ""),
+        ],
+        expect![[r#"
+            200 {"appends":[{"base_offset":0,"outcome":"appended","partition":1,"topic":"alerts"}],"complete":true,"index":3,"outcome":"applied","revision":2,"term":1}
+            409 {"code":"BT0104","guard":{"expected":"mod_revision(\"a\") == 0","found":"2","position":0},"hint":null,"message":"guard 0 does not hold: mod_revision(\"a\") == 0, found 2","outcome":"refused"}
+            200 {"create_revision":2,"key":"a","lease":7,"mod_revision":2,"revision":2,"value":"1","version":1}
+            200 {"create_revision":2,"key_base64":"/w==","lease":null,"mod_revision":2,"revision":2,"value_base64":"AP8=","version":1}
+            404 {"code":"BT0602","hint":null,"message":"there is no key \"b\"","revision":2}
+            200 {"appends":[],"complete":true,"index":5,"outcome":"applied","revision":3,"term":1}
+            409 {"code":"BT0104","guard":{"expected":"end(log 4) == 3","found":"2","position":0},"hint":null,"message":"guard 0 does not hold: end(log 4) == 3, found 2","outcome":"refused"}
+            409 {"code":"BT0109","hint":null,"message":"there is no lease 8","outcome":"refused"}
+            409 {"code":"BT0110","hint":null,"message":"lease 7 exists","outcome":"refused"}
+            200 {"create_revision":2,"key":"a","lease":7,"mod_revision":2,"revision":2,"value":"1","version":1}
+            400 {"code":"BT0117","hint":null,"message":"revision 99 is in the future, the key space is at 3"}
+            400 {"code":"BT0601","hint":null,"message":"a key is empty"}
+            200 {"appends":[{"base_offset":0,"outcome":"appended","partition":0,"topic":"alerts"}],"complete":true,"index":9,"outcome":"applied","revision":3,"term":1}
+            200 {"appends":[{"base_offset":0,"outcome":"duplicate","partition":0,"topic":"alerts"}],"complete":true,"index":10,"outcome":"applied","revision":3,"term":1}
+            200 {"appends":[{"code":"BT0306","expected":4,"outcome":"gap","partition":0,"topic":"alerts"}],"complete":false,"index":11,"outcome":"applied","revision":4,"term":1}
+            400 {"code":"BT0601","hint":"linearizable or serializable","message":"consistency=\"stale\" is not known"}
+        "#]],
+    )
+    .await;
+    let appended: Vec<String> =
+        testing::records(&edge.local, "alerts").await.iter().map(|(_, r)| testing::text(r.value.as_ref())).collect();
+    assert_eq!(appended, ["x", "v", "-"]);
+}
+
+#[tokio::test]
+async fn entries_that_cannot_be_read_are_refused_with_what_would_be_right() {
+    let edge = Edge::new();
+    let bodies = [
+        "",
+        "{}",
+        r#"{"put":[]}"#,
+        r#"{"request_id":1,"puts":[{"key":"a","value":"1"}]}"#,
+        r#"{"puts":[{"key":"a"}]}"#,
+        r#"{"puts":[{"key":"","value":"1"}]}"#,
+        r#"{"puts":[{"key":"a","key_base64":"YQ==","value":"1"}]}"#,
+        r#"{"puts":[{"key":"a","value_base64":"?"}]}"#,
+        r#"{"guards":[{"key":"a"}]}"#,
+        r#"{"guards":[{"key":"a","version":1,"mod_revision":1}]}"#,
+        r#"{"guards":[{"version":1}]}"#,
+        r#"{"leases":[{"grant":7}]}"#,
+        r#"{"appends":[{"topic":"alerts","records":[{}]}]}"#,
+        r#"{"appends":[{"topic":"alerts","partition":7,"records":[{}]}]}"#,
+        r#"{"appends":[{"topic":"alerts","partition":0,"records":[]}]}"#,
+        r#"{"appends":[{"topic":"nowhere","records":[{}]}]}"#,
+        r#"{"timers":[{"set":"t","key":"a","value":"1"}]}"#,
+        r#"{"cursors":[{"group":"g","topic":"alerts","partition":0,"offset":-1}]}"#,
+    ];
+    let requests: Vec<(&str, &str, &str, &str)> =
+        bodies.iter().map(|body| ("POST", "/v1/entries", "application/json", *body)).collect();
+    edge.check(&requests, expect![[r#"
+        400 {"code":"BT0601","hint":"send {\"guards\":[{\"key\":\"a\",\"mod_revision\":0}],\"puts\":[{\"key\":\"a\",\"value\":\"1\"}]}","message":"the body is not an entry: EOF while parsing a value at line 1 column 0"}
+        400 {"code":"BT0601","hint":"give it puts, deletes, appends, cursors, leases or timers","message":"the entry asks for nothing"}
+        400 {"code":"BT0601","hint":"send {\"guards\":[{\"key\":\"a\",\"mod_revision\":0}],\"puts\":[{\"key\":\"a\",\"value\":\"1\"}]}","message":"the body is not an entry: unknown field `put`, expected one of `guards`, `leases`, `puts`, `deletes`, `state`, `appends`, `cursors`, `timers` at line 1 column 6"}
+        400 {"code":"BT0601","hint":"send {\"guards\":[{\"key\":\"a\",\"mod_revision\":0}],\"puts\":[{\"key\":\"a\",\"value\":\"1\"}]}","message":"the body is not an entry: unknown field `request_id`, expected one of `guards`, `leases`, `puts`, `deletes`, `state`, `appends`, `cursors`, `timers` at line 1 column 13"}
+        400 {"code":"BT0601","hint":null,"message":"puts[0]: \"value\" is missing"}
+        400 {"code":"BT0601","hint":null,"message":"puts[0]: a key is empty"}
+        400 {"code":"BT0601","hint":null,"message":"puts[0]: both \"key\" and \"key_base64\" are given"}
+        400 {"code":"BT0601","hint":"standard alphabet, with padding","message":"puts[0]: \"value_base64\" is not base64: Invalid symbol 63, offset 0."}
+        400 {"code":"BT0601","hint":"mod_revision, create_revision, version or value of a key; lease_alive; cursor; log_end","message":"guards[0]: a guard asks one thing, this one asks 0"}
+        400 {"code":"BT0601","hint":"mod_revision, create_revision, version or value of a key; lease_alive; cursor; log_end","message":"guards[0]: a guard asks one thing, this one asks 2"}
+        400 {"code":"BT0601","hint":null,"message":"guards[0]: \"key\" is missing"}
+        400 {"code":"BT0601","hint":null,"message":"leases[0]: a grant needs \"ttl_ms\" above 0"}
+        400 {"code":"BT0601","hint":"name one with \"partition\"","message":"appends[0]: topic \"alerts\" has 2 partitions"}
+        404 {"code":"BT0602","hint":null,"message":"appends[0]: topic \"alerts\" has no partition 7"}
+        400 {"code":"BT0601","hint":null,"message":"appends[0]: \"records\" is empty"}
+        404 {"code":"BT0301","hint":"create it first: buttress topic create nowhere --partitions 8","message":"appends[0]: there is no topic \"nowhere\""}
+        400 {"code":"BT0601","hint":null,"message":"timers[0]: a timer has either \"due_ms\" or \"after_ms\""}
+        400 {"code":"BT0601","hint":null,"message":"cursors[0]: offset -1 is negative"}
+    "#]]).await;
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_is_told_apart_from_none() {
+    let edge = Edge::new();
+    let mut out = String::new();
+    for fault in [
+        Fault::Unanswered(Error::new(Code::TIMEOUT, "no commit in time")),
+        Fault::Lost(Error::new(Code::NO_LEADER, "no leader is known")),
+        Fault::Lost(Error::new(Code::OVERLOADED, "too much")),
+    ] {
+        edge.local.fail_next(fault);
+        out.push_str(&edge.call(request("POST", "/v1/entries", "", br#"{"puts":[{"key":"a","value":"1"}]}"#)).await);
+    }
+    expect![[r#"
+        504 retry-after: 1 {"code":"BT0102","hint":null,"message":"no commit in time","outcome":"unknown"}
+        503 retry-after: 1 {"code":"BT0101","hint":null,"message":"no leader is known","outcome":"none"}
+        503 retry-after: 1 {"code":"BT0106","hint":null,"message":"too much","outcome":"none"}
+    "#]]
+    .assert_eq(&out);
+}
+
+#[tokio::test]
+async fn keys_come_in_pages_of_one_revision() {
+    let edge = Edge::new();
+    let puts: Vec<String> = (0..40).map(|n| format!(r#"{{"key":"p/{n:02}","value":"{n}"}}"#)).collect();
+    edge.call(request("POST", "/v1/entries", "", format!(r#"{{"puts":[{}]}}"#, puts.join(",")).as_bytes())).await;
+    let mut start = String::new();
+    let mut seen = Vec::new();
+    loop {
+        let path = format!("/v1/keys?prefix=p/&limit=17&revision=2&start={start}");
+        let response = edge.http.route(request("GET", &path, "", b"")).await.expect("ours");
+        let page: serde_json::Value = serde_json::from_slice(response.body()).expect("JSON");
+        seen.extend(
+            page["keys"].as_array().expect("keys").iter().map(|key| key["key"].as_str().expect("text").to_owned()),
+        );
+        // What happens between the pages is not in them.
+        edge.call(request("POST", "/v1/entries", "", br#"{"deletes":["p/39"]}"#)).await;
+        assert_eq!(page["revision"], 2);
+        if page["more"] == false {
+            break;
+        }
+        start = format!("p/{}", seen.len());
+        assert_eq!(page["next"].as_str().expect("text").trim_end_matches('\0'), seen.last().expect("a page"));
+    }
+    assert_eq!(seen, (0..40).map(|n| format!("p/{n:02}")).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_large_answer_stops_at_its_limit_of_bytes() {
+    let edge = Edge::new();
+    let value = "x".repeat(1_000_000);
+    for n in 0..7 {
+        let body = format!(r#"{{"puts":[{{"key":"big/{n}","value":"{value}"}}]}}"#);
+        edge.call(request("POST", "/v1/entries", "", body.as_bytes())).await;
+    }
+    let response = edge.http.route(request("GET", "/v1/keys?prefix=big/", "", b"")).await.expect("ours");
+    let page: serde_json::Value = serde_json::from_slice(response.body()).expect("JSON");
+    assert_eq!((page["keys"].as_array().expect("keys").len(), page["more"].as_bool()), (5, Some(true)));
+    assert_eq!(page["next"], "big/5");
+}
+
+#[tokio::test]
+async fn a_watch_gives_each_revision_as_a_line() {
+    use futures::StreamExt as _;
+    let edge = Edge::new();
+    edge.call(request(
+        "POST",
+        "/v1/entries",
+        "",
+        br#"{"puts":[{"key":"w/1","value":"a"},{"key":"w/2","value":"b"},{"key":"x","value":"c"}]}"#,
+    ))
+    .await;
+    let watched = edge.http.watch(&request("GET", "/v1/watch?prefix=w/&from=1", "", b"")).await.expect("ours");
+    let mut lines = std::pin::pin!(watched.unwrap_or_else(|_| panic!("a watch of what is there")));
+    let mut out = String::from_utf8(lines.next().await.expect("a line").to_vec()).expect("text");
+    edge.call(request(
+        "POST",
+        "/v1/entries",
+        "",
+        br#"{"deletes":["w/1"],"puts":[{"key":"w/3","value_base64":"/w=="}]}"#,
+    ))
+    .await;
+    edge.call(request("POST", "/v1/entries", "", br#"{"puts":[{"key":"y","value":"not watched"}]}"#)).await;
+    out.push_str(std::str::from_utf8(&lines.next().await.expect("a line")).expect("text"));
+    expect![[r#"
+        {"events":[{"key":"w/1","type":"put","value":"a"},{"key":"w/2","type":"put","value":"b"}],"revision":2}
+        {"events":[{"key":"w/3","type":"put","value_base64":"/w=="},{"key":"w/1","type":"delete"}],"revision":3}
+    "#]]
+    .assert_eq(&out);
+    edge.local.stop();
+    assert!(lines.next().await.is_none());
+    let refused = edge.http.watch(&request("GET", "/v1/watch?prefix=w/&from=0", "", b"")).await.expect("ours");
+    assert_eq!(refused.err().expect("no revision").status(), 400);
+    assert!(edge.http.watch(&request("POST", "/v1/watch", "", b"")).await.is_none());
+    assert_eq!(edge.call(request("POST", "/v1/watch", "", b"")).await.split(' ').next(), Some("405"));
+}

@@ -18,7 +18,7 @@
 
 mod lane;
 mod partition;
-mod sequence;
+pub(crate) mod sequence;
 
 #[cfg(test)]
 mod tests;
@@ -503,7 +503,11 @@ impl Ingest {
             AppendOutcome::Gap { expected } => {
                 self.counters.gaps.fetch_add(1, Relaxed);
                 let (name, s) = device();
-                let message = format!("sequence number {} of {name:?} skips ahead, expected {expected}", s.number);
+                let message = if s.number < *expected {
+                    format!("sequence number {} of {name:?} was overtaken, expected {expected}", s.number)
+                } else {
+                    format!("sequence number {} of {name:?} skips ahead, expected {expected}", s.number)
+                };
                 let hint = format!("resend from {expected}, or raise the record's \"epoch\" to start anew");
                 Err(Error::new(Code::SEQUENCE_GAP, message).hint(hint))
             }

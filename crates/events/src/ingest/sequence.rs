@@ -12,7 +12,7 @@ use serde::{
 };
 
 /// What a device's name is prefixed with in [`Sequence::producer`].
-pub(super) const DEVICE_PREFIX: &str = "device:";
+pub(crate) const DEVICE_PREFIX: &str = "device:";
 /// Longest device name: as long as a topic's name may be, rounded up. A partition remembers up to a million of them.
 pub const DEVICE_NAME_BYTES_MAX: usize = 256;
 /// The optional field with the device's epoch.

@@ -19,9 +19,10 @@ use tokio::{
 };
 
 use super::{
-    Broker, PRODUCES_IN_FLIGHT_MAX, api_versions, coordinator, fetch,
+    Broker, PRODUCES_IN_FLIGHT_MAX, Peer, api_versions, cluster, configs, epochs, fetch, find_coordinator,
     frame::{Frame, FrameError, FrameReader},
-    list_offsets, metadata, produce, producer_id, stopped, topics,
+    groups::{admin, membership, offsets},
+    list_offsets, metadata, produce, producer_id, records, sasl, stopped, topics,
 };
 
 /// What a request is answered with.
@@ -67,6 +68,7 @@ pub(super) async fn run(broker: Arc<Broker>, socket: TcpStream, peer: SocketAddr
         output,
         produces: FuturesOrdered::new(),
         broker: broker.clone(),
+        host: peer.ip(),
     };
     let ended = connection.serve(shutdown).await;
     let failed = ended.as_ref().is_err_and(|close| !close.is_quiet());
@@ -84,6 +86,7 @@ struct Connection {
     output: OwnedWriteHalf,
     /// Produce requests that are in the log, in the order in which they came.
     produces: Produces,
+    host: std::net::IpAddr,
 }
 
 impl Connection {
@@ -130,7 +133,7 @@ impl Connection {
         let reply = tokio::select! {
             biased;
             () = stopped(shutdown) => return Ok(()),
-            reply = answer(&broker, header, request) => reply,
+            reply = answer(&broker, self.host, header, request) => reply,
         };
         drop(room);
         self.write(reply).await
@@ -199,7 +202,7 @@ impl Connection {
 }
 
 /// Answers every request but Produce.
-async fn answer(broker: &Broker, header: RequestHeader, request: Request) -> Vec<Bytes> {
+async fn answer(broker: &Broker, host: std::net::IpAddr, header: RequestHeader, request: Request) -> Vec<Bytes> {
     fn encode<B: Body>(header: &RequestHeader, body: &B) -> Vec<Bytes> {
         kafka::encode_response(header.version, header.correlation_id, body)
     }
@@ -209,7 +212,22 @@ async fn answer(broker: &Broker, header: RequestHeader, request: Request) -> Vec
         Request::Fetch(request) => encode(&header, &fetch::handle(broker, request).await),
         Request::ListOffsets(request) => encode(&header, &list_offsets::handle(broker, request).await),
         Request::Metadata(request) => encode(&header, &metadata::handle(broker, version, request).await),
-        Request::FindCoordinator(request) => encode(&header, &coordinator::handle(broker, version, request)),
+        Request::FindCoordinator(request) => encode(&header, &find_coordinator::handle(broker, version, request)),
+        Request::JoinGroup(request) => {
+            let peer = Peer { host, client_id: header.client_id.as_deref().unwrap_or_default() };
+            encode(&header, &membership::join(broker, version, &peer, request).await)
+        }
+        Request::SyncGroup(request) => encode(&header, &membership::sync(broker, request).await),
+        Request::Heartbeat(request) => encode(&header, &membership::heartbeat(broker, request).await),
+        Request::LeaveGroup(request) => encode(&header, &membership::leave(broker, version, request).await),
+        Request::OffsetCommit(request) => encode(&header, &offsets::commit(broker, request).await),
+        Request::OffsetFetch(request) => encode(&header, &offsets::fetch(broker, version, request).await),
+        Request::OffsetDelete(request) => encode(&header, &offsets::delete(broker, request).await),
+        Request::ListGroups(request) => encode(&header, &admin::list(broker, request).await),
+        Request::DescribeGroups(request) => encode(&header, &admin::describe(broker, version, request).await),
+        Request::DeleteGroups(request) => encode(&header, &admin::delete(broker, request).await),
+        Request::SaslHandshake(_) => encode(&header, &sasl::handshake(broker)),
+        Request::SaslAuthenticate(_) => encode(&header, &sasl::authenticate(broker)),
         Request::ApiVersions(request) => {
             tracing::debug!(
                 client = header.client_id.as_deref().unwrap_or_default(),
@@ -221,6 +239,15 @@ async fn answer(broker: &Broker, header: RequestHeader, request: Request) -> Vec
         }
         Request::CreateTopics(request) => encode(&header, &topics::handle_create(broker, request).await),
         Request::DeleteTopics(request) => encode(&header, &topics::handle_delete(broker, request).await),
+        Request::CreatePartitions(request) => encode(&header, &topics::handle_create_partitions(broker, request).await),
+        Request::DeleteRecords(request) => encode(&header, &records::handle(broker, request).await),
+        Request::OffsetForLeaderEpoch(request) => encode(&header, &epochs::handle(broker, request).await),
+        Request::DescribeConfigs(request) => encode(&header, &configs::handle_describe(broker, request)),
+        Request::AlterConfigs(request) => encode(&header, &configs::handle_alter(broker, request).await),
+        Request::IncrementalAlterConfigs(request) => {
+            encode(&header, &configs::handle_incremental(broker, request).await)
+        }
+        Request::DescribeCluster(request) => encode(&header, &cluster::handle(broker, &request)),
         Request::InitProducerId(request) => encode(&header, &producer_id::handle(broker, request).await),
     }
 }

@@ -6,26 +6,36 @@
 //! otherwise opaque; a Produce of several partitions becomes one entry where it fits.
 //!
 //! Who answers what: every partition is led by the cluster's leader, so a follower answers Produce, Fetch and
-//! ListOffsets with NOT_LEADER_OR_FOLLOWER and names the leader where the version can. Everything else is answered by
-//! any node: the ledger brings proposals to the leader by itself.
+//! ListOffsets with NOT_LEADER_OR_FOLLOWER and names the leader where the version can. The leader coordinates groups as well,
+//! so a follower answers what is asked of a group with NOT_COORDINATOR. Everything else is answered by any node: the ledger
+//! brings proposals to the leader by itself.
 //!
 //! Idempotence: a producer id is drawn from a counter in the key space, guarded by compare-and-swap, and a batch's
 //! producer id, epoch and base sequence become the append's [`Sequence`](buttress_core::Sequence). So the log itself
-//! refuses repetitions and gaps, and a failover forgets nothing. Transactions and consumer groups are not served.
+//! refuses repetitions and gaps, and a failover forgets nothing. Transactions are not served.
+//!
+//! Consumer groups: see [`groups`].
 //!
 //! This module never buffers acknowledged data and never acknowledges what the ledger has not.
 
 mod api_versions;
+mod cluster;
+mod configs;
 mod connection;
-mod coordinator;
 mod counters;
+mod epochs;
 mod error;
 mod fetch;
+mod find_coordinator;
 mod frame;
+pub mod fuzz;
+mod groups;
 mod list_offsets;
 mod metadata;
 mod produce;
 mod producer_id;
+mod records;
+mod sasl;
 mod topics;
 
 use std::{
@@ -90,6 +100,9 @@ pub struct Options {
     /// Batches that claim to come from further ahead than this are refused, because they would stand in the way of
     /// retention. Kafka's `message.timestamp.after.max.ms`.
     pub timestamp_ahead_max: Duration,
+    /// How long a group without members waits for more of them when the first has come. Kafka's
+    /// `group.initial.rebalance.delay.ms`.
+    pub group_initial_rebalance_delay: Duration,
     /// How long running requests may take to finish when the node stops.
     pub shutdown_grace: Duration,
 }
@@ -105,6 +118,7 @@ impl Default for Options {
             default_partitions: 1,
             default_settings: TopicSettings { retention_ms: Some(7 * 24 * 3_600 * 1_000), ..TopicSettings::default() },
             timestamp_ahead_max: Duration::from_secs(3_600),
+            group_initial_rebalance_delay: Duration::from_secs(3),
             shutdown_grace: Duration::from_secs(2),
         }
     }
@@ -131,6 +145,13 @@ pub(crate) struct Broker {
     producer_ids: producer_id::ProducerIds,
     frame_room: Arc<Semaphore>,
     topic_names: Mutex<BTreeMap<Uuid, String>>,
+    groups: groups::coordinator::Coordinator,
+}
+
+/// Who sends a request.
+struct Peer<'a> {
+    host: std::net::IpAddr,
+    client_id: &'a str,
 }
 
 /// Serves the Kafka protocol on `listener` until `shutdown` turns true; then running requests may finish.
@@ -141,6 +162,14 @@ pub async fn serve(listener: TcpListener, deps: Deps) {
     let Deps { ledger, stream, cluster, options, counters, mut shutdown } = deps;
     assert!(options.message_bytes_max <= RECORD_BATCH_BYTES_MAX, "message_bytes_max fits the log");
     assert!((1..=PARTITIONS_PER_TOPIC_MAX).contains(&options.default_partitions), "default_partitions fits the log");
+    let group_deps = groups::coordinator::Deps {
+        ledger: ledger.clone(),
+        stream: stream.clone(),
+        cluster: cluster.clone(),
+        initial_delay: options.group_initial_rebalance_delay,
+    };
+    let (groups, coordinate) = groups::coordinator::new(group_deps, shutdown.clone());
+    let coordinate = tokio::spawn(coordinate);
     let broker = Arc::new(Broker {
         ledger,
         stream,
@@ -150,6 +179,7 @@ pub async fn serve(listener: TcpListener, deps: Deps) {
         producer_ids: producer_id::ProducerIds::default(),
         frame_room: Arc::new(Semaphore::new(FRAME_BYTES_IN_FLIGHT_MAX)),
         topic_names: Mutex::default(),
+        groups,
     });
     let mut connections = JoinSet::new();
     let for_connections = shutdown.clone();
@@ -173,6 +203,10 @@ pub async fn serve(listener: TcpListener, deps: Deps) {
     let finished = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(grace, finished).await.is_err() {
         tracing::warn!(connections = connections.len(), "kafka: connections are cut because they did not finish");
+    }
+    // It has seen the same signal.
+    if let Err(error) = coordinate.await {
+        tracing::error!(%error, "kafka: the coordinator of groups has failed");
     }
 }
 
@@ -262,7 +296,12 @@ impl Broker {
     }
 }
 
-/// A UUID of version 4 for a new topic.
+/// A new UUID as text, for a member's id.
+fn random_uuid() -> String {
+    format!("{:?}", Uuid(new_topic_id()))
+}
+
+/// A UUID of version 4.
 fn new_topic_id() -> [u8; 16] {
     let mut id = [0; 16];
     getrandom::fill(&mut id).expect("the operating system gives random bytes");

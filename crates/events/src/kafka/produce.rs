@@ -138,11 +138,14 @@ fn refuse(view: &ClusterView, version: i16, request: &ProduceRequest) -> Option<
 fn admit(broker: &Broker, topic: &TopicView, sent: ProducePartition) -> Result<Append, Fault> {
     let log = partition(topic, sent.index).ok_or(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION)?.log;
     let set = sent.records.concat();
-    let limit = broker.options.message_bytes_max;
+    let (limit, whose) = match topic.settings.batch_bytes_max {
+        Some(limit) => (limit as usize, "the topic's max.message.bytes"),
+        None => (broker.options.message_bytes_max, "message_bytes_max"),
+    };
     if set.len() > limit {
         return Err(Fault::new(
             ErrorCode::MESSAGE_TOO_LARGE,
-            format!("the batch is {} bytes, more than message_bytes_max of {limit}", set.len()),
+            format!("the batch is {} bytes, more than {whose} of {limit}", set.len()),
         ));
     }
     let mut batches = records::split_batches(set)?;

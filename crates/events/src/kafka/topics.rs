@@ -1,44 +1,31 @@
-//! CreateTopics and DeleteTopics: one entry per topic, because each is answered on its own, proposed together.
+//! CreateTopics, CreatePartitions and DeleteTopics: one entry per topic, because each is answered on its own, proposed
+//! together.
 //!
 //! Every topic is replicated to every voter, so a replication factor is accepted up to the number of members and means
-//! that number; assignments give the number of partitions and are otherwise not followed. A configuration that is not
-//! known here is refused rather than ignored.
+//! that number; assignments give the number of partitions and are otherwise not followed.
 
 use std::collections::BTreeMap;
 
 use buttress_core::{
-    Entry, TopicChange,
+    Code, Entry, TopicChange,
     entry::TopicSettings,
     ledger::{ClusterView, TopicView},
     limits::{PARTITIONS_PER_TOPIC_MAX, TOPIC_NAME_BYTES_MAX},
 };
 use buttress_wire::kafka::{
     Api, ErrorCode, Uuid,
-    create_topics::{
-        CreatableTopic, CreatableTopicConfig, CreatableTopicConfigs, CreatableTopicResult, CreateTopicsRequest,
-        CreateTopicsResponse,
+    create_partitions::{
+        CreatePartitionsRequest, CreatePartitionsResponse, CreatePartitionsTopic, CreatePartitionsTopicResult,
     },
+    create_topics::{CreatableTopic, CreatableTopicResult, CreateTopicsRequest, CreateTopicsResponse},
     delete_topics::{DeletableTopicResult, DeleteTopicState, DeleteTopicsRequest, DeleteTopicsResponse},
 };
 use futures::{StreamExt, stream};
 
-use super::{Broker, broker_id, error::Fault, new_topic_id};
+use super::{Broker, broker_id, configs, error::Fault, new_topic_id};
 
 /// Proposals of one request that are in the log at the same time.
 const PROPOSALS_IN_FLIGHT_MAX: usize = 16;
-/// Names the fields that deduplicate JSON records: `machine,seq`.
-const SEQUENCE_FIELDS: &str = "buttress.sequence.fields";
-/// Kafka's configurations of which we serve exactly one value.
-const FIXED: &[(&str, &str)] = &[
-    ("cleanup.policy", "delete"),
-    ("compression.type", "producer"),
-    ("message.timestamp.type", "CreateTime"),
-    ("unclean.leader.election.enable", "false"),
-];
-/// Where a configuration's value comes from, on the wire.
-const SOURCE_TOPIC: i8 = 1;
-const SOURCE_DEFAULT: i8 = 5;
-
 /// Kafka's rule: 1 to 249 of `[a-zA-Z0-9._-]`, neither `.` nor `..`.
 pub(super) fn is_valid_name(name: &str) -> bool {
     (1..=TOPIC_NAME_BYTES_MAX).contains(&name.len())
@@ -105,7 +92,14 @@ async fn create_one(
         return Err(Fault::new(ErrorCode::TOPIC_ALREADY_EXISTS, format!("the topic {:?} exists", topic.name)));
     }
     let partitions = partitions(broker, view, topic)?;
-    let settings = settings(&broker.options.default_settings, &topic.configs)?;
+    let mut settings = broker.options.default_settings.clone();
+    for config in &topic.configs {
+        if config.value.is_none() {
+            let text = format!("{} is null, a value is needed", config.name);
+            return Err(Fault::new(ErrorCode::INVALID_CONFIG, text));
+        }
+        configs::set(&broker.options, view, &mut settings, &config.name, config.value.as_deref())?;
+    }
     let id = match validate_only {
         true => Uuid::default(),
         false => create(broker, &topic.name, partitions, settings.clone()).await?,
@@ -115,7 +109,7 @@ async fn create_one(
         topic_id: id,
         num_partitions: partitions as i32,
         replication_factor: view.members.len() as i16,
-        configs: Some(describe(&settings, &topic.configs)),
+        configs: Some(configs::describe_created(&broker.options, &settings)),
         ..CreatableTopicResult::default()
     })
 }
@@ -158,61 +152,77 @@ fn partitions(broker: &Broker, view: &ClusterView, topic: &CreatableTopic) -> Re
     Ok(partitions)
 }
 
-fn settings(defaults: &TopicSettings, configs: &[CreatableTopicConfig]) -> Result<TopicSettings, Fault> {
-    let mut settings = defaults.clone();
-    for config in configs {
-        let invalid = |right: &str| {
-            let text = format!("{} is {:?}, {right}", config.name, config.value.as_deref().unwrap_or("null"));
-            Fault::new(ErrorCode::INVALID_CONFIG, text)
-        };
-        let value = config.value.as_deref().ok_or_else(|| invalid("a value is needed"))?;
-        // Kafka's −1 is "without limit".
-        let limit = || match value.trim().parse::<i64>() {
-            Ok(-1) => Ok(None),
-            Ok(limit) if limit >= 0 => Ok(Some(limit as u64)),
-            _ => Err(invalid("not a number from -1 on")),
-        };
-        match config.name.as_str() {
-            "retention.ms" => settings.retention_ms = limit()?,
-            "retention.bytes" => settings.retention_bytes = limit()?,
-            SEQUENCE_FIELDS => {
-                let fields = value.split_once(',').map(|(a, b)| (a.trim().to_owned(), b.trim().to_owned()));
-                let fields = fields.filter(|(a, b)| !a.is_empty() && !b.is_empty() && a.len() + b.len() <= 256);
-                settings.sequence_fields =
-                    Some(fields.ok_or_else(|| invalid("not two field names, as in machine,seq"))?);
-            }
-            name => match FIXED.iter().find(|(known, _)| *known == name) {
-                Some((_, only)) if *only == value => {}
-                Some((_, only)) => return Err(invalid(&format!("only {only:?} is served"))),
-                None => {
-                    let known: Vec<_> = ["retention.ms", "retention.bytes", SEQUENCE_FIELDS]
-                        .into_iter()
-                        .chain(FIXED.iter().map(|(name, _)| *name))
-                        .collect();
-                    let text = format!("there is no configuration {name:?} here; known are {}", known.join(", "));
-                    return Err(Fault::new(ErrorCode::INVALID_CONFIG, text));
-                }
-            },
-        }
+pub(super) async fn handle_create_partitions(
+    broker: &Broker,
+    request: CreatePartitionsRequest,
+) -> CreatePartitionsResponse {
+    let view = broker.cluster.view();
+    let mut names: BTreeMap<String, usize> = BTreeMap::new();
+    for topic in &request.topics {
+        *names.entry(topic.name.clone()).or_default() += 1;
     }
-    Ok(settings)
+    let validate_only = request.validate_only;
+    let one = |topic: CreatePartitionsTopic| {
+        let repeated = names[&topic.name] > 1;
+        let view = &view;
+        async move {
+            let result = match repeated {
+                true => Err(Fault::new(ErrorCode::INVALID_REQUEST, "the request names the topic more than once")),
+                false => extend_one(broker, view, &topic, validate_only).await,
+            };
+            let mut answer = CreatePartitionsTopicResult { name: topic.name, ..CreatePartitionsTopicResult::default() };
+            if let Err(fault) = result {
+                broker.counters.error(&Api::CREATE_PARTITIONS);
+                (answer.error_code, answer.error_message) = (fault.code, fault.message);
+            }
+            answer
+        }
+    };
+    let results = stream::iter(request.topics).map(one).buffered(PROPOSALS_IN_FLIGHT_MAX).collect().await;
+    CreatePartitionsResponse { throttle_time_ms: 0, results }
 }
 
-/// The topic's configurations as they are in force.
-fn describe(settings: &TopicSettings, asked: &[CreatableTopicConfig]) -> Vec<CreatableTopicConfigs> {
-    let limit = |limit: Option<u64>| limit.map_or("-1".to_owned(), |l| l.to_string());
-    let mut values =
-        vec![("retention.ms", limit(settings.retention_ms)), ("retention.bytes", limit(settings.retention_bytes))];
-    values.extend(settings.sequence_fields.iter().map(|(a, b)| (SEQUENCE_FIELDS, format!("{a},{b}"))));
-    values.extend(FIXED.iter().map(|(name, value)| (*name, (*value).to_owned())));
-    let config = |(name, value): (&str, String)| CreatableTopicConfigs {
-        name: name.to_owned(),
-        value: Some(value),
-        read_only: false,
-        config_source: if asked.iter().any(|c| c.name == name) { SOURCE_TOPIC } else { SOURCE_DEFAULT },
-        is_sensitive: false,
-    };
-    values.into_iter().map(config).collect()
+async fn extend_one(
+    broker: &Broker,
+    view: &ClusterView,
+    topic: &CreatePartitionsTopic,
+    validate_only: bool,
+) -> Result<(), Fault> {
+    let found = broker.stream.topic(&topic.name);
+    let unknown = || Fault::new(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION, format!("there is no topic {:?}", topic.name));
+    let present = found.ok_or_else(unknown)?.partitions.len();
+    let invalid = |text: String| Fault::new(ErrorCode::INVALID_PARTITIONS, text);
+    let wanted = usize::try_from(topic.count).unwrap_or(0);
+    if wanted <= present {
+        let text = format!("the topic has {present} partitions; {} would not be an increase", topic.count);
+        return Err(invalid(text));
+    }
+    if wanted > PARTITIONS_PER_TOPIC_MAX as usize {
+        return Err(invalid(format!("{wanted} partitions are more than the limit of {PARTITIONS_PER_TOPIC_MAX}")));
+    }
+    if let Some(assignments) = &topic.assignments {
+        let bad = |text: String| Fault::new(ErrorCode::INVALID_REPLICA_ASSIGNMENT, text);
+        if assignments.len() != wanted - present {
+            let text = format!("{} assignments for {} new partitions", assignments.len(), wanted - present);
+            return Err(bad(text));
+        }
+        let members: Vec<i32> = view.members.iter().map(|member| broker_id(member.id)).collect();
+        let strangers = |ids: &[i32]| ids.is_empty() || ids.iter().any(|id| !members.contains(id));
+        if assignments.iter().any(|a| strangers(&a.broker_ids)) {
+            let text = format!("a partition is assigned to no broker or to one that is not among {members:?}");
+            return Err(bad(text));
+        }
+    }
+    if validate_only {
+        return Ok(());
+    }
+    let change = TopicChange::Extend { name: topic.name.clone(), partitions: wanted as u32 };
+    let extended = broker.ledger.submit(Entry { topics: vec![change], ..Entry::default() }).await;
+    extended.map(drop).map_err(|error| match error.code() {
+        // Somebody else was faster, with as many partitions or more.
+        Code::TOPIC_INVALID => invalid(error.into_error().to_string()),
+        _ => error.into_error().into(),
+    })
 }
 
 pub(super) async fn handle_delete(broker: &Broker, request: DeleteTopicsRequest) -> DeleteTopicsResponse {

@@ -30,7 +30,7 @@ async fn api_versions() {
     let edge = Edge::start().await;
     let mut client = edge.client().await;
     let answer: ApiVersionsResponse = client.ask(0, &ApiVersionsRequest::default()).await;
-    expect!["0:0-13 1:4-12 2:1-10 3:0-13 10:0-6 18:0-4 19:2-7 20:1-6 22:0-5"].assert_eq(
+    expect!["0:0-13 1:4-12 2:1-10 3:0-13 8:2-9 9:1-9 10:0-6 11:0-9 12:0-4 13:0-5 14:0-5 15:0-6 16:0-5 17:0-1 18:0-4 19:2-7 20:1-6 21:0-2 22:0-5 23:2-4 32:1-4 33:0-2 36:0-2 37:0-3 42:0-2 44:0-1 47:0-0 60:0-2"].assert_eq(
         &answer
             .api_keys
             .iter()
@@ -545,7 +545,7 @@ async fn topics_are_created_and_deleted() {
         many INVALID_PARTITIONS -1×-1: num_partitions is 1025, not 1 to 1024
         replicas INVALID_REPLICATION_FACTOR -1×-1: replication_factor is 3, but the cluster has 1 members
         compact INVALID_CONFIG -1×-1: cleanup.policy is "compact", only "delete" is served
-        unknown INVALID_CONFIG -1×-1: there is no configuration "retention.hours" here; known are retention.ms, retention.bytes, buttress.sequence.fields, cleanup.policy, compression.type, message.timestamp.type, unclean.leader.election.enable
+        unknown INVALID_CONFIG -1×-1: there is no configuration "retention.hours" here; known are retention.ms, retention.bytes, max.message.bytes, buttress.sequence.fields, cleanup.policy, compression.gzip.level, compression.lz4.level, compression.type, compression.zstd.level, delete.retention.ms, file.delete.delay.ms, flush.messages, flush.ms, follower.replication.throttled.replicas, index.interval.bytes, leader.replication.throttled.replicas, local.retention.bytes, local.retention.ms, max.compaction.lag.ms, message.timestamp.after.max.ms, message.timestamp.before.max.ms, message.timestamp.type, min.cleanable.dirty.ratio, min.compaction.lag.ms, min.insync.replicas, preallocate, remote.copy.disable, remote.log.delete.on.disable, remote.storage.enable, segment.bytes, segment.index.bytes, segment.jitter.ms, segment.ms, unclean.leader.election.enable
         text INVALID_CONFIG -1×-1: retention.ms is "a week", not a number from -1 on
         one-field INVALID_CONFIG -1×-1: buttress.sequence.fields is "machine", not two field names, as in machine,seq"#]].assert_eq(&wet);
     let settings = |name| edge.local.with(|machine| machine.topic(name)).unwrap().settings;
@@ -562,7 +562,7 @@ async fn topics_are_created_and_deleted() {
     let configs = answer.topics[0].configs.as_ref().unwrap();
     let configs: Vec<_> =
         configs.iter().map(|c| format!("{}={}@{}", c.name, c.value.as_ref().unwrap(), c.config_source)).collect();
-    expect!["retention.ms=5@1 retention.bytes=-1@5 cleanup.policy=delete@5 compression.type=producer@5 message.timestamp.type=CreateTime@5 unclean.leader.election.enable=false@5"].assert_eq(&configs.join(" "));
+    expect!["cleanup.policy=delete@5 compression.gzip.level=-1@5 compression.lz4.level=9@5 compression.type=producer@5 compression.zstd.level=3@5 delete.retention.ms=86400000@5 file.delete.delay.ms=60000@5 flush.messages=9223372036854775807@5 flush.ms=9223372036854775807@5 follower.replication.throttled.replicas=@5 index.interval.bytes=4096@5 leader.replication.throttled.replicas=@5 local.retention.bytes=-2@5 local.retention.ms=-2@5 max.compaction.lag.ms=9223372036854775807@5 max.message.bytes=1048588@5 message.timestamp.after.max.ms=3600000@5 message.timestamp.before.max.ms=9223372036854775807@5 message.timestamp.type=CreateTime@5 min.cleanable.dirty.ratio=0.5@5 min.compaction.lag.ms=0@5 min.insync.replicas=1@5 preallocate=false@5 remote.copy.disable=false@5 remote.log.delete.on.disable=false@5 remote.storage.enable=false@5 retention.bytes=-1@5 retention.ms=5@1 segment.bytes=1073741824@5 segment.index.bytes=10485760@5 segment.jitter.ms=0@5 segment.ms=604800000@5 unclean.leader.election.enable=false@5"].assert_eq(&configs.join(" "));
     let id = answer.topics[0].topic_id;
 
     for version in 1..=5 {
@@ -583,14 +583,45 @@ async fn topics_are_created_and_deleted() {
 }
 
 #[tokio::test]
-async fn there_is_no_coordinator_and_the_answer_says_why() {
+async fn the_leader_coordinates_groups_and_nobody_transactions() {
     let edge = Edge::start().await;
     let mut client = edge.client().await;
     let ask = FindCoordinatorRequest { key: "g".into(), ..Default::default() };
-    let answer: FindCoordinatorResponse = client.ask(2, &ask).await;
-    expect![[r#"FindCoordinator { error_code: INVALID_REQUEST, error_message: Some("consumer groups are not served yet; assign partitions instead of subscribing"), node_id: -1, port: -1 }"#]].assert_eq(&text(&edge, &answer));
+    for version in 0..=3 {
+        let answer: FindCoordinatorResponse = client.ask(version, &ask).await;
+        assert_eq!((answer.error_code, answer.node_id, &answer.host[..]), (ErrorCode::NONE, 1, "127.0.0.1"));
+    }
+    let ask = FindCoordinatorRequest { coordinator_keys: vec!["g".into(), "h".into()], ..Default::default() };
+    for version in 4..=6 {
+        let answer: FindCoordinatorResponse = client.ask(version, &ask).await;
+        expect![[r#"FindCoordinator { coordinators: [Coordinator { key: "g", node_id: 1, host: "127.0.0.1", port: PORT }, Coordinator { key: "h", node_id: 1, host: "127.0.0.1", port: PORT }] }"#]].assert_eq(&text(&edge, &answer));
+    }
     let ask = FindCoordinatorRequest { key_type: 1, coordinator_keys: vec!["t".into()], ..Default::default() };
     let answer: FindCoordinatorResponse = client.ask(4, &ask).await;
     expect![[r#"FindCoordinator { coordinators: [Coordinator { key: "t", node_id: -1, port: -1, error_code: TRANSACTIONAL_ID_AUTHORIZATION_FAILED, error_message: Some("transactions are not served yet; produce without a transactional id") }] }"#]].assert_eq(&text(&edge, &answer));
+    let ask = FindCoordinatorRequest { key_type: 2, key: "share".into(), ..Default::default() };
+    let answer: FindCoordinatorResponse = client.ask(3, &ask).await;
+    assert_eq!(answer.error_code, ErrorCode::INVALID_REQUEST);
+    edge.local.elect(None);
+    let ask = FindCoordinatorRequest { key: "g".into(), ..Default::default() };
+    let answer: FindCoordinatorResponse = client.ask(2, &ask).await;
+    assert_eq!((answer.error_code, answer.node_id), (ErrorCode::COORDINATOR_NOT_AVAILABLE, -1));
+    edge.stop().await;
+}
+
+/// What librdkafka reads out of ApiVersions: without these it sends uncompressed (rdkafka_feature.c).
+#[tokio::test]
+async fn clients_see_that_every_codec_is_understood() {
+    let edge = Edge::start().await;
+    let answer: ApiVersionsResponse = edge.client().await.ask(0, &ApiVersionsRequest::default()).await;
+    let serves = |key, version| {
+        answer.api_keys.iter().any(|api| api.api_key == key && (api.min_version..=api.max_version).contains(&version))
+    };
+    // LZ4 hangs on FindCoordinator 0, ZSTD on Produce 7 and Fetch 10, and Produce 0 is looked for by all.
+    assert!(serves(10, 0) && serves(0, 7) && serves(1, 10) && serves(0, 0));
+    // Transactions, KIP-848 and share groups are not advertised, so clients refuse them by themselves.
+    for key in [24, 25, 26, 28, 68, 69, 76, 78] {
+        assert!(answer.api_keys.iter().all(|api| api.api_key != key), "{key}");
+    }
     edge.stop().await;
 }

@@ -13,11 +13,13 @@
 //! A leader takes a proposal only while its log and its store keep up. Beyond, its own entries stay unsent and those of
 //! others are refused, so a slow disk ends as `OVERLOADED` at the edges and never as a blocked task.
 
+mod members;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     future::Future,
     pin::Pin,
-    sync::{Arc, RwLock, atomic::Ordering},
+    sync::{Arc, Mutex, RwLock, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -29,20 +31,21 @@ use tokio::{
 };
 
 use buttress_consensus::{
-    Applied, Body, EntryKind, HardState, Input, LogEntry, Message, Outputs, Persist, ProposalError, Replica, Restored,
-    Role, SnapshotMeta,
+    Applied, Body, Input, LogEntry, Message, Outputs, Persist, ProposalError, Replica, Role, SnapshotMeta,
 };
 use buttress_core::{
     Code, Consistency, Entry, Error, Index, LogId, NodeId, Receipt, Refusal, RequestId, Revision, SubmitError, Term,
-    ledger::ClusterView,
-    limits::{ENTRY_BYTES_MAX, ENTRY_PARTS_MAX, REQUEST_RESULTS_PER_CLIENT_MAX},
+    ledger::{ClusterView, CursorView},
+    limits::{ENTRY_PARTS_MAX, REQUEST_RESULTS_PER_CLIENT_MAX},
 };
 use buttress_state::Effects;
 
+use members::{AskedBy, Group};
+
 use super::{
-    Config, Options,
+    Config, MemberDone, MemberRequest, Options,
     handle::{stopped, wall_clock},
-    shared::{Counters, Shared},
+    shared::{Counters, Inspection, LeaderSeen, Shared},
     snapshots,
 };
 use crate::{
@@ -55,7 +58,7 @@ pub(super) type Machine = buttress_state::Machine<DiskStore>;
 pub type Running = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
 /// The only shard so far; it holds the metadata and the key space.
-const SHARD: u32 = 0;
+pub(crate) const SHARD: u32 = 0;
 /// Commands that wait for the next turn.
 pub(super) const COMMANDS_MAX: usize = 4096;
 /// One turn takes at most this many events of a kind, so that ticks are never starved.
@@ -65,6 +68,8 @@ const TURN_EVENTS_MAX: usize = 2048;
 const WINDOW: u64 = (REQUEST_RESULTS_PER_CLIENT_MAX / 2) as u64;
 /// The pause after an entry was not taken because the leader is overloaded, doubled each time.
 const OVERLOAD_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(800));
+/// A peer whose proposal was not taken sends it again after a pause, so after two of the longest it will not.
+const REFUSED_FOR: Duration = Duration::from_millis(1600);
 /// The longest time between two attempts to send an entry to the same leader.
 const RESEND_MAX: Duration = Duration::from_secs(8);
 /// A leader takes no proposal while more bytes than this wait for its own fsync.
@@ -73,8 +78,32 @@ const WAL_QUEUE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 type AskFn = Box<dyn FnOnce(Result<&Machine, Error>) + Send>;
 
 pub(super) enum Command {
-    Submit { entry: Box<Entry>, reply: oneshot::Sender<Result<Receipt, SubmitError>>, room: OwnedSemaphorePermit },
-    Ask { consistency: Consistency, run: AskFn },
+    Submit {
+        entry: Box<Entry>,
+        reply: oneshot::Sender<Result<Receipt, SubmitError>>,
+        room: OwnedSemaphorePermit,
+    },
+    Ask {
+        consistency: Consistency,
+        run: AskFn,
+    },
+    Members {
+        request: MemberRequest,
+        reply: oneshot::Sender<Result<MemberDone, Error>>,
+    },
+    /// Answered when this node does not lead, or cannot help leading.
+    HandOver {
+        reply: oneshot::Sender<()>,
+    },
+    /// Answered when the last checkpoint is at this index, or behind it.
+    Checkpoint {
+        index: Index,
+        reply: oneshot::Sender<()>,
+    },
+    /// Where consensus and the store stand.
+    Inspect {
+        reply: oneshot::Sender<Inspection>,
+    },
     Stop,
 }
 
@@ -93,7 +122,7 @@ pub(super) enum Notice {
     /// A snapshot has come in whole; the message makes consensus judge it.
     SnapshotReceived {
         from: NodeId,
-        message: Message,
+        message: Box<Message>,
         received: ReceivedSnapshot,
         /// Answered when the replica has seen the message.
         taken: oneshot::Sender<()>,
@@ -109,8 +138,13 @@ enum Proposer {
         node: NodeId,
         number: u64,
     },
-    /// Expiry and retention; proposed again by a later tick if it fails.
+    /// Expiry, retention and sweeping; proposed again by a later tick if it fails.
     Clock,
+    /// A change of members, and what whoever asked for it is answered.
+    Change {
+        by: Option<AskedBy>,
+        done: MemberDone,
+    },
 }
 
 /// An entry of ours that was not sent anywhere yet.
@@ -187,6 +221,8 @@ pub(super) struct Core {
     proposed: HashMap<u64, Proposer>,
     /// Peers' proposals among these: one that is sent again meanwhile is not proposed again.
     from_peers: HashSet<(NodeId, u64)>,
+    /// Peers' proposals that were not taken for want of room and have not come again, and when that was.
+    refused: BTreeMap<(NodeId, u64), Instant>,
     /// Bytes that may still be proposed in this turn, once it was asked.
     headroom: Option<usize>,
     next_tag: u64,
@@ -196,6 +232,8 @@ pub(super) struct Core {
     leaderless_since: Option<Instant>,
     /// The tag of the expiry that is under way.
     expiry: Option<u64>,
+    /// The tag of the empty entry that goes on with what a compaction left to remove.
+    sweep: Option<u64>,
     retention_at: Instant,
     /// A checkpoint that consensus does not know of yet, because followers still want the log before it.
     checkpoint: Option<(Index, Term)>,
@@ -206,12 +244,18 @@ pub(super) struct Core {
     arriving: Option<Arrival>,
     /// Peers to whom frames were dropped since the last tick.
     dropped: BTreeSet<NodeId>,
+    group: Group,
+    /// The node was asked to stop, and does so at the latest then.
+    stopping: Option<Instant>,
+    /// Backups that wait for a checkpoint.
+    checkpoints_wanted: Vec<(Index, oneshot::Sender<()>)>,
 }
 
 impl Core {
     /// Opens the data directory and rebuilds the state of the last run.
     pub fn open(config: &Config, options: Options, peer_listener: TcpListener) -> Result<Self, Error> {
         config.validate()?;
+        crate::backup::refuse_unfinished(&config.data_dir)?;
         let (notify, notices) = mpsc::unbounded_channel();
         let identity = Identity { cluster_id: config.cluster_id.clone(), node: config.node };
         let store = {
@@ -234,7 +278,12 @@ impl Core {
                 "a torn tail of the log was left out"
             );
         }
-        let restored = restore(config, options.log_tail_bytes, &mut log, recovered.take(SHARD), &store)?;
+        let (index, term) = buttress_core::Store::applied(&store);
+        let stored = wal::Stored { index, term, meta: store.meta().clone() };
+        let founders = config.members.iter().map(|m| m.id);
+        let founders: Vec<NodeId> = if config.join { Vec::new() } else { founders.collect() };
+        let kept = recovered.take(SHARD);
+        let restored = wal::restore(&founders, options.log_tail_bytes, SHARD, &mut log, kept, &stored)?;
         let handle = store.handle();
         let reader = store.reader();
         let wal = {
@@ -258,8 +307,9 @@ impl Core {
         let replica = Replica::new(consensus, restored, machine)?;
         let peers = config.members.iter().filter(|m| m.id != config.node).map(|m| (m.id, m.peer.clone())).collect();
         let incoming = snapshots::receiver(handle.clone(), notify.clone())?;
+        let own = config.members.iter().find(|m| m.id == config.node && config.join).map(|m| m.peer.clone());
         let (transport, frames) =
-            Transport::start(config.cluster_id.clone(), config.node, peers, peer_listener, incoming);
+            Transport::start(config.cluster_id.clone(), config.node, own, peers, peer_listener, incoming);
         let view = ClusterView {
             cluster_id: config.cluster_id.clone(),
             node: config.node,
@@ -272,14 +322,18 @@ impl Core {
             logs: RwLock::default(),
             cursors: RwLock::default(),
             revision: watch::Sender::new(Revision(0)),
+            ring: Arc::default(),
             reader,
             counters: Counters::default(),
+            leaders: Mutex::default(),
             wal: wal.stats(),
             store: handle.clone(),
             transport: transport.counters(),
         };
         Ok(Self {
             config: config.clone(),
+            group: Group::new(&options),
+            stopping: None,
             options,
             replica,
             shared: Arc::new(shared),
@@ -300,18 +354,21 @@ impl Core {
             next_barrier: 0,
             proposed: HashMap::new(),
             from_peers: HashSet::new(),
+            refused: BTreeMap::new(),
             headroom: None,
             next_tag: 0,
             after_sync: VecDeque::new(),
             role: Role::default(),
             leaderless_since: Some(Instant::now()),
             expiry: None,
+            sweep: None,
             retention_at: Instant::now(),
             checkpoint: None,
             sending: BTreeMap::new(),
             arrivals: VecDeque::new(),
             arriving: None,
             dropped: BTreeSet::new(),
+            checkpoints_wanted: Vec::new(),
         })
     }
 
@@ -350,6 +407,7 @@ impl Core {
             }
         }
         self.barriers.clear();
+        self.checkpoints_wanted.clear();
         self.role.leader = None;
         self.publish_view();
     }
@@ -370,7 +428,7 @@ impl Core {
                 biased;
                 _ = ticks.tick() => {
                     inputs.push(Input::Tick);
-                    self.on_tick(&mut inputs);
+                    self.on_tick(&mut inputs)?;
                 }
                 Some(notice) = self.notices.recv() => self.on_notice(notice, &mut inputs)?,
                 got = self.frames.control.recv_many(&mut frames, TURN_EVENTS_MAX) => {
@@ -403,10 +461,9 @@ impl Core {
                 commands.push(command);
             }
             for event in frames.drain(..) {
-                self.on_transport(event, &mut inputs);
+                self.on_transport(event, &mut inputs)?;
             }
             let mut barrier = Vec::new();
-            let mut stop = false;
             for command in commands.drain(..) {
                 match command {
                     Command::Submit { entry, reply, room } => {
@@ -414,11 +471,15 @@ impl Core {
                     }
                     Command::Ask { consistency: Consistency::Serializable, run } => run(Ok(self.replica.machine())),
                     Command::Ask { consistency: Consistency::Linearizable, run } => barrier.push(run),
-                    Command::Stop => stop = true,
+                    Command::Members { request, reply } => self.take_request(request, reply, &mut inputs),
+                    Command::HandOver { reply } => self.hand_over(Some(reply), &mut inputs),
+                    Command::Stop => {
+                        self.stopping.get_or_insert(Instant::now() + self.options.stop_deadline);
+                        self.hand_over(None, &mut inputs);
+                    }
+                    Command::Checkpoint { index, reply } => self.checkpoints_wanted.push((index, reply)),
+                    Command::Inspect { reply } => drop(reply.send(self.inspect())),
                 }
-            }
-            if stop {
-                return Ok(());
             }
             self.send_unsent(&mut inputs);
             if !barrier.is_empty() {
@@ -430,6 +491,9 @@ impl Core {
             }
             more = self.step(&mut inputs, more)?;
             self.shared.counters.turns.fetch_add(1, Ordering::Relaxed);
+            if self.stopping.is_some_and(|deadline| self.may_stop(deadline)) {
+                return Ok(());
+            }
         }
     }
 
@@ -462,6 +526,8 @@ impl Core {
             if number - oldest >= WINDOW {
                 break;
             }
+            // REQUEST-1: state keeps this many results of ours, so that of an unanswered one is never forgotten.
+            assert!(number - oldest < REQUEST_RESULTS_PER_CLIENT_MAX as u64, "a result could be forgotten too early");
             if waiting.reply.is_closed() {
                 self.waiting.pop_front();
                 continue;
@@ -536,40 +602,57 @@ impl Core {
         }
     }
 
+    /// Whether a peer's proposal would overtake an earlier one of that peer that was not taken. It is not taken either until
+    /// that one comes again, or is long overdue because its submitter has given it up: a producer's first batch that comes
+    /// after its second would count as seen before, and be acknowledged without being there.
+    fn overtakes(&mut self, from: NodeId, number: u64) -> bool {
+        // Small: a peer has at most `WINDOW` entries under way, and what is overdue is dropped here.
+        self.refused.retain(|(peer, _), at| *peer != from || at.elapsed() < REFUSED_FOR);
+        self.refused.range((from, 0)..(from, number)).next().is_some()
+    }
+
     /// Whether this leader has room for a proposal, which then counts as made. Once it has none, it has none for the rest of
-    /// the turn, so that no smaller entry overtakes.
+    /// the turn, so that no smaller entry overtakes. However large, one entry is let in when none is under way.
     fn takes(&mut self, len: usize) -> bool {
-        let headroom = match self.headroom {
-            Some(headroom) => headroom,
+        let (headroom, alone) = match self.headroom {
+            Some(headroom) => (headroom, false),
             None => self.free_bytes(),
         };
         let left = headroom.checked_sub(len);
         self.headroom = Some(left.unwrap_or(0));
-        left.is_some()
+        left.is_some() || alone
     }
 
-    fn free_bytes(&self) -> usize {
+    /// Bytes that may be proposed, and whether nothing is under way.
+    fn free_bytes(&self) -> (usize, bool) {
         let store = self.replica.machine().store();
         // The store would block the task at its limit, heartbeats and all.
         let store_lags = store.pending_bytes() > self.options.store.pending_bytes_max / 4 * 3;
         if store_lags || self.log.queued_bytes() > WAL_QUEUE_BYTES_MAX {
-            return 0;
+            return (0, false);
         }
-        match self.replica.status().engine.uncommitted_bytes {
-            // However large, one entry is let in when none is under way.
-            0 => self.options.uncommitted_bytes_max.max(ENTRY_BYTES_MAX),
-            waiting => self.options.uncommitted_bytes_max.saturating_sub(waiting),
-        }
+        let waiting = self.replica.status().engine.uncommitted_bytes;
+        (self.options.uncommitted_bytes_max.saturating_sub(waiting), waiting == 0)
     }
 
-    fn on_transport(&mut self, event: transport::Event, inputs: &mut Vec<Input<Machine>>) {
+    fn on_transport(&mut self, event: transport::Event, inputs: &mut Vec<Input<Machine>>) -> Result<(), Error> {
         let (from, frame) = match event {
             transport::Event::Unreachable { peer } => {
                 inputs.push(Input::Unreachable { peer });
-                return;
+                return Ok(());
+            }
+            transport::Event::Guest { peer, address } => {
+                self.on_guest(peer, address);
+                return Ok(());
+            }
+            transport::Event::Told { peer, verdict } => return self.on_told(peer, verdict),
+            transport::Event::Sync { peer, us } => {
+                self.on_sync(peer, us);
+                return Ok(());
             }
             transport::Event::Frame { from, frame, room: _room } => (from, frame),
         };
+        self.on_heard(from);
         match frame {
             Frame::Raft(bytes) => match Message::decode(bytes) {
                 Ok(message) if message.snapshot().is_some() => {
@@ -581,12 +664,16 @@ impl Core {
             Frame::Propose { number, entry } => {
                 if self.role.is_leader && self.from_peers.contains(&(from, number)) {
                     // It was sent again while the first one is under way.
-                    return;
+                    return Ok(());
                 }
-                let overloaded = self.role.is_leader && !self.takes(entry.len());
+                let overloaded = self.role.is_leader && (self.overtakes(from, number) || !self.takes(entry.len()));
+                self.refused.remove(&(from, number));
+                if overloaded {
+                    self.refused.insert((from, number), Instant::now());
+                }
                 if overloaded || !self.role.is_leader {
                     self.transport.send(from, Lane::Control, Frame::NotTaken { number, overloaded });
-                    return;
+                    return Ok(());
                 }
                 match Entry::stamp(&entry, wall_clock()) {
                     Ok(data) => {
@@ -613,10 +700,13 @@ impl Core {
             Frame::SnapshotChunk(_) | Frame::SnapshotEnd(_) => {
                 tracing::warn!(peer = from.0, "a piece of a snapshot came over the wrong lane");
             }
+            Frame::Ask { number, request } => self.on_ask(from, number, request, inputs),
+            Frame::Answer { number, answer } => self.on_answer(from, number, answer),
         }
+        Ok(())
     }
 
-    fn on_tick(&mut self, inputs: &mut Vec<Input<Machine>>) {
+    fn on_tick(&mut self, inputs: &mut Vec<Input<Machine>>) -> Result<(), Error> {
         let now = Instant::now();
         inputs.extend(std::mem::take(&mut self.dropped).into_iter().map(|peer| Input::Unreachable { peer }));
         // Ours first: those given up, then those to be sent again, in their order.
@@ -665,7 +755,10 @@ impl Core {
         }
         self.tell_checkpoint(inputs);
         self.replica.machine_mut().store_mut().maybe_checkpoint(self.started.elapsed().as_millis() as u64);
+        self.tick_members(inputs)?;
+        self.checkpoint_for_backups();
         self.publish_view();
+        Ok(())
     }
 
     /// Why an entry was never sent.
@@ -677,7 +770,7 @@ impl Core {
         }
     }
 
-    /// Proposes what is due by the clock: leases and timers, and retention now and then.
+    /// Proposes what is due by the clock: leases and timers, retention now and then, and the rest of a compaction.
     fn propose_due(&mut self, inputs: &mut Vec<Input<Machine>>) {
         let now = wall_clock();
         let machine = self.replica.machine();
@@ -691,6 +784,11 @@ impl Core {
         if self.expiry.is_none() && machine.next_deadline().is_some_and(|due| due <= now) {
             let data = Entry { time: now, expire: true, ..Entry::default() }.encode();
             self.expiry = Some(self.propose(data, Proposer::Clock, inputs));
+        }
+        // Every entry removes a part of what a compaction has made invisible; where none comes by itself, this one does.
+        if self.sweep.is_none() && self.expiry.is_none() && self.replica.machine().keys().unswept() {
+            let data = Entry { time: now, ..Entry::default() }.encode();
+            self.sweep = Some(self.propose(data, Proposer::Clock, inputs));
         }
         if !trims.is_empty() {
             let data = Entry { time: now, topics: trims, ..Entry::default() }.encode();
@@ -720,6 +818,7 @@ impl Core {
             Notice::Checkpointed { index, term } => {
                 self.checkpoint = Some((index, term));
                 self.tell_checkpoint(inputs);
+                self.checkpoint_for_backups();
             }
             Notice::Failed(error) => return Err(error),
             Notice::SnapshotSent { to, result } => {
@@ -734,7 +833,7 @@ impl Core {
                 }
             }
             Notice::SnapshotReceived { from, message, received, taken } => {
-                self.arrivals.push_back(Arrival { from, message, received, taken });
+                self.arrivals.push_back(Arrival { from, message: *message, received, taken });
             }
         }
         Ok(())
@@ -748,14 +847,34 @@ impl Core {
         }
         self.sending.insert(to, None);
         self.shared.counters.snapshots_sent.fetch_add(1, Ordering::Relaxed);
-        let address = self.config.members.iter().find(|m| m.id == to).map(|m| m.peer.clone());
-        let hello = transport::Hello {
-            cluster_id: self.config.cluster_id.clone(),
-            from: self.config.node,
-            to,
-            lane: Lane::Snapshot,
-        };
-        snapshots::send(hello, address.unwrap_or_default(), message, self.store.clone(), self.notify.clone());
+        let address = self.transport.address_of(to).unwrap_or_default().to_owned();
+        let hello = self.transport.hello(to, Lane::Snapshot);
+        snapshots::send(hello, address, message, self.store.clone(), self.notify.clone());
+    }
+
+    fn inspect(&self) -> Inspection {
+        Inspection {
+            consensus: self.replica.status(),
+            store_pending_bytes: self.replica.machine().store().pending_bytes(),
+            waiting: self.waiting.len() + self.pending.len(),
+            sending_snapshots: self.sending.keys().copied().collect(),
+            up: self.started.elapsed(),
+        }
+    }
+
+    /// Lets backups go on whose checkpoint is there, and begins one for the others.
+    fn checkpoint_for_backups(&mut self) {
+        if self.checkpoints_wanted.is_empty() {
+            return;
+        }
+        let reached = self.store.stats().checkpoint_index.load(Ordering::SeqCst);
+        for (_, reply) in self.checkpoints_wanted.extract_if(.., |(index, _)| index.0 <= reached) {
+            let _ = reply.send(());
+        }
+        self.checkpoints_wanted.retain(|(_, reply)| !reply.is_closed());
+        if !self.checkpoints_wanted.is_empty() {
+            self.replica.machine_mut().store_mut().begin_checkpoint();
+        }
     }
 
     /// Lets consensus forget the log before the latest checkpoint, once the followers that can be reached have it. Without
@@ -795,9 +914,11 @@ impl Core {
         }
         self.on_applied(outputs.applied)?;
         if let Some((index, members)) = outputs.members {
-            let meta = SnapshotMeta { index, term: self.role.term, members }.encode();
+            let meta = SnapshotMeta { index, term: self.role.term, members: members.clone() }.encode();
             self.replica.machine_mut().store_mut().set_meta(meta);
+            self.on_members(members)?;
         }
+        self.finish_changes();
         for (tag, error) in outputs.failed {
             self.on_proposal_failed(tag, &error);
         }
@@ -853,6 +974,7 @@ impl Core {
             // The machine changes nothing any more from the entry on that it could not judge, so the last one tells.
             return Err(Error::new(Code::DISK, format!("the state cannot be read: {error}")));
         }
+        self.group.applied_term = last.term;
         self.shared.counters.applied_entries.fetch_add(applied.len() as u64, Ordering::Relaxed);
         // Everything that edges look at is moved before anybody is answered, so that whoever has a receipt sees its entry.
         let grown = if applied.iter().any(|applied| !applied.effects.topics.is_empty()) {
@@ -861,12 +983,18 @@ impl Core {
             self.move_shared(&applied)
         };
         self.shared.counters.applied_records.fetch_add(grown, Ordering::Relaxed);
-        let revision = self.replica.machine().revision();
+        let machine = self.replica.machine();
+        for applied in &applied {
+            self.shared.ring.push(&applied.effects.kvs, |key, at| machine.was(key, at));
+        }
+        let revision = machine.revision();
         self.shared.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
         self.publish_view();
         for Applied { tag, effects, .. } in applied {
-            if let Some(tag) = tag {
-                self.settle_proposal(tag);
+            if let Some(tag) = tag
+                && let Some(Proposer::Change { by, done }) = self.settle_proposal(tag)
+            {
+                self.group.finishing.push((by, done));
             }
             if let Some(request) = effects.request
                 && request.client == self.config.client
@@ -907,8 +1035,20 @@ impl Core {
         drop(logs);
         if applied.iter().any(|applied| !applied.effects.cursors.is_empty()) {
             let mut cursors = self.shared.cursors.write().expect("no holder panics");
-            for (group, log, next) in applied.iter().flat_map(|applied| &applied.effects.cursors) {
-                cursors.insert((group.clone(), *log), *next);
+            for (group, log, position) in applied.iter().flat_map(|applied| &applied.effects.cursors) {
+                match position {
+                    Some(position) => {
+                        cursors.entry(group.clone()).or_default().insert(*log, position.clone());
+                    }
+                    None => {
+                        if let Some(logs) = cursors.get_mut(group) {
+                            logs.remove(log);
+                            if logs.is_empty() {
+                                cursors.remove(group);
+                            }
+                        }
+                    }
+                }
             }
         }
         grown
@@ -916,8 +1056,10 @@ impl Core {
 
     /// A proposal is no longer under way in this leader's log.
     fn settle_proposal(&mut self, tag: u64) -> Option<Proposer> {
-        if self.expiry == Some(tag) {
-            self.expiry = None;
+        for clock in [&mut self.expiry, &mut self.sweep] {
+            if *clock == Some(tag) {
+                *clock = None;
+            }
         }
         let proposer = self.proposed.remove(&tag);
         if let Some(Proposer::Peer { node, number }) = proposer {
@@ -936,14 +1078,19 @@ impl Core {
                 }
             }
             Some(Proposer::Peer { node, number }) => {
+                if overloaded {
+                    self.refused.insert((node, number), Instant::now());
+                }
                 self.transport.send(node, Lane::Control, Frame::NotTaken { number, overloaded });
             }
+            Some(Proposer::Change { by, done }) => self.on_change_failed(by, &done, error),
             Some(Proposer::Clock) | None => {}
         }
     }
 
     fn on_role(&mut self, role: Role, inputs: &mut Vec<Input<Machine>>) {
         let before = std::mem::replace(&mut self.role, role);
+        self.on_role_of_members(before);
         if role.leader.is_none() && self.leaderless_since.is_none() {
             self.leaderless_since = Some(Instant::now());
         }
@@ -953,6 +1100,7 @@ impl Core {
             }
             if before.leader != role.leader {
                 self.shared.counters.leader_changes.fetch_add(1, Ordering::Relaxed);
+                self.shared.note_leader(LeaderSeen { at: wall_clock(), leader: role.leader, term: role.term });
                 tracing::info!(
                     node_id = self.config.node.0,
                     term = role.term.0,
@@ -973,20 +1121,14 @@ impl Core {
             self.unsent_paused = None;
             self.overload_pause = OVERLOAD_PAUSE.0;
             self.headroom = None;
+            self.refused.clear();
             self.send_unsent(inputs);
         }
         self.publish_view();
     }
 
-    fn persist(&mut self, persist: Persist) {
-        let marker = persist.reset.map(|meta| wal::Marker { index: meta.index, term: meta.term, meta: meta.encode() });
-        self.log.submit(wal::Job {
-            shard: SHARD,
-            ticket: persist.ticket,
-            hard_state: persist.hard_state.map(to_wal_state),
-            marker,
-            entries: persist.entries.into_iter().map(to_wal_entry).collect(),
-        });
+    fn persist(&mut self, mut persist: Persist) {
+        self.log.submit(wal::recovery::job(SHARD, &mut persist));
         if !persist.then_send.is_empty() {
             self.after_sync.push_back((persist.ticket, persist.then_send));
         }
@@ -1007,8 +1149,11 @@ impl Core {
         gone.iter().for_each(|state| state.grown.notify_waiters());
         let topics = topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
         *self.shared.topics.write().expect("no holder panics") = Arc::new(topics);
-        let cursors = machine.cursors().iter().map(|(log, group, position)| ((group.to_owned(), log), position.next));
-        *self.shared.cursors.write().expect("no holder panics") = cursors.collect();
+        let mut cursors: HashMap<String, BTreeMap<LogId, CursorView>> = HashMap::new();
+        for (log, group, position) in machine.cursors().iter() {
+            cursors.entry(group.to_owned()).or_default().insert(log, position.clone());
+        }
+        *self.shared.cursors.write().expect("no holder panics") = cursors;
         let revision = machine.revision();
         self.shared.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
         grown
@@ -1069,87 +1214,10 @@ fn pieces(message: Message, bytes_max: usize) -> Vec<Message> {
     out
 }
 
-/// Joins what the store and the log kept to what consensus starts from. A node that has neither founds the cluster.
-fn restore(
-    config: &Config,
-    log_tail_bytes: usize,
-    log: &mut wal::Wal,
-    kept: wal::ShardLog,
-    store: &DiskStore,
-) -> Result<Restored, Error> {
-    let (index, term) = buttress_core::Store::applied(store);
-    if index.0 == 0 && kept.hard_state.is_none() && kept.entries.is_empty() {
-        let voters: Vec<NodeId> = config.members.iter().map(|m| m.id).collect();
-        let founding = Restored::founding(&voters);
-        let mut batch = wal::Batch::default();
-        for entry in &founding.entries {
-            batch.entry(SHARD, &to_wal_entry(entry.clone()));
-        }
-        batch.hard_state(SHARD, to_wal_state(founding.hard_state));
-        log.commit(&mut batch)?;
-        tracing::info!(event_type = "founded", voters = voters.len(), "a new cluster is founded");
-        return Ok(founding);
-    }
-    if kept.hard_state.is_none() {
-        // Every run writes one before it answers anybody, so a log without it is not the one that this store lived with.
-        return Err(wal::disk::corrupt(format_args!("the store is at {index} and the log does not know of it")));
-    }
-    let snapshot = if index.0 == 0 {
-        SnapshotMeta::default()
-    } else {
-        let kept = SnapshotMeta::decode(store.meta().clone())
-            .map_err(|error| Error::new(Code::CORRUPT, format!("the store's member list is malformed: {error}")))?;
-        SnapshotMeta { index, term, members: kept.members }
-    };
-    let hard_state = kept.hard_state.map_or_else(HardState::default, |state| HardState {
-        term: state.term,
-        vote: Some(state.vote).filter(|vote| vote.0 != 0),
-        commit: state.commit,
-    });
-    let after = kept.after(index, term)?;
-    // Followers that lag may want what the store has already; without it, every restart would cost them a snapshot.
-    let joins = after.len() == kept.entries.len().saturating_sub(kept.entries.partition_point(|e| e.index <= index));
-    let mut entries: VecDeque<wal::LogEntry> = after.into();
-    let mut bytes = 0;
-    for entry in kept.entries.into_iter().rev().filter(|entry| joins && entry.index <= index) {
-        bytes += entry.data.len() + buttress_consensus::ENTRY_OVERHEAD_BYTES;
-        if bytes > log_tail_bytes {
-            break;
-        }
-        entries.push_front(entry);
-    }
-    let entries = entries.into_iter().map(from_wal_entry).collect::<Result<_, _>>()?;
-    Ok(Restored { hard_state, snapshot, entries })
-}
-
-fn to_wal_state(state: HardState) -> wal::HardState {
-    wal::HardState { term: state.term, vote: state.vote.unwrap_or_default(), commit: state.commit }
-}
-
-fn to_wal_entry(entry: LogEntry) -> wal::LogEntry {
-    let kind = match entry.kind {
-        EntryKind::Normal => 0,
-        EntryKind::ConfChange => 1,
-    };
-    wal::LogEntry { index: entry.index, term: entry.term, kind, data: entry.data }
-}
-
-fn from_wal_entry(entry: wal::LogEntry) -> Result<LogEntry, Error> {
-    let kind = match entry.kind {
-        0 => EntryKind::Normal,
-        1 => EntryKind::ConfChange,
-        kind => {
-            return Err(Error::new(
-                Code::FORMAT,
-                format!("entry {} of the log is of the unknown kind {kind}", entry.index),
-            ));
-        }
-    };
-    Ok(LogEntry { index: entry.index, term: entry.term, kind, data: entry.data })
-}
-
 #[cfg(test)]
 mod tests {
+    use buttress_consensus::EntryKind;
+
     use super::*;
 
     #[test]

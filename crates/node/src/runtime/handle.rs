@@ -13,19 +13,30 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use buttress_core::{
-    Cluster, Code, Consistency, Entry, Error, Index, KeyRange, Ledger, LogId, Offset, Receipt, Revision, Scope, Stream,
-    SubmitError, TimeMs,
-    ledger::{BoxFuture, ClusterView, Fetched, KeyEvent, KeyValues, PartitionView, TopicView, Watch},
+    Cluster, Code, Consistency, Entry, Error, Index, KeyRange, LeaseId, Ledger, LogId, Offset, RangeOp, RangeResult,
+    Receipt, Refusal, Revision, Scope, Stream, SubmitError, TimeMs, Txn, TxnResult,
+    ledger::{
+        BoxFuture, ClusterView, CursorView, Fetched, KeyEvent, KeyValue, KeyValues, KeyWatch, KeysHash, KeysView,
+        LeaseView, PartitionView, TopicView, Watch, WatchItem, WatchOptions,
+    },
     limits::{ENTRY_BYTES_MAX, ENTRY_PARTS_MAX},
 };
 
-use buttress_state::KeyEvents;
+use buttress_consensus::SnapshotMeta;
+use buttress_state::{Changed, KeyEvents, Page, PageLimits, ReadError};
 
 use super::{
+    MemberDone, MemberRequest,
     core_loop::{Command, Machine, unknown_at_stop},
-    shared::{Counters, Shared},
+    ring::{Watching, passes},
+    shared::{Counters, Inspection, LeaderSeen, Shared},
 };
-use crate::metrics;
+use crate::{
+    backup::BackupStream,
+    metrics,
+    store::StoreHandle,
+    wal::{WalStats, disk::corrupt},
+};
 
 /// Entries that wait for their commit, in bytes: eight of the largest.
 const IN_FLIGHT_BYTES_MAX: usize = 8 * ENTRY_BYTES_MAX;
@@ -33,6 +44,21 @@ const IN_FLIGHT_BYTES_MAX: usize = 8 * ENTRY_BYTES_MAX;
 const ROOM_WAIT: Duration = Duration::from_secs(2);
 /// Changes that one `Watch::next` gives at most.
 const WATCH_EVENTS_MAX: usize = 1024;
+
+/// Changes that a watch behind the ring looks at in one turn of the node's task.
+const WATCH_LOOKS_MAX: usize = 4096;
+/// What one look for a large read takes in one turn: about a millisecond.
+const PAGE: PageLimits = PageLimits { keys: 2048, looks: 16 * 1024, bytes: 1024 * 1024 };
+/// What one read may give, in bytes of keys and values with a little for each: beyond, clients must read in pages.
+const READ_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// A key in an answer, beside its texts.
+const READ_KEY_BYTES: usize = 128;
+/// Keys that one turn hashes with their history.
+const HASH_LOOKS: usize = 1024;
+/// A read and a watch of a node that is behind wait so long for it to catch up.
+const CATCH_UP_MAX: Duration = Duration::from_secs(1);
+/// How often a read of the present begins anew because history was compacted under its revision.
+const READ_ATTEMPTS: usize = 3;
 
 /// Topics that get a label of their own in `/metrics`.
 const TOPIC_LABELS_MAX: usize = 100;
@@ -57,7 +83,7 @@ impl Handle {
         let view = self.view();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let shared = &self.shared;
-        let values: [(&str, &str, &str, u64); 27] = [
+        let values: [(&str, &str, &str, u64); 32] = [
             ("buttress_consensus_term", "gauge", "Raft term.", view.term.0),
             (
                 "buttress_consensus_leader",
@@ -79,6 +105,24 @@ impl Handle {
                 "counter",
                 "Leaders that this node has seen.",
                 count(&shared.counters.leader_changes),
+            ),
+            (
+                "buttress_consensus_handed_over_total",
+                "counter",
+                "Times that this node handed leadership over.",
+                count(&shared.counters.handed_over),
+            ),
+            (
+                "buttress_consensus_gave_way_total",
+                "counter",
+                "Times that this node gave leadership away because its disk was slow.",
+                count(&shared.counters.gave_way),
+            ),
+            (
+                "buttress_consensus_promoted_total",
+                "counter",
+                "Learners that this node made voters by itself.",
+                count(&shared.counters.promoted),
             ),
             ("buttress_consensus_turns_total", "counter", "Turns of the node's task.", count(&shared.counters.turns)),
             ("buttress_ledger_revision", "gauge", "Revision of the key space.", view.revision.0),
@@ -123,6 +167,18 @@ impl Handle {
                 "counter",
                 "Records applied.",
                 count(&shared.counters.applied_records),
+            ),
+            (
+                "buttress_ledger_reads_linearizable_total",
+                "counter",
+                "Reads of keys that asked a quorum first.",
+                count(&shared.counters.reads_linearizable),
+            ),
+            (
+                "buttress_ledger_reads_serializable_total",
+                "counter",
+                "Reads of keys as applied on this node.",
+                count(&shared.counters.reads_serializable),
             ),
             ("buttress_wal_commits_total", "counter", "Writes with their fsync.", count(&shared.wal.commits)),
             ("buttress_wal_entries_total", "counter", "Entries written.", count(&shared.wal.entries)),
@@ -198,6 +254,26 @@ impl Handle {
         }
     }
 
+    /// Changes the members, or hands leadership over, through whoever leads. Asking again after an error that leaves the
+    /// outcome open is safe.
+    ///
+    /// # Errors
+    /// `MEMBER_UNKNOWN`, `MEMBER_EXISTS`, `MEMBERS_BUSY`, `QUORUM`, `LAGGING`, `BAD_REQUEST`, `NO_LEADER`, `TIMEOUT`,
+    /// `STOPPED`.
+    pub async fn change_members(&self, request: MemberRequest) -> Result<MemberDone, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Members { request, reply }).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// Hands leadership over if this node leads and somebody else can; returns when that is done, or will not be.
+    pub async fn hand_over(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.commands.send(Command::HandOver { reply }).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+
     /// Asks the node to stop; the future that [`super::start`] returned then ends.
     pub async fn stop(&self) {
         let _ = self.commands.send(Command::Stop).await;
@@ -216,6 +292,58 @@ impl Handle {
         .await
     }
 
+    /// Where consensus and the store stand at this moment.
+    ///
+    /// # Errors
+    /// `STOPPED`.
+    pub async fn inspect(&self) -> Result<Inspection, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Inspect { reply }).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())
+    }
+
+    /// The latest leaders that this node heard of, oldest first.
+    pub fn leaders(&self) -> Vec<LeaderSeen> {
+        self.shared.leaders.lock().expect("no holder panics").iter().copied().collect()
+    }
+
+    /// How long syncs of the log took.
+    pub fn wal_stats(&self) -> Arc<WalStats> {
+        self.shared.wal.clone()
+    }
+
+    pub fn store(&self) -> StoreHandle {
+        self.shared.store.clone()
+    }
+
+    /// Begins a backup of the state at one index, on any node. A linearizable one holds everything that was acknowledged
+    /// before it was asked for, wherever that was; a serializable one what this node has applied. The state is read as
+    /// the stream is, which blocks on the disk, and the checkpoint it comes from is kept as long as the stream lives.
+    ///
+    /// # Errors
+    /// `NO_LEADER` where a read barrier does not come about or nothing was applied yet, `DISK`, `STOPPED`.
+    pub async fn backup(&self, consistency: Consistency) -> Result<BackupStream, Error> {
+        let index = self.ask(consistency, |machine| Ok(buttress_core::Machine::applied(machine).0)).await?;
+        let (reply, reached) = oneshot::channel();
+        self.commands.send(Command::Checkpoint { index, reply }).await.map_err(|_| stopped())?;
+        reached.await.map_err(|_| stopped())?;
+        let (store, taken_at, view) = (self.shared.store.clone(), wall_clock(), self.view());
+        let begin = move || {
+            let export = store.export()?;
+            let header = export.header();
+            if header.index.0 == 0 {
+                return Err(Error::new(Code::NO_LEADER, "this node has applied nothing yet").retryable().hint("retry"));
+            }
+            let voters = SnapshotMeta::decode(header.meta.clone())
+                .map_err(|error| corrupt(format_args!("the checkpoint's member list is malformed: {error}")))?
+                .members
+                .voters;
+            let linearizable = consistency == Consistency::Linearizable;
+            Ok(BackupStream::new(export, view.node, taken_at, linearizable, view.members, voters))
+        };
+        tokio::task::spawn_blocking(begin).await.map_err(|_| stopped())?
+    }
+
     /// Runs `ask` on the machine, after a read barrier where `consistency` wants one.
     async fn ask<T: Send + 'static>(
         &self,
@@ -228,6 +356,121 @@ impl Handle {
         });
         self.commands.send(Command::Ask { consistency, run }).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
+    }
+
+    fn count_read(&self, consistency: Consistency) {
+        let reads = match consistency {
+            Consistency::Linearizable => &self.shared.counters.reads_linearizable,
+            Consistency::Serializable => &self.shared.counters.reads_serializable,
+        };
+        reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Reads a range in pages at one revision.
+    async fn read_pages(&self, op: RangeOp, mut consistency: Consistency) -> Result<RangeResult, Error> {
+        let mut attempts = READ_ATTEMPTS;
+        loop {
+            attempts -= 1;
+            match self.read_pages_once(&op, consistency).await {
+                // It was the present when it began.
+                Err(error) if error.code == Code::COMPACTED && op.revision.is_none() && attempts > 0 => {}
+                // A client learnt of this revision from another node, and this one is behind: the leader knows.
+                Err(error)
+                    if error.code == Code::REVISION_FUTURE
+                        && consistency == Consistency::Serializable
+                        && self.catch_up().await =>
+                {
+                    consistency = Consistency::Linearizable;
+                }
+                found => return found,
+            }
+        }
+    }
+
+    /// Waits until this node has applied what was committed when it was called. `false` where nobody can tell.
+    async fn catch_up(&self) -> bool {
+        let barrier = self.ask(Consistency::Linearizable, |_| Ok(()));
+        tokio::time::timeout(CATCH_UP_MAX, barrier).await.is_ok_and(|answer| answer.is_ok())
+    }
+
+    async fn read_pages_once(&self, op: &RangeOp, consistency: Consistency) -> Result<RangeResult, Error> {
+        let wanted = match op.fetch() {
+            _ if op.count_only => 0,
+            Some(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
+            None => usize::MAX,
+        };
+        let values = op.needs_values();
+        let mut range = op.range.clone();
+        let mut at = op.revision;
+        let mut consistency = consistency;
+        let mut revision = Revision(0);
+        let mut kvs: Vec<KeyValue> = Vec::new();
+        let (mut count, mut bytes) = (0, 0);
+        loop {
+            let limits = PageLimits { keys: wanted.saturating_sub(kvs.len()), ..PAGE };
+            let ask = move |machine: &Machine| {
+                let page = machine.page(&range, at, values, limits)?;
+                Ok((machine.revision(), range, page))
+            };
+            let (now, asked, Page { kvs: more, count: counted, next }) = self.ask(consistency, ask).await?;
+            if consistency == Consistency::Linearizable || revision == Revision(0) {
+                revision = now;
+                at = Some(at.unwrap_or(now));
+                // The barrier was for the first page; what follows is at the same revision.
+                consistency = Consistency::Serializable;
+            }
+            bytes += more.iter().map(|kv| READ_KEY_BYTES + kv.key.len() + kv.value.len()).sum::<usize>();
+            if bytes > READ_BYTES_MAX {
+                let message = format!("the range has more than {READ_BYTES_MAX} bytes");
+                return Err(Error::new(Code::TOO_LARGE, message).hint("read it in pages, with a limit"));
+            }
+            kvs.extend(more);
+            count += counted;
+            match next {
+                Some(next) => range = KeyRange { from: next, to: asked.to },
+                None => return Ok(op.finish(revision, count, kvs)),
+            }
+        }
+    }
+
+    async fn hash_pages(&self, at: Option<Revision>) -> Result<KeysHash, Error> {
+        let view = self.ask(Consistency::Serializable, |machine| Ok(machine.keys_view())).await?;
+        let upto = at.unwrap_or(view.revision);
+        let mut range = KeyRange::prefix("");
+        let mut hash = 0;
+        loop {
+            let ask = move |machine: &Machine| {
+                // Another compaction would leave other changes to the pages that follow than to those before.
+                if machine.compacted() != view.compacted {
+                    let message = format!("history was compacted to {} meanwhile", machine.compacted());
+                    return Err(Error::new(Code::COMPACTED, message).retryable().hint("ask again"));
+                }
+                Ok(machine.hash_page(&range, Some(upto), HASH_LOOKS)?)
+            };
+            let (part, next) = self.ask(Consistency::Serializable, ask).await?;
+            hash ^= part;
+            match next {
+                Some(next) => range = KeyRange { from: next, to: Some(Bytes::new()) },
+                None => {
+                    return Ok(KeysHash { hash, at: upto, compacted: view.compacted, revision: view.revision });
+                }
+            }
+        }
+    }
+
+    async fn compact_inner(&self, at: Revision, physical: bool) -> Result<Receipt, SubmitError> {
+        let receipt = self.submit_inner(Entry { compact: Some(at), ..Entry::default() }).await?;
+        if !physical {
+            return Ok(receipt);
+        }
+        loop {
+            let unswept = self.ask(Consistency::Serializable, |machine| Ok(machine.keys().unswept())).await;
+            if !unswept.map_err(SubmitError::Failed)? {
+                return Ok(receipt);
+            }
+            // Every entry sweeps a bounded part, and so does one that holds nothing.
+            self.submit_inner(Entry::default()).await?;
+        }
     }
 
     async fn submit_inner(&self, entry: Entry) -> Result<Receipt, SubmitError> {
@@ -306,7 +549,13 @@ impl Ledger for Handle {
     }
 
     fn read(&self, range: KeyRange, limit: usize, consistency: Consistency) -> BoxFuture<'_, Result<KeyValues, Error>> {
+        self.count_read(consistency);
         Box::pin(self.ask(consistency, move |machine| Ok(machine.range(&range, limit, None)?)))
+    }
+
+    fn read_at(&self, range: KeyRange, limit: usize, at: Revision) -> BoxFuture<'_, Result<KeyValues, Error>> {
+        let ask = self.ask(Consistency::Serializable, move |machine| Ok(machine.range(&range, limit, Some(at))?));
+        Box::pin(ask)
     }
 
     fn state(&self, space: &str, keys: Vec<Bytes>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, Error>> {
@@ -327,6 +576,76 @@ impl Ledger for Handle {
             let watch = NodeWatch { commands: self.commands.clone(), revisions, range, next };
             Ok(Box::new(watch) as Box<dyn Watch>)
         })
+    }
+
+    fn read_with(&self, op: RangeOp, consistency: Consistency) -> BoxFuture<'_, Result<RangeResult, Error>> {
+        self.count_read(consistency);
+        Box::pin(self.read_pages(op, consistency))
+    }
+
+    fn read_txn(&self, txn: Txn, consistency: Consistency) -> BoxFuture<'_, Result<(Revision, TxnResult), Error>> {
+        self.count_read(consistency);
+        let read = move |txn: Txn, consistency| {
+            self.ask(consistency, move |machine| {
+                let read = machine.read_txn(&txn).map_err(|error| Error::new(Code::DISK, error.to_string()))?;
+                Ok((machine.revision(), read.map_err(Refusal::into_error)?))
+            })
+        };
+        Box::pin(async move {
+            match read(txn.clone(), consistency).await {
+                // As a range's: this node may only be behind.
+                Err(error)
+                    if error.code == Code::REVISION_FUTURE
+                        && consistency == Consistency::Serializable
+                        && self.catch_up().await =>
+                {
+                    read(txn, consistency).await
+                }
+                found => found,
+            }
+        })
+    }
+
+    fn watch_with(&self, options: WatchOptions) -> BoxFuture<'_, Result<Box<dyn KeyWatch>, Error>> {
+        Box::pin(async move {
+            // Registered first, so that what is applied from here on is in the ring.
+            let watching = self.shared.ring.watching(options.prev_kv);
+            if options.from.is_none() {
+                // What was acknowledged elsewhere before is no news. Without a leader it is from what this node has applied.
+                self.catch_up().await;
+            }
+            let revisions = self.shared.revision.subscribe();
+            let next = options.from.unwrap_or_else(|| Revision(revisions.borrow().0 + 1));
+            let shared = self.shared.clone();
+            let commands = self.commands.clone();
+            let watch = NodeKeyWatch { shared, commands, revisions, options, next, ended: false, _watching: watching };
+            Ok(Box::new(watch) as Box<dyn KeyWatch>)
+        })
+    }
+
+    fn leases(&self, consistency: Consistency) -> BoxFuture<'_, Result<Vec<LeaseId>, Error>> {
+        Box::pin(self.ask(consistency, |machine| Ok(machine.leases().iter().map(|(id, _)| id).collect())))
+    }
+
+    fn lease(
+        &self,
+        lease: LeaseId,
+        keys: bool,
+        consistency: Consistency,
+    ) -> BoxFuture<'_, Result<Option<LeaseView>, Error>> {
+        Box::pin(self.ask(consistency, move |machine| Ok(machine.lease(lease, wall_clock(), keys))))
+    }
+
+    fn keys(&self, consistency: Consistency) -> BoxFuture<'_, Result<KeysView, Error>> {
+        Box::pin(self.ask(consistency, |machine| Ok(machine.keys_view())))
+    }
+
+    fn hash_keys(&self, at: Option<Revision>) -> BoxFuture<'_, Result<KeysHash, Error>> {
+        Box::pin(self.hash_pages(at))
+    }
+
+    fn compact(&self, at: Revision, physical: bool) -> BoxFuture<'_, Result<Receipt, SubmitError>> {
+        Box::pin(self.compact_inner(at, physical))
     }
 
     fn scope(&self) -> Scope {
@@ -360,7 +679,18 @@ impl Stream for Handle {
     }
 
     fn cursor(&self, group: &str, log: LogId) -> Option<Offset> {
-        self.shared.cursors.read().expect("no holder panics").get(&(group.to_owned(), log)).copied()
+        let cursors = self.shared.cursors.read().expect("no holder panics");
+        cursors.get(group)?.get(&log).map(|position| position.next)
+    }
+
+    fn position(&self, group: &str, log: LogId) -> Option<CursorView> {
+        self.shared.cursors.read().expect("no holder panics").get(group)?.get(&log).cloned()
+    }
+
+    fn positions(&self, group: &str) -> Vec<(LogId, CursorView)> {
+        let cursors = self.shared.cursors.read().expect("no holder panics");
+        let found = cursors.get(group).into_iter().flatten();
+        found.map(|(log, position)| (*log, position.clone())).collect()
     }
 
     fn scope(&self) -> Scope {
@@ -443,5 +773,75 @@ impl Watch for NodeWatch {
                 }
             }
         })
+    }
+}
+
+/// A watch with options: from the ring where that has what comes next, otherwise from history.
+struct NodeKeyWatch {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    revisions: tokio::sync::watch::Receiver<Revision>,
+    options: WatchOptions,
+    next: Revision,
+    /// It was told that history is gone.
+    ended: bool,
+    _watching: Watching,
+}
+
+impl NodeKeyWatch {
+    /// Reads history; `None` when the node stops.
+    async fn history(&self) -> Option<Result<Changed, ReadError>> {
+        let (range, from, prev) = (self.options.range.clone(), self.next, self.options.prev_kv);
+        let (reply, answer) = oneshot::channel();
+        let run = Box::new(move |machine: Result<&Machine, Error>| {
+            let limits = (WATCH_EVENTS_MAX, WATCH_LOOKS_MAX);
+            if let Ok(machine) = machine {
+                let _ = reply.send(machine.changed_since(&range, from, limits, prev));
+            }
+        });
+        self.commands.send(Command::Ask { consistency: Consistency::Serializable, run }).await.ok()?;
+        answer.await.ok()
+    }
+
+    async fn next_inner(&mut self) -> Result<Option<WatchItem>, Error> {
+        if self.ended {
+            return Ok(None);
+        }
+        while *self.revisions.borrow_and_update() < self.next {
+            tokio::select! {
+                moved = self.revisions.changed() => if moved.is_err() {
+                    return Ok(None);
+                },
+                // The handle keeps the revisions alive, but the node has stopped.
+                () = self.commands.closed() => return Ok(None),
+            }
+        }
+        if let Some((events, next)) = self.shared.ring.read(&self.options, self.next, WATCH_EVENTS_MAX) {
+            self.next = next;
+            return Ok(Some(WatchItem::Events { events, revision: Revision(next.0 - 1) }));
+        }
+        match self.history().await {
+            None => Ok(None),
+            Some(Ok(Changed { mut events, next })) => {
+                self.next = next;
+                events.retain(|event| passes(&self.options, event));
+                Ok(Some(WatchItem::Events { events, revision: Revision(next.0 - 1) }))
+            }
+            Some(Err(ReadError::Compacted { compacted, .. })) => {
+                self.ended = true;
+                Ok(Some(WatchItem::Compacted { compacted }))
+            }
+            Some(Err(error)) => Err(error.into()),
+        }
+    }
+}
+
+impl KeyWatch for NodeKeyWatch {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<WatchItem>, Error>> {
+        Box::pin(self.next_inner())
+    }
+
+    fn position(&self) -> Revision {
+        self.next
     }
 }

@@ -9,8 +9,12 @@
 //! includes its write. If the leader changes first, the entry is sent again to the next one; state remembers the request's
 //! result, so it is never applied twice.
 
+mod admin;
 mod core_loop;
+mod give_way;
 mod handle;
+mod plan;
+mod ring;
 mod shared;
 mod snapshots;
 
@@ -25,9 +29,12 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use buttress_core::{Error, NodeId, ledger::Member, limits};
 
+pub use admin::{MemberDone, MemberRequest};
 pub use core_loop::Running;
+pub(crate) use core_loop::SHARD;
+pub use give_way::Options as GiveWayOptions;
 pub use handle::Handle;
-pub use shared::Counters;
+pub use shared::{Counters, Inspection, LeaderSeen};
 
 use crate::{
     store,
@@ -42,8 +49,13 @@ pub const TICK: Duration = Duration::from_millis(50);
 pub struct Config {
     pub cluster_id: String,
     pub node: NodeId,
-    /// Every voter, this node included. The first start of every node must be given the same members.
+    /// The founders, and this node. The first start of every founder must be given the same members. Of members that
+    /// joined later the log knows the addresses, and what it knows counts; until a newcomer has the log, these are whom it
+    /// knows.
     pub members: Vec<Member>,
+    /// A node with an empty data directory joins the members that are there, under an id that the cluster gave it.
+    /// Otherwise it founds the cluster with all of `members`.
+    pub join: bool,
     pub data_dir: PathBuf,
     /// Seeds election timeouts; differs from node to node.
     pub seed: u64,
@@ -72,6 +84,12 @@ pub struct Options {
     pub resend_after: Duration,
     /// Retention is looked at this often.
     pub retention_every: Duration,
+    /// When a leader whose disk is slow gives way.
+    pub give_way: GiveWayOptions,
+    /// A leader that stops hands over first, and a node that stops answers what is under way, for at most this long.
+    pub stop_deadline: Duration,
+    /// A node that the leader does not know gives up after this long.
+    pub unknown_deadline: Duration,
     /// Puts a disk that misbehaves in the place of the real one.
     pub wrap_disk: Option<WrapDisk>,
 }
@@ -91,13 +109,16 @@ impl Default for Options {
             read_deadline: Duration::from_secs(5),
             resend_after: Duration::from_secs(1),
             retention_every: Duration::from_secs(10),
+            give_way: GiveWayOptions::default(),
+            stop_deadline: Duration::from_secs(3),
+            unknown_deadline: Duration::from_secs(5),
             wrap_disk: None,
         }
     }
 }
 
 impl Options {
-    fn disk(&self, path: &Path) -> Result<Arc<dyn Disk>, Error> {
+    pub(crate) fn disk(&self, path: &Path) -> Result<Arc<dyn Disk>, Error> {
         let disk = DirDisk::open(path)?;
         Ok(match &self.wrap_disk {
             Some(wrap) => wrap(disk),

@@ -1,20 +1,23 @@
 //! What edges may look at without asking the node's task: the view of the cluster, topics and their ends, cursors.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{
-        Arc, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::sync::{Notify, watch};
 
+use buttress_consensus::Status;
 use buttress_core::{
-    LogId, Offset, Revision,
-    ledger::{ClusterView, TopicView},
+    LogId, NodeId, Offset, Revision, Term, TimeMs,
+    ledger::{ClusterView, CursorView, TopicView},
 };
 
+use super::ring::Ring;
 use crate::{
     store::{LogReader, StoreHandle},
     transport,
@@ -62,10 +65,43 @@ pub struct Counters {
     pub snapshots_sent: AtomicU64,
     pub snapshots_installed: AtomicU64,
     pub turns: AtomicU64,
+    /// Times that this node gave leadership away because its disk was slow.
+    pub gave_way: AtomicU64,
+    /// Times that this node handed leadership over for any reason.
+    pub handed_over: AtomicU64,
+    pub promoted: AtomicU64,
+    /// Reads of keys that asked a quorum first, and those that did not.
+    pub reads_linearizable: AtomicU64,
+    pub reads_serializable: AtomicU64,
     /// From losing the leader to knowing the next one.
     pub election: Histogram,
     /// From `submit` to applied on this node.
     pub commit: Histogram,
+}
+
+/// Leaders that are remembered with their times.
+const LEADERS_MAX: usize = 32;
+
+/// A leader, and when this node heard of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaderSeen {
+    pub at: TimeMs,
+    pub leader: Option<NodeId>,
+    pub term: Term,
+}
+
+/// Where a node stands, for whoever looks after it.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    pub consensus: Status,
+    /// Written and not on disk yet.
+    pub store_pending_bytes: u64,
+    /// Entries of this node that are not answered yet.
+    pub waiting: usize,
+    /// Followers to whom a snapshot is under way.
+    pub sending_snapshots: Vec<NodeId>,
+    /// Since the start.
+    pub up: Duration,
 }
 
 pub(super) struct Shared {
@@ -73,17 +109,30 @@ pub(super) struct Shared {
     pub view: watch::Sender<ClusterView>,
     pub topics: RwLock<Arc<BTreeMap<String, TopicView>>>,
     pub logs: RwLock<HashMap<LogId, Arc<LogState>>>,
-    pub cursors: RwLock<HashMap<(String, LogId), Offset>>,
+    /// By group, so that one is found without copying its name.
+    pub cursors: RwLock<HashMap<String, BTreeMap<LogId, CursorView>>>,
     pub revision: watch::Sender<Revision>,
+    /// The latest changes of keys.
+    pub ring: Arc<Ring>,
     /// Follows the store when a snapshot replaces it.
     pub reader: LogReader,
     pub counters: Counters,
+    /// The latest leaders, oldest first.
+    pub leaders: Mutex<VecDeque<LeaderSeen>>,
     pub wal: Arc<WalStats>,
     pub store: StoreHandle,
     pub transport: Arc<transport::Counters>,
 }
 
 impl Shared {
+    pub fn note_leader(&self, seen: LeaderSeen) {
+        let mut leaders = self.leaders.lock().expect("no holder panics");
+        if leaders.len() == LEADERS_MAX {
+            leaders.pop_front();
+        }
+        leaders.push_back(seen);
+    }
+
     pub fn log(&self, log: LogId) -> Option<Arc<LogState>> {
         self.logs.read().expect("no holder panics").get(&log).cloned()
     }

@@ -196,6 +196,6 @@ fn finish(
     if message.snapshot() != Some(&announced) {
         return Err(bad(format!("{:?} was announced, the state of {announced:?} came", message.snapshot())));
     }
-    let _ = notify.send(Notice::SnapshotReceived { from, message, received, taken });
+    let _ = notify.send(Notice::SnapshotReceived { from, message: Box::new(message), received, taken });
     Ok(())
 }

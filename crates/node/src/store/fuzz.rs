@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{
     frames::{self, FRAME_HEADER_BYTES, Frame},
     root, rows,
-    snapshot::{Item, decode_chunk},
+    snapshot::{Item, decode_chunk, encode_chunk},
 };
 use crate::wal::Identity;
 use buttress_core::{LogId, NodeId, Offset};
@@ -26,6 +26,11 @@ pub fn fuzz_snapshot(data: &[u8]) {
     if let Some((kind, body)) = data.split_first() {
         let _ = Item::decode(*kind, Bytes::copy_from_slice(body));
     }
+}
+
+/// A chunk whose checksum holds, around any payload.
+pub fn chunk(number: u32, payload: &[u8]) -> Bytes {
+    encode_chunk(number, payload)
 }
 
 /// What a checkpoint says of itself, and the file that names the store.

@@ -13,8 +13,10 @@
 //! [`LogReader`] is for the edges, [`StoreHandle`] for whoever sends and receives snapshots. Rows: [`rows`]; record
 //! segments: [`frames`] and [`logs`]; the thread: [`worker`]; which directory counts: [`root`]; snapshots: [`snapshot`].
 
+mod digests;
 mod frames;
 pub mod fuzz;
+mod inspect;
 mod logs;
 mod root;
 mod rows;
@@ -40,12 +42,15 @@ use crate::wal::{
     Histogram, Identity,
     disk::{DirDisk, Disk, Open, corrupt, disk_error},
 };
+use digests::Digests;
 use frames::Segment;
 use logs::{Logs, lock, log_dir, segment_base, segment_path};
 use root::{Current, Root, dir_name};
 use rows::{DirGuard, Head, Rows, rows_error, table_at};
 use worker::{Frozen, Overlay, Shared, Work, Worker};
 
+pub use digests::{Digest, WINDOW};
+pub use inspect::{Inspector, Inventory, LogCount};
 pub use logs::{LogRange, LogReader};
 pub use rows::META_BYTES_MAX;
 pub use snapshot::{CHUNK_BYTES_MAX, Export, ReceivedSnapshot, SnapshotHeader, SnapshotReceiver};
@@ -109,6 +114,7 @@ struct Core {
     slot: Arc<RwLock<Arc<Logs>>>,
     stats: Arc<StoreStats>,
     live: Mutex<Live>,
+    digests: Arc<Digests>,
     /// The number of the next directory.
     next_number: AtomicU64,
 }
@@ -195,6 +201,7 @@ impl DiskStore {
             slot: Arc::new(RwLock::new(Arc::new(Logs::closed()))),
             stats: Arc::default(),
             live: Mutex::default(),
+            digests: Arc::default(),
             next_number: AtomicU64::new(next_number),
         });
         let mut live = lock(&core.live);
@@ -236,6 +243,7 @@ impl DiskStore {
         *live = Live { parts: Some((rows.clone(), logs.clone(), shared.clone())), thread: Some(thread) };
         *core.slot.write().expect("nothing panics while it holds this lock") = logs.clone();
         core.stats.checkpoint_index.store(head.index.0, SeqCst);
+        core.digests.restart(head.index);
         Ok(Self {
             core: core.clone(),
             shared,
@@ -284,6 +292,15 @@ impl DiskStore {
             self.last_checkpoint_ms = Some(now_ms);
         }
         due
+    }
+
+    /// Begins a checkpoint now, unless one is running or nothing was written since the last one. It must be as true as one
+    /// of [`Self::maybe_checkpoint`]'s.
+    pub fn begin_checkpoint(&mut self) {
+        self.reap();
+        if self.frozen.is_none() && self.applied.0 > self.checkpointed {
+            self.freeze();
+        }
     }
 
     /// Writes a checkpoint of what has been written and waits for it: for a clean stop, so that the next start has
@@ -432,6 +449,7 @@ impl Store for DiskStore {
         assert!(batch.index > self.applied.0, "batch {} comes after {}", batch.index, self.applied.0);
         self.reap();
         self.applied = (batch.index, batch.term);
+        self.core.digests.write(&batch);
         for row in batch.rows {
             let bytes = (row.key.len() + row.value.as_ref().map_or(0, Bytes::len) + ROW_OVERHEAD_BYTES) as u64;
             // A row that is written again is counted again: the count only says when a checkpoint is due.
@@ -607,6 +625,11 @@ impl StoreHandle {
         self.core.stats.clone()
     }
 
+    /// Digests of what was written lately, oldest first, to be held against another node's.
+    pub fn digests(&self) -> Vec<Digest> {
+        self.core.digests.all()
+    }
+
     /// Bytes that the rows take on disk, for metrics.
     pub fn rows_disk_bytes(&self) -> u64 {
         lock(&self.core.live).parts.as_ref().map_or(0, |(rows, _, _)| rows.disk_bytes())
@@ -629,8 +652,16 @@ impl StoreHandle {
     /// # Errors
     /// `DISK`, `DISK_FULL`.
     pub fn receive(&self) -> Result<SnapshotReceiver, Error> {
+        self.receive_of(&self.core.root.identity.cluster_id)
+    }
+
+    /// As [`Self::receive`], for a snapshot of another cluster: what a restore does.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub fn receive_of(&self, cluster_id: &str) -> Result<SnapshotReceiver, Error> {
         let number = self.core.next_number.fetch_add(1, SeqCst);
-        SnapshotReceiver::new(&self.core.root, number, &self.core.options)
+        SnapshotReceiver::new(&self.core.root, number, &self.core.options, cluster_id)
     }
 
     /// Puts a received snapshot in the place of the store. Whoever still has the old [`DiskStore`] may drop it at any time;

@@ -58,21 +58,23 @@ fn encode(identity: &Identity, current: &Current) -> String {
 pub fn decode(bytes: &[u8], identity: &Identity) -> Result<Current, Error> {
     let bad = || corrupt("the store's CURRENT file is damaged");
     let text = std::str::from_utf8(bytes).map_err(|_| bad())?;
-    let body = text.len().checked_sub("crc 00000000\n".len()).ok_or_else(bad)?;
-    let (body, crc) = text.split_at_checked(body).ok_or_else(bad)?;
-    let crc = crc.strip_prefix("crc ").and_then(|c| c.strip_suffix('\n')).ok_or_else(bad)?;
-    if u32::from_str_radix(crc, 16) != Ok(crc32c::crc32c(body.as_bytes())) {
-        return Err(bad());
-    }
-    let mut lines = body.lines();
-    let mut field = |name: &str| -> Result<&str, Error> {
-        lines.next().and_then(|l| l.strip_prefix(name)).and_then(|l| l.strip_prefix(' ')).ok_or_else(bad)
-    };
-    let format: u32 = field("buttress-store")?.parse().map_err(|_| bad())?;
-    if format != FORMAT {
+    // The first line is the same in every format, and only it: the rest of a newer one, its checksum too, may be anything.
+    let format = text.lines().next().and_then(|line| line.strip_prefix("buttress-store "));
+    let format: u32 = format.and_then(|format| format.parse().ok()).ok_or_else(bad)?;
+    if format > FORMAT {
         return Err(Error::new(Code::FORMAT, format!("the store has format {format}, this version knows {FORMAT}"))
             .hint("run the version of buttress that wrote this directory, or a later one"));
     }
+    let body = text.len().checked_sub("crc 00000000\n".len()).ok_or_else(bad)?;
+    let (body, crc) = text.split_at_checked(body).ok_or_else(bad)?;
+    let crc = crc.strip_prefix("crc ").and_then(|c| c.strip_suffix('\n')).ok_or_else(bad)?;
+    if format != FORMAT || u32::from_str_radix(crc, 16) != Ok(crc32c::crc32c(body.as_bytes())) {
+        return Err(bad());
+    }
+    let mut lines = body.lines().skip(1);
+    let mut field = |name: &str| -> Result<&str, Error> {
+        lines.next().and_then(|l| l.strip_prefix(name)).and_then(|l| l.strip_prefix(' ')).ok_or_else(bad)
+    };
     let cluster = field("cluster")?;
     let node = field("node")?;
     if cluster != identity.cluster_id || node != identity.node.to_string() {

@@ -44,9 +44,9 @@ pub const CHUNK_BYTES_MAX: usize = 1024 * 1024;
 const CHUNK_MAGIC: u32 = 0x5054_5442;
 const CHUNK_HEAD_BYTES: usize = 12;
 const STREAM_FORMAT: u8 = 1;
-const ITEM_HEAD_BYTES: usize = 5;
+pub(super) const ITEM_HEAD_BYTES: usize = 5;
 /// Largest item: a row whose value is an entry, with its key.
-const ITEM_BYTES_MAX: usize = ENTRY_BYTES_MAX + 64 * 1024;
+pub(super) const ITEM_BYTES_MAX: usize = ENTRY_BYTES_MAX + 64 * 1024;
 const DATA_BYTES: usize = 256 * 1024;
 /// Rows that a receiver writes at once.
 const ROWS_BYTES: usize = 1024 * 1024;
@@ -181,7 +181,7 @@ fn chunk_crc(number: u32, payload: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), payload)
 }
 
-fn encode_chunk(number: u32, payload: &[u8]) -> Bytes {
+pub(super) fn encode_chunk(number: u32, payload: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(CHUNK_HEAD_BYTES + payload.len());
     out.extend_from_slice(&CHUNK_MAGIC.to_le_bytes());
     out.extend_from_slice(&number.to_le_bytes());
@@ -440,14 +440,15 @@ fn invalid(what: impl std::fmt::Display) -> Error {
 }
 
 impl SnapshotReceiver {
-    pub(super) fn new(root: &Arc<Root>, number: u64, options: &Options) -> Result<Self, Error> {
+    /// `cluster_id` is whose snapshot is taken: the store's own cluster, or the one that a backup was taken of.
+    pub(super) fn new(root: &Arc<Root>, number: u64, options: &Options, cluster_id: &str) -> Result<Self, Error> {
         let rows = make_dir(root, number)?;
         rows.dir.unwanted.store(true, SeqCst);
         Ok(Self {
             rows,
             disk: root.disk.clone(),
             dir: logs_dir(number),
-            cluster_id: root.identity.cluster_id.clone(),
+            cluster_id: cluster_id.to_owned(),
             options: options.clone(),
             number: 0,
             input: BytesMut::new(),
@@ -645,13 +646,28 @@ impl SnapshotReceiver {
     /// # Errors
     /// `CORRUPT` if it is not whole; what `push` gives otherwise.
     pub fn finish(self) -> Result<ReceivedSnapshot, Error> {
+        self.finish_with(None)
+    }
+
+    /// As [`Self::finish`], with another blob of the host's than the sender had: a restored cluster has members of its
+    /// own.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn finish_as(self, meta: Bytes) -> Result<ReceivedSnapshot, Error> {
+        assert!(meta.len() <= META_BYTES_MAX, "the host's blob has {} bytes", meta.len());
+        self.finish_with(Some(meta))
+    }
+
+    fn finish_with(self, meta: Option<Bytes>) -> Result<ReceivedSnapshot, Error> {
         if let Some(error) = self.failed {
             return Err(error);
         }
-        let header = match self.header {
+        let mut header = match self.header {
             Some(header) if self.ended => header,
             _ => return Err(invalid("it breaks off")),
         };
+        header.meta = meta.unwrap_or(header.meta);
         let dir = &self.dir;
         self.disk.sync_dir(dir).map_err(|e| disk_error(format_args!("cannot sync \"{dir}\""), &e))?;
         let store = dir_name(self.rows.dir.number);

@@ -1,6 +1,7 @@
 //! The bytes between two nodes.
 //!
-//! A connection opens with a hello that names protocol version, cluster, sender, receiver and lane; then come frames:
+//! A connection opens with a hello that names protocol version, cluster, sender, receiver and lane, and in version 2 the
+//! address at which the sender is reached, for a receiver whose log does not name it yet; then come frames:
 //! length (u32), CRC32C of kind and payload (u32), kind (u8), payload. All integers are little endian. A frame that is
 //! too long, fails its checksum or has an unknown kind closes the connection: the sender reconnects and Raft resends.
 
@@ -8,14 +9,17 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use buttress_core::{DecodeError, NodeId, Reader, Writer, limits::ENTRY_BYTES_MAX};
 
-/// Written by this version; a receiver closes on any other.
+/// A hello without an address, which every version reads, and one with it. A receiver closes on any other.
 const PROTOCOL: u8 = 1;
+const PROTOCOL_ADDRESS: u8 = 2;
 const MAGIC: &[u8; 4] = b"BTRS";
 const HEADER_BYTES: usize = 9;
 /// A message holds one of the largest entries, or several up to what [`super::APPEND_BYTES_MAX`] lets into one; twice the
 /// largest entry is never reached.
 pub const FRAME_BYTES_MAX: usize = 2 * ENTRY_BYTES_MAX;
-const HELLO_BYTES_MAX: usize = 256;
+/// Two texts of at most 260 bytes and a few numbers.
+const HELLO_BYTES_MAX: usize = 640;
+const HELLO_TEXT_BYTES_MAX: usize = 260;
 
 /// What a connection carries. Control never waits behind data, and a snapshot never delays either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +35,8 @@ pub struct Hello {
     pub from: NodeId,
     pub to: NodeId,
     pub lane: Lane,
+    /// Where the sender takes its peers' connections. Founders leave it out, for everybody's configuration has it.
+    pub address: Option<String>,
 }
 
 impl Hello {
@@ -38,11 +44,14 @@ impl Hello {
     pub fn encode(&self) -> Bytes {
         let mut w = Writer::default();
         w.raw(MAGIC);
-        w.u8(PROTOCOL);
+        w.u8(if self.address.is_some() { PROTOCOL_ADDRESS } else { PROTOCOL });
         w.bytes(self.cluster_id.as_bytes());
         w.varint(self.from.0);
         w.varint(self.to.0);
         w.u8(self.lane as u8);
+        if let Some(address) = &self.address {
+            w.bytes(address.as_bytes());
+        }
         let body = w.finish();
         let mut out = BytesMut::with_capacity(2 + body.len());
         out.put_u16_le(u16::try_from(body.len()).expect("a hello is short"));
@@ -56,11 +65,11 @@ impl Hello {
             return Err(DecodeError::Tag { what: "magic", tag: 0 });
         }
         let got = r.u8("protocol")?;
-        if got != PROTOCOL {
-            return Err(DecodeError::Version { got, known: PROTOCOL });
+        if got != PROTOCOL && got != PROTOCOL_ADDRESS {
+            return Err(DecodeError::Version { got, known: PROTOCOL_ADDRESS });
         }
-        let hello = Self {
-            cluster_id: r.string("cluster id", HELLO_BYTES_MAX)?,
+        let mut hello = Self {
+            cluster_id: r.string("cluster id", HELLO_TEXT_BYTES_MAX)?,
             from: NodeId(r.varint("from")?),
             to: NodeId(r.varint("to")?),
             lane: match r.u8("lane")? {
@@ -69,7 +78,11 @@ impl Hello {
                 2 => Lane::Snapshot,
                 tag => return Err(DecodeError::Tag { what: "lane", tag: tag.into() }),
             },
+            address: None,
         };
+        if got == PROTOCOL_ADDRESS {
+            hello.address = Some(r.string("peer address", HELLO_TEXT_BYTES_MAX)?);
+        }
         r.end()?;
         Ok(hello)
     }
@@ -90,13 +103,28 @@ pub enum Frame {
     /// A consensus message.
     Raft(Bytes),
     /// An encoded entry that the sender wants proposed. Its outcome is not answered: the sender sees it applied.
-    Propose { number: u64, entry: Bytes },
+    Propose {
+        number: u64,
+        entry: Bytes,
+    },
     /// The proposal was not taken, for example because the receiver does not lead.
-    NotTaken { number: u64, overloaded: bool },
+    NotTaken {
+        number: u64,
+        overloaded: bool,
+    },
     /// A piece of a snapshot.
     SnapshotChunk(Bytes),
     /// All pieces were sent; the message makes the receiver install them.
     SnapshotEnd(Bytes),
+    /// A request that only the leader carries out, such as a change of members, and its answer.
+    Ask {
+        number: u64,
+        request: Bytes,
+    },
+    Answer {
+        number: u64,
+        answer: Bytes,
+    },
 }
 
 impl Frame {
@@ -107,6 +135,8 @@ impl Frame {
             Self::NotTaken { .. } => 3,
             Self::SnapshotChunk(_) => 4,
             Self::SnapshotEnd(_) => 5,
+            Self::Ask { .. } => 6,
+            Self::Answer { .. } => 7,
         }
     }
 
@@ -115,7 +145,9 @@ impl Frame {
         HEADER_BYTES
             + match self {
                 Self::Raft(b) | Self::SnapshotChunk(b) | Self::SnapshotEnd(b) => b.len(),
-                Self::Propose { entry, .. } => 8 + entry.len(),
+                Self::Propose { entry: bytes, .. }
+                | Self::Ask { request: bytes, .. }
+                | Self::Answer { answer: bytes, .. } => 8 + bytes.len(),
                 Self::NotTaken { .. } => 9,
             }
     }
@@ -128,9 +160,11 @@ impl Frame {
         out.put_u8(self.kind());
         match self {
             Self::Raft(b) | Self::SnapshotChunk(b) | Self::SnapshotEnd(b) => out.put_slice(b),
-            Self::Propose { number, entry } => {
+            Self::Propose { number, entry: bytes }
+            | Self::Ask { number, request: bytes }
+            | Self::Answer { number, answer: bytes } => {
                 out.put_u64_le(*number);
-                out.put_slice(entry);
+                out.put_slice(bytes);
             }
             Self::NotTaken { number, overloaded } => {
                 out.put_u64_le(*number);
@@ -169,6 +203,8 @@ impl Frame {
             3 if len == 9 => Self::NotTaken { number: payload.get_u64_le(), overloaded: payload.get_u8() != 0 },
             4 => Self::SnapshotChunk(payload),
             5 => Self::SnapshotEnd(payload),
+            6 if len >= 8 => Self::Ask { number: payload.get_u64_le(), request: payload },
+            7 if len >= 8 => Self::Answer { number: payload.get_u64_le(), answer: payload },
             tag => return Err(DecodeError::Tag { what: "frame", tag: tag.into() }),
         }))
     }
@@ -187,6 +223,8 @@ mod tests {
             (any::<u64>(), bytes.clone()).prop_map(|(number, entry)| Frame::Propose { number, entry }),
             (any::<u64>(), any::<bool>()).prop_map(|(number, overloaded)| Frame::NotTaken { number, overloaded }),
             bytes.clone().prop_map(Frame::SnapshotChunk),
+            (any::<u64>(), bytes.clone()).prop_map(|(number, request)| Frame::Ask { number, request }),
+            (any::<u64>(), bytes.clone()).prop_map(|(number, answer)| Frame::Answer { number, answer }),
             bytes.prop_map(Frame::SnapshotEnd),
         ]
     }
@@ -223,12 +261,15 @@ mod tests {
 
     #[test]
     fn a_hello_comes_back_and_a_newer_one_is_refused() {
-        let hello = Hello { cluster_id: "c1".into(), from: NodeId(1), to: NodeId(2), lane: Lane::Data };
-        let wire = hello.encode();
-        assert_eq!(Hello::length([wire[0], wire[1]]).unwrap(), wire.len() - 2);
-        assert_eq!(Hello::decode(wire.slice(2..)).unwrap(), hello);
-        let mut newer = wire[2..].to_vec();
-        newer[4] = 9;
-        assert_eq!(Hello::decode(newer.into()), Err(DecodeError::Version { got: 9, known: 1 }));
+        for (address, version) in [(None, 1), (Some("127.0.0.1:7000".to_owned()), 2)] {
+            let hello = Hello { cluster_id: "c1".into(), from: NodeId(1), to: NodeId(2), lane: Lane::Data, address };
+            let wire = hello.encode();
+            assert_eq!(Hello::length([wire[0], wire[1]]).unwrap(), wire.len() - 2);
+            assert_eq!(wire[6], version, "the oldest version that says everything");
+            assert_eq!(Hello::decode(wire.slice(2..)).unwrap(), hello);
+            let mut newer = wire[2..].to_vec();
+            newer[4] = 9;
+            assert_eq!(Hello::decode(newer.into()), Err(DecodeError::Version { got: 9, known: 2 }));
+        }
     }
 }

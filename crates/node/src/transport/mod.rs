@@ -8,19 +8,26 @@
 //!
 //! The receiver of a lane writes one byte a second. A sender that hears none for a while connects anew: a link that was cut
 //! and comes back would else be as silent as TCP's last pause between two attempts was long. Over the snapshot lane the one
-//! byte says that the snapshot was taken.
+//! byte says that the snapshot was taken; over the control lane it says how long the receiver's disk takes to sync
+//! ([`signal`]); and before a connection is closed for good it says why.
+//!
+//! Who may connect follows the log ([`Roll`]). A node whose log ends early may not know a member that joined later, and
+//! may need it to learn the rest: whoever has a higher id than it ever saw and names its address is a *guest*, heard and
+//! answered like a member. Whoever was removed is told so, by anybody; whoever was never added is told so by the leader,
+//! who knows.
 //!
 //! The functions are generic over the byte stream, so TLS slips in where a connection is made and accepted.
 
 pub mod frame;
 pub mod fuzz;
+pub mod signal;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io::ErrorKind,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, RwLock,
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -30,12 +37,13 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
 };
 
 use buttress_core::{DecodeError, NodeId};
 
 pub use frame::{Frame, Hello, Lane};
+pub use signal::{Signal, Verdict};
 
 /// Raft messages wait here while a peer is slow. Control frames are at most a few hundred bytes each.
 const CONTROL_QUEUE_BYTES_MAX: usize = 1024 * 1024;
@@ -62,6 +70,8 @@ const DATA_BYTES_MAX: usize = 2 * frame::FRAME_BYTES_MAX;
 const CONNECTIONS_MAX: usize = 256;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a peer that is told to go may take to read it.
+const LAST_WORD_MAX: Duration = Duration::from_secs(1);
 
 /// What the transport tells the node.
 #[derive(Debug)]
@@ -74,6 +84,47 @@ pub enum Event {
     },
     /// Frames to this peer were dropped or its connection broke.
     Unreachable { peer: NodeId },
+    /// A node that our log does not name yet connected, and is reached there.
+    Guest { peer: NodeId, address: String },
+    /// This peer does not count us among the members.
+    Told { peer: NodeId, verdict: Verdict },
+    /// How long this peer's disk takes to sync, in microseconds.
+    Sync { peer: NodeId, us: u64 },
+}
+
+/// Whose connections are taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roll {
+    pub members: BTreeSet<NodeId>,
+    /// The highest id that the log knows to be or have been a member's; 0 while it knows none.
+    pub highest: NodeId,
+    /// This node leads, and its log cannot be behind: who is not on the roll is no member.
+    pub complete: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Member,
+    Guest,
+    Out(Verdict),
+    /// Its membership cannot be told, and it cannot be answered.
+    Stranger,
+}
+
+impl Roll {
+    pub fn standing(&self, id: NodeId, has_address: bool) -> Standing {
+        if self.members.contains(&id) {
+            Standing::Member
+        } else if id <= self.highest {
+            Standing::Out(Verdict::Removed)
+        } else if self.complete {
+            Standing::Out(Verdict::Unknown)
+        } else if has_address {
+            Standing::Guest
+        } else {
+            Standing::Stranger
+        }
+    }
 }
 
 /// What has come and waits for the node's task. Whoever takes from it looks at `control` first.
@@ -102,9 +153,44 @@ pub struct Counters {
 
 /// The sending side: one bounded queue per peer and lane.
 pub struct Transport {
-    queues: BTreeMap<NodeId, [Arc<Queue>; 2]>,
+    cluster_id: String,
+    node: NodeId,
+    /// What a hello says of where we are reached.
+    address: Option<String>,
+    peers: BTreeMap<NodeId, Peer>,
+    events: mpsc::Sender<Event>,
+    shared: Arc<Shared>,
+    tasks: JoinSet<()>,
+}
+
+struct Peer {
+    address: String,
+    lanes: [Arc<Queue>; 2],
+    tasks: [AbortHandle; 2],
+}
+
+/// What the tasks of all connections look at.
+struct Shared {
     counters: Arc<Counters>,
-    _tasks: JoinSet<()>,
+    roll: RwLock<Roll>,
+    /// The byte that receivers of the control lane write.
+    alive: AtomicU8,
+    /// The connection that counts, per peer and lane; telling the one before closes it.
+    newest: Mutex<BTreeMap<(NodeId, Lane), Arc<Closing>>>,
+}
+
+/// Tells a connection to close, and what to say before.
+#[derive(Default)]
+struct Closing {
+    last_word: AtomicU8,
+    told: Notify,
+}
+
+impl Closing {
+    fn close(&self, verdict: Option<Verdict>) {
+        self.last_word.store(verdict.map_or(signal::ALIVE, Verdict::byte), Ordering::Release);
+        self.told.notify_one();
+    }
 }
 
 struct Queue {
@@ -160,58 +246,113 @@ impl Queue {
 
 impl Transport {
     /// Starts a sending task per peer and lane, and one that accepts peers. `peers` maps every other member to its
-    /// peer address.
+    /// peer address; `address` is told to peers whose log may not have it.
     pub fn start(
         cluster_id: String,
         node: NodeId,
+        address: Option<String>,
         peers: BTreeMap<NodeId, String>,
         listener: TcpListener,
         snapshots: mpsc::Sender<SnapshotFrame>,
     ) -> (Self, Inbox) {
-        let counters = Arc::new(Counters::default());
         let (control, control_inbox) = mpsc::channel(CONTROL_FRAMES_MAX);
         let (data, data_inbox) = mpsc::channel(DATA_FRAMES_MAX);
-        let mut tasks = JoinSet::new();
-        let mut queues = BTreeMap::new();
-        for (&peer, address) in &peers {
-            let lanes =
-                [(Lane::Control, CONTROL_QUEUE_BYTES_MAX), (Lane::Data, DATA_QUEUE_BYTES_MAX)].map(|(lane, max)| {
-                    let queue = Queue::new(max);
-                    let hello = Hello { cluster_id: cluster_id.clone(), from: node, to: peer, lane };
-                    tasks.spawn(send(hello, address.clone(), queue.clone(), control.clone(), counters.clone()));
-                    queue
-                });
-            queues.insert(peer, lanes);
-        }
-        let known: Arc<[NodeId]> = peers.keys().copied().collect();
-        let incoming = Incoming {
-            control,
-            data,
-            room: Arc::new(Semaphore::new(DATA_BYTES_MAX)),
-            snapshots,
-            newest: Arc::default(),
-            counters: counters.clone(),
+        let roll = Roll { members: peers.keys().copied().collect(), ..Roll::default() };
+        let shared = Arc::new(Shared {
+            counters: Arc::default(),
+            roll: RwLock::new(roll),
+            alive: AtomicU8::new(signal::ALIVE),
+            newest: Mutex::default(),
+        });
+        let mut transport = Self {
+            cluster_id: cluster_id.clone(),
+            node,
+            address,
+            peers: BTreeMap::new(),
+            events: control.clone(),
+            shared: shared.clone(),
+            tasks: JoinSet::new(),
         };
-        tasks.spawn(accept(cluster_id, node, known, listener, incoming));
-        (Self { queues, counters, _tasks: tasks }, Inbox { control: control_inbox, data: data_inbox })
+        transport.set_peers(&peers);
+        let room = Arc::new(Semaphore::new(DATA_BYTES_MAX));
+        let incoming = Incoming { control, data, room, snapshots, shared };
+        transport.tasks.spawn(accept(cluster_id, node, listener, incoming));
+        (transport, Inbox { control: control_inbox, data: data_inbox })
+    }
+
+    /// Opens connections to peers that are new or have moved, and drops those to peers that are no longer named. A peer
+    /// without an address cannot be reached.
+    pub fn set_peers(&mut self, peers: &BTreeMap<NodeId, String>) {
+        self.peers.retain(|id, peer| {
+            let kept = peers.get(id) == Some(&peer.address);
+            if !kept {
+                peer.tasks.iter().for_each(AbortHandle::abort);
+            }
+            kept
+        });
+        while self.tasks.try_join_next().is_some() {}
+        for (id, address) in peers.iter().filter(|(_, address)| !address.is_empty()) {
+            if *id == self.node || self.peers.contains_key(id) {
+                continue;
+            }
+            let lanes = [CONTROL_QUEUE_BYTES_MAX, DATA_QUEUE_BYTES_MAX].map(Queue::new);
+            let tasks = [Lane::Control, Lane::Data].map(|lane| {
+                let queue = lanes[lane as usize].clone();
+                let hello = self.hello(*id, lane);
+                let (events, counters) = (self.events.clone(), self.counters());
+                self.tasks.spawn(send(hello, address.clone(), queue, events, counters))
+            });
+            self.peers.insert(*id, Peer { address: address.clone(), lanes, tasks });
+        }
+    }
+
+    /// Follows the log: who is not on the roll any more is told so and not heard any more.
+    pub fn set_roll(&self, roll: Roll) {
+        if *self.shared.roll.read().expect("no holder panics") == roll {
+            return;
+        }
+        *self.shared.roll.write().expect("no holder panics") = roll.clone();
+        self.shared.newest.lock().expect("no holder panics").retain(|(peer, _), closing| {
+            // Guests have said where they are reached, or they would not be here.
+            match roll.standing(*peer, true) {
+                Standing::Out(verdict) => {
+                    closing.close(Some(verdict));
+                    false
+                }
+                Standing::Member | Standing::Guest | Standing::Stranger => true,
+            }
+        });
+    }
+
+    /// Tells peers how long our disk takes to sync.
+    pub fn set_sync(&self, us: Option<u64>) {
+        self.shared.alive.store(us.map_or(signal::ALIVE, signal::sync), Ordering::Relaxed);
+    }
+
+    /// How a connection to this peer opens.
+    pub fn hello(&self, to: NodeId, lane: Lane) -> Hello {
+        Hello { cluster_id: self.cluster_id.clone(), from: self.node, to, lane, address: self.address.clone() }
+    }
+
+    pub fn address_of(&self, peer: NodeId) -> Option<&str> {
+        self.peers.get(&peer).map(|peer| peer.address.as_str())
     }
 
     /// Queues a frame. `false` when it was dropped because the queue is full or the peer is unknown.
     pub fn send(&self, to: NodeId, lane: Lane, frame: Frame) -> bool {
-        let queue = match (self.queues.get(&to), lane) {
-            (Some([control, _]), Lane::Control) => control,
-            (Some([_, data]), Lane::Data) => data,
+        let queue = match (self.peers.get(&to), lane) {
+            (Some(peer), Lane::Control | Lane::Data) => &peer.lanes[lane as usize],
             _ => return false,
         };
         let taken = queue.push(frame);
         if !taken {
-            self.counters.dropped_frames.fetch_add(1, Ordering::Relaxed);
+            self.shared.counters.dropped_frames.fetch_add(1, Ordering::Relaxed);
         }
         taken
     }
 
     pub fn counters(&self) -> Arc<Counters> {
-        self.counters.clone()
+        self.shared.counters.clone()
     }
 }
 
@@ -223,7 +364,18 @@ async fn send(hello: Hello, address: String, queue: Arc<Queue>, events: mpsc::Se
                 pause = RECONNECT_MIN;
                 counters.connects.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(peer = hello.to.0, lane = ?hello.lane, "peer connected");
-                let error = drain(stream, &queue, &counters).await;
+                let told = |signal| match signal {
+                    Signal::Told(verdict) => Some(Event::Told { peer: hello.to, verdict }),
+                    Signal::Sync(us) => Some(Event::Sync { peer: hello.to, us }),
+                    Signal::Alive => None,
+                };
+                let error = drain(stream, &queue, &counters, |signal| {
+                    if let Some(event) = told(signal) {
+                        // Where there is no room, the next signal comes soon.
+                        let _ = events.try_send(event);
+                    }
+                })
+                .await;
                 tracing::info!(peer = hello.to.0, lane = ?hello.lane, %error, "peer connection lost");
             }
             Err(error) => tracing::debug!(peer = hello.to.0, %address, %error, "peer cannot be reached"),
@@ -251,14 +403,23 @@ pub async fn connect(hello: &Hello, address: &str) -> std::io::Result<TcpStream>
 }
 
 /// Writes what is queued until the connection breaks or its receiver falls silent.
-async fn drain<S: AsyncRead + AsyncWrite>(stream: S, queue: &Queue, counters: &Counters) -> std::io::Error {
+async fn drain<S: AsyncRead + AsyncWrite>(
+    stream: S,
+    queue: &Queue,
+    counters: &Counters,
+    on_signal: impl Fn(Signal),
+) -> std::io::Error {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let listen = async {
         let mut scratch = [0u8; 16];
         loop {
             match tokio::time::timeout(SILENCE_MAX, reader.read(&mut scratch)).await {
                 Ok(Ok(0)) => return ErrorKind::ConnectionReset.into(),
-                Ok(Ok(_)) => {}
+                Ok(Ok(read)) => {
+                    for byte in &scratch[..read] {
+                        on_signal(Signal::of(*byte));
+                    }
+                }
                 Ok(Err(error)) => return error,
                 Err(_) => return ErrorKind::TimedOut.into(),
             }
@@ -284,8 +445,6 @@ async fn drain<S: AsyncRead + AsyncWrite>(stream: S, queue: &Queue, counters: &C
     }
 }
 
-type Newest = BTreeMap<(NodeId, Lane), Arc<Notify>>;
-
 /// Where received frames go.
 #[derive(Clone)]
 struct Incoming {
@@ -294,9 +453,7 @@ struct Incoming {
     /// Bytes that may wait in `data`.
     room: Arc<Semaphore>,
     snapshots: mpsc::Sender<SnapshotFrame>,
-    /// The connection that counts, per peer and lane; telling the one before closes it.
-    newest: Arc<Mutex<Newest>>,
-    counters: Arc<Counters>,
+    shared: Arc<Shared>,
 }
 
 impl Incoming {
@@ -317,17 +474,17 @@ impl Incoming {
     }
 
     /// Makes a connection the one that counts. A peer that lost its connection may be back long before we hear of it.
-    fn replace(&self, from: NodeId, lane: Lane) -> Arc<Notify> {
-        let replaced = Arc::new(Notify::new());
-        let mut newest = self.newest.lock().expect("no holder panics");
-        if let Some(before) = newest.insert((from, lane), replaced.clone()) {
-            before.notify_one();
+    fn replace(&self, from: NodeId, lane: Lane) -> Arc<Closing> {
+        let closing = Arc::new(Closing::default());
+        let mut newest = self.shared.newest.lock().expect("no holder panics");
+        if let Some(before) = newest.insert((from, lane), closing.clone()) {
+            before.close(None);
         }
-        replaced
+        closing
     }
 }
 
-async fn accept(cluster_id: String, node: NodeId, known: Arc<[NodeId]>, listener: TcpListener, incoming: Incoming) {
+async fn accept(cluster_id: String, node: NodeId, listener: TcpListener, incoming: Incoming) {
     let mut connections = JoinSet::new();
     loop {
         let stream = match listener.accept().await {
@@ -340,13 +497,13 @@ async fn accept(cluster_id: String, node: NodeId, known: Arc<[NodeId]>, listener
         };
         while connections.try_join_next().is_some() {}
         if connections.len() >= CONNECTIONS_MAX {
-            incoming.counters.refused_connections.fetch_add(1, Ordering::Relaxed);
+            incoming.shared.counters.refused_connections.fetch_add(1, Ordering::Relaxed);
             continue;
         }
-        let (cluster_id, known, incoming) = (cluster_id.clone(), known.clone(), incoming.clone());
+        let (cluster_id, incoming) = (cluster_id.clone(), incoming.clone());
         connections.spawn(async move {
-            if let Err(error) = receive(stream, &cluster_id, node, &known, &incoming).await {
-                incoming.counters.refused_connections.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = receive(stream, &cluster_id, node, &incoming).await {
+                incoming.shared.counters.refused_connections.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, "peer connection refused");
             }
         });
@@ -365,13 +522,14 @@ enum ReceiveError {
     NotForUs { from: NodeId, to: NodeId },
     #[error("node {0} is not a member")]
     Stranger(NodeId),
+    #[error("node {0} was told that it is no member: {1:?}")]
+    Out(NodeId, Verdict),
 }
 
 async fn receive<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     cluster_id: &str,
     node: NodeId,
-    known: &[NodeId],
     incoming: &Incoming,
 ) -> Result<(), ReceiveError> {
     let hello =
@@ -382,30 +540,67 @@ async fn receive<S: AsyncRead + AsyncWrite + Unpin>(
     if hello.to != node {
         return Err(ReceiveError::NotForUs { from: hello.from, to: hello.to });
     }
-    if !known.contains(&hello.from) {
+    if hello.from == node {
         return Err(ReceiveError::Stranger(hello.from));
     }
-    let replaced = incoming.replace(hello.from, hello.lane);
+    // Registered before the roll is looked at: a change of it meanwhile finds the connection.
+    let closing = incoming.replace(hello.from, hello.lane);
+    let standing = incoming.shared.roll.read().expect("no holder panics").standing(hello.from, hello.address.is_some());
+    match (standing, &hello.address) {
+        (Standing::Member, _) => {}
+        (Standing::Guest, Some(address)) => {
+            let event = Event::Guest { peer: hello.from, address: address.clone() };
+            if incoming.control.send(event).await.is_err() {
+                return Ok(());
+            }
+        }
+        (Standing::Out(verdict), _) => {
+            say_last(&mut stream, verdict).await;
+            return Err(ReceiveError::Out(hello.from, verdict));
+        }
+        (Standing::Stranger | Standing::Guest, _) => return Err(ReceiveError::Stranger(hello.from)),
+    }
     let (mut reader, mut writer) = tokio::io::split(stream);
+    let alive = || match hello.lane {
+        Lane::Control => incoming.shared.alive.load(Ordering::Relaxed),
+        Lane::Data | Lane::Snapshot => signal::ALIVE,
+    };
     tokio::select! {
         whole_snapshot = read_frames(&mut reader, &hello, incoming) => {
             if whole_snapshot? {
                 // The sender counts its snapshot as arrived only when it reads this; if it cannot, it sends it again.
-                let _ = writer.write_all(&[1]).await;
+                let _ = writer.write_all(&[signal::TAKEN]).await;
             }
         }
-        () = show_alive(&mut writer, hello.lane) => {}
-        () = replaced.notified() => {}
+        () = show_alive(&mut writer, hello.lane, alive) => {}
+        () = closing.told.notified() => {
+            if let Signal::Told(verdict) = Signal::of(closing.last_word.load(Ordering::Acquire)) {
+                say_last(&mut reader.unsplit(writer), verdict).await;
+            }
+        }
     }
     Ok(())
 }
 
+/// Tells a peer why its connection ends. What it has sent meanwhile is read and thrown away, for a socket that is closed
+/// with bytes unread takes back what it said.
+async fn say_last<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, verdict: Verdict) {
+    let exchange = async {
+        stream.write_all(&[verdict.byte()]).await?;
+        stream.shutdown().await?;
+        let mut scratch = [0; 4096];
+        while stream.read(&mut scratch).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(LAST_WORD_MAX, exchange).await;
+}
+
 /// Writes a byte now and then until the connection breaks.
-async fn show_alive<W: AsyncWrite + Unpin>(writer: &mut W, lane: Lane) {
+async fn show_alive<W: AsyncWrite + Unpin>(writer: &mut W, lane: Lane, alive: impl Fn() -> u8) {
     if lane == Lane::Snapshot {
         return std::future::pending().await;
     }
-    while writer.write_all(&[0]).await.is_ok() {
+    while writer.write_all(&[alive()]).await.is_ok() {
         tokio::time::sleep(ALIVE_EVERY).await;
     }
 }
@@ -434,7 +629,7 @@ async fn read_frames<R: AsyncRead + Unpin>(
         match reader.read_buf(&mut buffer).await {
             Ok(0) | Err(_) => return Ok(false),
             Ok(read) => {
-                incoming.counters.received_bytes.fetch_add(read as u64, Ordering::Relaxed);
+                incoming.shared.counters.received_bytes.fetch_add(read as u64, Ordering::Relaxed);
             }
         }
     }

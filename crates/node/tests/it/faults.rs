@@ -116,6 +116,29 @@ async fn entries_of_a_follower_survive_a_cut_to_the_leader() {
 }
 
 #[tokio::test]
+async fn entries_that_wait_for_their_leader_are_fewer_than_results_are_remembered() {
+    let mut options = quick();
+    options.resend_after = Duration::from_millis(100);
+    let world = World::started(3, options).await;
+    let leader = world.leader().await;
+    let follower = world.follower().await;
+    let node = world.node(follower);
+    let log = create_topic(&node, "t", TopicSettings::default()).await;
+    world.link(follower, leader, false);
+    // More than the 4096 results that state remembers of a client; none is answered while the cut lasts.
+    let submitted = join_all((0..5000u32).map(|i| {
+        let node = node.clone();
+        async move { must(&node, append(log, &i.to_be_bytes())).await }
+    }));
+    let mend = async {
+        until("they were sent again", async || (node.counters().resent.load(Relaxed) >= 4096).then_some(())).await;
+        world.link(follower, leader, true);
+    };
+    tokio::join!(submitted, mend);
+    assert_eq!(records(&node, log).await.len(), 5000, "each once");
+}
+
+#[tokio::test]
 async fn strangers_are_turned_away() {
     let mut world = World::started(3, quick()).await;
     world.leader().await;
@@ -124,6 +147,7 @@ async fn strangers_are_turned_away() {
         from: NodeId(from),
         to: NodeId(to),
         lane: Lane::Control,
+        address: None,
     };
     let garbage = vec![0xff; 4096];
     let cases = [
@@ -200,10 +224,20 @@ async fn a_leader_whose_log_is_full_takes_no_more_and_goes_on_when_it_has_room()
     }))
     .await;
     assert!(own.is_sorted(), "no entry overtakes another: {own:?}");
+    // Neither do those of a follower, of which the leader takes some and refuses others; a small one finds room sooner.
+    let node = world.node(world.follower().await);
+    // No more than the way to the node's task holds at once: beyond, they would not be submitted in this order.
+    let forwarded = join_all((0..60).map(|i| {
+        let node = node.clone();
+        let len = if i % 3 == 0 { 120 * 1024 } else { 512 };
+        async move { base_offset(&must(&node, append(log, &vec![3; len])).await) }
+    }))
+    .await;
+    assert!(forwarded.is_sorted(), "no entry overtakes another on the way: {forwarded:?}");
     let all = join_all((0..66u64).map(|i| {
         let node = world.node(1 + i % 3);
         async move { must(&node, append(log, &[2; 32 * 1024])).await }
     }))
     .await;
-    assert_eq!(records(&world.node(leader), log).await.len(), own.len() + all.len(), "each once");
+    assert_eq!(records(&world.node(leader), log).await.len(), own.len() + forwarded.len() + all.len(), "each once");
 }

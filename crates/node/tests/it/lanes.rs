@@ -14,7 +14,7 @@ async fn pair() -> ((Transport, Inbox), (Transport, Inbox)) {
     let start = |node: u64, peer: usize, listener| {
         let peers = BTreeMap::from([(NodeId(peer as u64 + 1), addresses[peer].clone())]);
         let (snapshots, _) = mpsc::channel(1);
-        Transport::start("c".into(), NodeId(node), peers, listener, snapshots)
+        Transport::start("c".into(), NodeId(node), None, peers, listener, snapshots)
     };
     (start(1, 1, first), start(2, 0, second))
 }

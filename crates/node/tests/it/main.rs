@@ -1,7 +1,10 @@
 //! Real nodes in one process: what a cluster promises, through stops, kills, cut links and failing disks.
 
+mod backups;
+mod etcd;
 mod faults;
 mod healthy;
 mod lanes;
+mod members;
 mod recovery;
 mod world;

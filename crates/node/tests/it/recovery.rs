@@ -212,7 +212,8 @@ async fn a_snapshot_reaches_a_follower_while_the_log_moves_on() {
     })
     .await;
     let snapshots = back.counters().snapshots_installed.load(Relaxed);
-    assert!((1..=3).contains(&snapshots), "{snapshots} snapshots");
+    // One is enough on an idle machine; a starved one may need a few. Without the log kept for it, it never keeps up.
+    assert!((1..=8).contains(&snapshots), "{snapshots} snapshots");
     done.lock().unwrap().0 = true;
     load.await.unwrap();
     drop((node, back));

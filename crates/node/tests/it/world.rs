@@ -3,10 +3,11 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, Ordering::SeqCst},
+        atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -14,11 +15,16 @@ use std::{
 
 use buttress_core::{
     Append, AppendOutcome, Cluster as _, Code, Consistency, Entry, Error, KeyRange, Ledger as _, LogId, NodeId, Offset,
-    Put, Receipt, Stream as _, SubmitError, TopicChange, entry::TopicSettings, ledger::Member,
+    Put, Receipt, Stream as _, SubmitError, TopicChange,
+    entry::TopicSettings,
+    ledger::{Member, MemberRole},
 };
 use buttress_node::{
-    runtime::{self, Config, Handle, Options},
-    wal::faulty::FailingDisk,
+    runtime::{self, Config, Handle, MemberRequest, Options},
+    wal::{
+        disk::{Disk, DiskFile, Open},
+        faulty::FailingDisk,
+    },
 };
 use bytes::Bytes;
 use tokio::{
@@ -29,6 +35,8 @@ use tokio::{
 
 /// Whatever takes longer than this will not happen.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Nodes that may join a world.
+const NEWCOMERS_MAX: u64 = 4;
 
 /// Options that make elections, deadlines and checkpoints quick.
 pub fn quick() -> Options {
@@ -66,17 +74,21 @@ pub struct Running {
     pub handle: Arc<Handle>,
     /// Makes the node's disks fail when it is set to zero.
     pub fuse: Arc<AtomicI64>,
+    /// How long its disks take to sync, on top of what they take.
+    pub sync_ms: Arc<AtomicU64>,
     kill: oneshot::Sender<()>,
     thread: JoinHandle<Option<Result<(), Error>>>,
 }
 
 pub struct World {
     pub dir: tempfile::TempDir,
+    pub cluster_id: String,
     pub options: Options,
     ways: BTreeMap<(u64, u64), Way>,
     pub nodes: BTreeMap<u64, Running>,
+    /// The founders.
     size: u64,
-    starts: u64,
+    pub starts: u64,
     proxies: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -85,8 +97,10 @@ impl World {
     pub fn new(size: u64, options: Options) -> Self {
         let mut ways = BTreeMap::new();
         let mut listeners = Vec::new();
-        for from in 1..=size {
-            for to in (1..=size).filter(|to| *to != from) {
+        // From 0 leads the way on which newcomers reach everybody and everybody reaches them.
+        for from in 0..=size {
+            let last = if from == 0 { size + NEWCOMERS_MAX } else { size };
+            for to in (1..=last).filter(|to| *to != from) {
                 let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
                 listener.set_nonblocking(true).unwrap();
                 let way = Way {
@@ -109,6 +123,7 @@ impl World {
         });
         Self {
             dir: tempfile::tempdir().unwrap(),
+            cluster_id: "test".into(),
             options,
             ways,
             nodes: BTreeMap::new(),
@@ -127,22 +142,58 @@ impl World {
     }
 
     pub fn config(&self, id: u64) -> Config {
+        let join = id > self.size;
+        let from = if join { 0 } else { id };
         let members = (1..=self.size)
+            .chain(join.then_some(id))
             .map(|to| Member {
                 id: NodeId(to),
                 name: format!("n{to}"),
-                peer: self.ways.get(&(id, to)).map_or(String::new(), |way| way.address.to_string()),
+                peer: self.ways.get(&(from, to)).map_or(String::new(), |way| way.address.to_string()),
                 ..Member::default()
             })
             .collect();
         Config {
-            cluster_id: "test".into(),
+            cluster_id: self.cluster_id.clone(),
             node: NodeId(id),
             members,
+            join,
             data_dir: self.dir.path().join(id.to_string()),
             seed: self.starts * 100 + id,
             client: self.starts * 100 + id,
         }
+    }
+
+    /// A newcomer as it asks to join; it is reached as soon as it runs.
+    pub fn newcomer(&self, id: u64) -> Member {
+        self.config(id).members.into_iter().find(|m| m.id.0 == id).expect("a newcomer names itself")
+    }
+
+    /// Lets a node join through `at` and starts it.
+    pub async fn join(&mut self, id: u64, at: u64, promote: bool) {
+        let request = MemberRequest::Join { member: self.newcomer(id), promote };
+        let done = self.node(at).change_members(request).await.expect("it may join");
+        assert_eq!(done.id, NodeId(id), "the next id that nobody ever had");
+        self.start(id).await;
+    }
+
+    /// Waits until node `at` sees these voters and learners.
+    pub async fn members_are(&self, at: u64, voters: &[u64], learners: &[u64]) {
+        let mut last = String::new();
+        let node = self.node(at);
+        let seen = tokio::time::timeout(
+            PATIENCE,
+            until("the members are as they should be", async || {
+                let members = node.view().members;
+                let of = |role| members.iter().filter(|m| m.role == role).map(|m| m.id.0).collect::<Vec<_>>();
+                last = format!("{members:?}");
+                (of(MemberRole::Voter) == voters
+                    && of(MemberRole::Learner) == learners
+                    && of(MemberRole::Leaving).is_empty())
+                .then_some(())
+            }),
+        );
+        assert!(seen.await.is_ok(), "not {voters:?} and {learners:?} but {last}");
     }
 
     /// Starts a node, waiting for an earlier run of it to let go of the directory.
@@ -163,9 +214,13 @@ impl World {
         self.starts += 1;
         let config = self.config(id);
         let fuse = Arc::new(AtomicI64::new(-1));
-        let theirs = fuse.clone();
+        let sync_ms = Arc::new(AtomicU64::new(0));
+        let (their_fuse, their_ms) = (fuse.clone(), sync_ms.clone());
         let options = Options {
-            wrap_disk: Some(Arc::new(move |disk| Arc::new(FailingDisk::new(disk, theirs.clone(), false)))),
+            wrap_disk: Some(Arc::new(move |disk| {
+                let disk = FailingDisk::new(disk, their_fuse.clone(), false);
+                Arc::new(SlowDisk { disk, sync_ms: their_ms.clone() })
+            })),
             ..self.options.clone()
         };
         let (ready, is_ready) = oneshot::channel();
@@ -194,7 +249,7 @@ impl World {
         for way in self.ways.iter().filter(|((_, to), _)| *to == id).map(|(_, way)| way) {
             *way.target.lock().unwrap() = Some(address);
         }
-        self.nodes.insert(id, Running { handle, fuse, kill, thread });
+        self.nodes.insert(id, Running { handle, fuse, sync_ms, kill, thread });
         Ok(())
     }
 
@@ -214,10 +269,15 @@ impl World {
 
     /// Waits for a node that ends by itself.
     pub fn ended(&mut self, id: u64) -> Option<Result<(), Error>> {
-        let Running { thread, kill, .. } = self.nodes.remove(&id).expect("it runs");
-        let ended = thread.join().expect("a node does not panic");
-        drop(kill);
-        ended
+        // A node also ends when its last handle is dropped, so that is kept until then.
+        let Running { thread, kill, handle, .. } = self.nodes.remove(&id).expect("it runs");
+        let deadline = Instant::now() + PATIENCE;
+        while !thread.is_finished() {
+            assert!(Instant::now() < deadline, "node {id} does not end");
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        drop((kill, handle));
+        thread.join().expect("a node does not panic")
     }
 
     pub fn node(&self, id: u64) -> Arc<Handle> {
@@ -281,6 +341,63 @@ impl World {
             same.then_some(())
         })
         .await;
+    }
+}
+
+/// A disk that takes its time to sync.
+struct SlowDisk<D> {
+    disk: D,
+    sync_ms: Arc<AtomicU64>,
+}
+
+struct SlowFile {
+    file: Arc<dyn DiskFile>,
+    sync_ms: Arc<AtomicU64>,
+}
+
+impl<D: Disk> Disk for SlowDisk<D> {
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+    fn open(&self, path: &str, mode: Open) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(SlowFile { file: self.disk.open(path, mode)?, sync_ms: self.sync_ms.clone() }))
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, path: &str) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+    fn create_dir(&self, dir: &str) -> io::Result<()> {
+        self.disk.create_dir(dir)
+    }
+    fn remove_dir_all(&self, dir: &str) -> io::Result<()> {
+        self.disk.remove_dir_all(dir)
+    }
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+}
+
+impl DiskFile for SlowFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        self.file.read_at(buf, at)
+    }
+    fn write_all_at(&self, buf: &[u8], at: u64) -> io::Result<()> {
+        self.file.write_all_at(buf, at)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        let more = self.sync_ms.load(SeqCst);
+        if more > 0 {
+            std::thread::sleep(Duration::from_millis(more));
+        }
+        self.file.sync_data()
     }
 }
 

@@ -10,13 +10,9 @@ use buttress_core::{LogId, Offset, Store, StoreError, Table, Writer, limits::KEY
 
 use crate::changes::{Changes, Kind, be, rest_text};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Position {
-    pub next: Offset,
-    pub metadata: String,
-}
+pub use buttress_core::ledger::CursorView as Position;
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cursors {
     cursors: BTreeMap<LogId, BTreeMap<Box<str>, Position>>,
 }
@@ -41,6 +37,11 @@ impl Cursors {
         self.cursors.get(&log)?.get(group)
     }
 
+    /// All cursors of a group.
+    pub fn of(&self, group: &str) -> impl Iterator<Item = (LogId, &Position)> {
+        self.cursors.iter().filter_map(move |(log, groups)| Some((*log, groups.get(group)?)))
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (LogId, &str, &Position)> {
         self.cursors.iter().flat_map(|(log, groups)| groups.iter().map(|(group, position)| (*log, &**group, position)))
     }
@@ -57,6 +58,19 @@ impl Cursors {
                 groups.insert(group.into(), position);
             }
         }
+    }
+
+    /// Takes a cursor away; whether there was one.
+    pub(crate) fn forget(&mut self, group: &str, log: LogId, changes: &mut Changes) -> bool {
+        let Some(groups) = self.cursors.get_mut(&log) else { return false };
+        let found = groups.remove(group).is_some();
+        if groups.is_empty() {
+            self.cursors.remove(&log);
+        }
+        if found {
+            changes.delete(Table::Meta, Kind::Cursor.key(&[&log.0.to_be_bytes(), group.as_bytes()]));
+        }
+        found
     }
 
     pub(crate) fn drop_log(&mut self, log: LogId, changes: &mut Changes) {

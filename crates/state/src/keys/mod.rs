@@ -8,19 +8,30 @@
 //! writes a tombstone; a key that is written again starts a new life with version 1. As in etcd, an empty key space is
 //! at revision 1, so that 0 can say "does not exist".
 //!
-//! Compaction (forgetting changes that no read may ask for any more) has its place in `Keys::compacted`: reads and
-//! watches below it are refused already; no entry moves it yet.
+//! Compaction forgets changes that nobody may ask for any more. An entry names a revision; from then on reads and watches
+//! below it are refused, and what none at it or later can see is *garbage*: a value that was overwritten or deleted at or
+//! below it, and a tombstone below it. What changed at the very revision stays, tombstones and all, because a watch may begin
+//! there, as in etcd since 3.6. Garbage lies in two queues, in the order of the compactions that it waits for, so sweeping is
+//! taking from their fronts: it costs as much as it frees, an entry sweeps a bounded number of rows, and the entries after it
+//! go on where it stopped. Rows that still wait are no state of their own: a machine that is opened from its rows finds the
+//! same queues.
 
-use std::collections::{BTreeMap, BTreeSet};
+pub(crate) mod txn;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use buttress_core::{
-    Code, DecodeError, Error, KeyRange, LeaseId, Reader, Revision, Store, StoreError, Table, Writer,
-    ledger::{KeyEvent, KeyValue, KeyValues},
+    Code, DecodeError, Error, KeyRange, LeaseId, Mutant, Reader, Revision, Store, StoreError, Table, Writer,
+    ledger::{KeyEvent, KeyValue, KeyValues, WatchEvent},
     limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX},
+    mutant,
 };
 use bytes::Bytes;
 
-use crate::changes::{Changes, scan_all};
+use crate::{
+    changes::{Changes, scan_all},
+    machine::Fnv,
+};
 
 /// The revision of an empty key space.
 pub const FIRST_REVISION: Revision = Revision(1);
@@ -28,7 +39,7 @@ pub const FIRST_REVISION: Revision = Revision(1);
 /// Why a read of keys failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    #[error("revision {wanted} is gone, history starts after {compacted}")]
+    #[error("revision {wanted} is gone, history starts at {compacted}")]
     Compacted { wanted: Revision, compacted: Revision },
     #[error("revision {wanted} is in the future, the key space is at {current}")]
     Future { wanted: Revision, current: Revision },
@@ -40,7 +51,7 @@ impl From<ReadError> for Error {
     fn from(error: ReadError) -> Self {
         let code = match error {
             ReadError::Compacted { .. } => Code::COMPACTED,
-            ReadError::Future { .. } => Code::BAD_REQUEST,
+            ReadError::Future { .. } => Code::REVISION_FUTURE,
             ReadError::Store(_) => Code::DISK,
         };
         Error::new(code, error.to_string())
@@ -53,6 +64,39 @@ pub struct KeyEvents {
     pub events: Vec<KeyEvent>,
     /// Continue from here: everything below was looked at.
     pub next: Revision,
+}
+
+/// Changes of a range with all that is known of them, whole revisions only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    pub events: Vec<WatchEvent>,
+    /// Continue from here: everything below was looked at.
+    pub next: Revision,
+}
+
+/// How much one look into the key space takes at most, so that a host can do other things between two of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageLimits {
+    /// Keys given.
+    pub keys: usize,
+    /// Keys looked at, whether they are given, counted or left out.
+    pub looks: usize,
+    /// Bytes of keys and values given; the first one is given however large it is.
+    pub bytes: usize,
+}
+
+impl PageLimits {
+    pub const NONE: Self = Self { keys: usize::MAX, looks: usize::MAX, bytes: usize::MAX };
+}
+
+/// A part of a range.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    pub kvs: Vec<KeyValue>,
+    /// Keys that were there, given or not.
+    pub count: u64,
+    /// Where the next page begins; `None` where this was the last one.
+    pub next: Option<Bytes>,
 }
 
 /// One change's place: the entry's revision, and its number within the entry.
@@ -77,6 +121,20 @@ struct Change {
     put: bool,
 }
 
+impl History {
+    /// The change that made what was there at a revision; `None` where nothing was.
+    fn at(&self, at: Revision) -> Option<Place> {
+        let last = match self.changes.back() {
+            Some(last) if last.place.main <= at.0 => last,
+            _ => {
+                let upto = self.changes.partition_point(|change| change.place.main <= at.0);
+                &self.changes[upto.checked_sub(1)?]
+            }
+        };
+        last.put.then_some(last.place)
+    }
+}
+
 /// The present of a key that exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Live {
@@ -86,24 +144,44 @@ pub(crate) struct Live {
     pub(crate) lease: Option<LeaseId>,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct History {
     live: Option<Live>,
     /// In rising order.
-    changes: Vec<Change>,
+    changes: VecDeque<Change>,
+}
+
+/// A change that a compaction to the revision `due` or later may forget.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Garbage {
+    due: u64,
+    place: Place,
+    key: Bytes,
 }
 
 /// A row of [`Table::Keys`].
-struct KeyRow {
-    key: Bytes,
+pub(crate) struct KeyRow {
+    pub(crate) key: Bytes,
     /// `None` is a tombstone.
-    value: Option<Bytes>,
+    pub(crate) value: Option<Bytes>,
     create: Revision,
     version: u64,
     lease: Option<LeaseId>,
 }
 
 impl KeyRow {
+    /// The key as this change left it; of a delete, only the key and the revision.
+    fn kv(&self, place: Place) -> KeyValue {
+        KeyValue {
+            key: self.key.clone(),
+            value: self.value.clone().unwrap_or_default(),
+            create_revision: self.create,
+            mod_revision: Revision(place.main),
+            version: self.version,
+            lease: self.lease,
+        }
+    }
+
     fn encode(&self) -> Bytes {
         let mut w = Writer::with_capacity(self.key.len() + self.value.as_ref().map_or(0, Bytes::len) + 32);
         w.bytes(&self.key);
@@ -114,7 +192,7 @@ impl KeyRow {
         w.finish()
     }
 
-    fn decode(value: Bytes) -> Result<Self, DecodeError> {
+    pub(crate) fn decode(value: Bytes) -> Result<Self, DecodeError> {
         let mut r = Reader::new(value);
         let row = Self {
             key: r.bytes("key", KEY_BYTES_MAX)?,
@@ -144,19 +222,36 @@ pub(crate) struct Step {
     main: u64,
     sub: u32,
     pub(crate) events: Vec<KeyEvent>,
+    /// For each event the key as it was left.
+    pub(crate) kvs: Vec<KeyValue>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
     index: BTreeMap<Bytes, History>,
     attached: BTreeMap<LeaseId, BTreeSet<Bytes>>,
+    /// Values that a later revision overwrote or deleted, in the order of that revision, which is when they are due.
+    garbage: VecDeque<Garbage>,
+    /// Tombstones, and values that their own revision overwrote: due one revision later than they were written.
+    late: VecDeque<Garbage>,
+    /// Keys that exist now.
+    living: u64,
     pub(crate) revision: Revision,
+    /// Reads below this revision are refused.
     pub(crate) compacted: Revision,
 }
 
 impl Default for Keys {
     fn default() -> Self {
-        Self { index: BTreeMap::new(), attached: BTreeMap::new(), revision: FIRST_REVISION, compacted: Revision(0) }
+        Self {
+            index: BTreeMap::new(),
+            attached: BTreeMap::new(),
+            garbage: VecDeque::new(),
+            late: VecDeque::new(),
+            living: 0,
+            revision: FIRST_REVISION,
+            compacted: Revision(0),
+        }
     }
 }
 
@@ -172,7 +267,7 @@ impl Keys {
     }
 
     pub(crate) fn begin(&self) -> Step {
-        Step { main: self.revision.0 + 1, sub: 0, events: Vec::new() }
+        Step { main: self.revision.0 + 1, sub: 0, events: Vec::new(), kvs: Vec::new() }
     }
 
     pub(crate) fn finish(&mut self, step: &Step) {
@@ -183,14 +278,31 @@ impl Keys {
 
     /// Enters a change into the index.
     fn note(&mut self, place: Place, row: &KeyRow) {
-        let history = match self.index.get_mut(&row.key) {
-            Some(history) => history,
-            // A copy, so that the index does not keep whole entries or rows in memory for the sake of their keys.
-            None => self.index.entry(Bytes::copy_from_slice(&row.key)).or_default(),
+        // A copy, so that the index does not keep whole entries or rows in memory for the sake of their keys.
+        let key = match self.index.get_key_value(&row.key) {
+            Some((key, _)) => key.clone(),
+            None => Bytes::copy_from_slice(&row.key),
         };
-        debug_assert!(history.changes.last().is_none_or(|last| last.place < place), "changes of a key only rise");
+        let history = self.index.entry(key.clone()).or_default();
+        debug_assert!(history.changes.back().is_none_or(|last| last.place < place), "changes of a key only rise");
         let before = history.live.and_then(|live| live.lease);
-        history.changes.push(Change { place, put: row.value.is_some() });
+        if let Some(last) = history.changes.back().filter(|last| last.put) {
+            let (queue, due) = match last.place.main {
+                main if main < place.main => (&mut self.garbage, place.main),
+                // A revision that comes again can only be one of rows that no machine wrote.
+                main => (&mut self.late, main.saturating_add(1)),
+            };
+            queue.push_back(Garbage { due, place: last.place, key: key.clone() });
+        }
+        if row.value.is_none() {
+            self.late.push_back(Garbage { due: place.main.saturating_add(1), place, key });
+        }
+        history.changes.push_back(Change { place, put: row.value.is_some() });
+        match (history.live.is_some(), row.value.is_some()) {
+            (false, true) => self.living += 1,
+            (true, false) => self.living -= 1,
+            _ => {}
+        }
         history.live = row.value.is_some().then_some(Live {
             create: row.create,
             modified: Revision(place.main),
@@ -216,6 +328,7 @@ impl Keys {
         step.sub += 1;
         changes.put(Table::Keys, place.row_key(), row.encode());
         self.note(place, &row);
+        step.kvs.push(row.kv(place));
         step.events.push(KeyEvent { revision: Revision(step.main), key: row.key, value: row.value });
     }
 
@@ -244,9 +357,45 @@ impl Keys {
     /// Deletes every key of a lease that ends.
     pub(crate) fn end_lease(&mut self, step: &mut Step, lease: LeaseId, changes: &mut Changes) {
         let Some(keys) = self.attached.get(&lease) else { return };
+        if mutant::active(Mutant::LeaseKeepsKeys) {
+            return;
+        }
         for key in keys.iter().cloned().collect::<Vec<_>>() {
             self.delete(step, key, changes);
         }
+    }
+
+    /// The queue with the first garbage. Of what is due at once the late comes first: it is the older change of a key.
+    fn first_garbage(&mut self) -> &mut VecDeque<Garbage> {
+        match (self.late.front(), self.garbage.front()) {
+            (Some(late), Some(garbage)) if late.due > garbage.due => &mut self.garbage,
+            (None, _) => &mut self.garbage,
+            _ => &mut self.late,
+        }
+    }
+
+    /// Forgets what nobody at `compacted` or later can see, at most `limit` changes; the oldest first.
+    pub(crate) fn sweep(&mut self, limit: usize, changes: &mut Changes) {
+        for _ in 0..limit {
+            let compacted = self.compacted.0;
+            let Some(Garbage { place, key, .. }) = self.first_garbage().pop_front_if(|first| first.due <= compacted)
+            else {
+                return;
+            };
+            changes.delete(Table::Keys, place.row_key());
+            let history = self.index.get_mut(&key).expect("a change that was not swept is in the index");
+            // Garbage of a key comes up in the order of its changes.
+            let swept = history.changes.pop_front().expect("a change that was not swept is in the index");
+            assert_eq!(swept.place, place, "what is swept is the oldest change of its key");
+            if history.changes.is_empty() {
+                self.index.remove(&key);
+            }
+        }
+    }
+
+    /// Whether changes are left that nobody can see.
+    pub fn unswept(&self) -> bool {
+        [&self.garbage, &self.late].iter().any(|queue| queue.front().is_some_and(|first| first.due <= self.compacted.0))
     }
 
     pub(crate) fn live(&self, key: &[u8]) -> Option<Live> {
@@ -268,7 +417,7 @@ impl Keys {
 
     /// The value that a key has now.
     pub(crate) fn value<S: Store>(&self, store: &S, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        match self.index.get(key).and_then(|history| history.changes.last()) {
+        match self.index.get(key).and_then(|history| history.changes.back()) {
             Some(change) if change.put => Ok(Self::row(store, change.place)?.value),
             _ => Ok(None),
         }
@@ -303,22 +452,82 @@ impl Keys {
         self.check_revision(at)?;
         let mut found = KeyValues { revision: at, kvs: Vec::new(), more: false };
         for (key, history) in self.select(range) {
-            let upto = history.changes.partition_point(|change| change.place.main <= at.0);
-            let Some(change) = history.changes[..upto].last().filter(|change| change.put) else { continue };
+            let Some(place) = history.at(at) else { continue };
             if found.kvs.len() == limit {
                 found.more = true;
                 break;
             }
-            let row = Self::row(store, change.place)?;
-            found.kvs.push(KeyValue {
-                key: key.clone(),
-                value: row.value.ok_or_else(|| StoreError("a tombstone where a value was noted".into()))?,
-                create_revision: row.create,
-                mod_revision: Revision(change.place.main),
-                version: row.version,
-            });
+            found.kvs.push(self.kv(store, key, history, place, true)?);
         }
         Ok(found)
+    }
+
+    /// What the change at `place` left of the key. Without values, the present needs no row.
+    fn kv<S: Store>(
+        &self,
+        store: &S,
+        key: &Bytes,
+        history: &History,
+        place: Place,
+        values: bool,
+    ) -> Result<KeyValue, StoreError> {
+        if let (false, Some(live)) = (values, history.live)
+            && live.modified.0 == place.main
+        {
+            return Ok(KeyValue {
+                key: key.clone(),
+                value: Bytes::new(),
+                create_revision: live.create,
+                mod_revision: live.modified,
+                version: live.version,
+                lease: live.lease,
+            });
+        }
+        let row = Self::row(store, place)?;
+        if row.value.is_none() {
+            return Err(StoreError("a tombstone where a value was noted".into()));
+        }
+        let kv = row.kv(place);
+        // The index's own key, so that an answer does not keep two copies.
+        Ok(KeyValue { key: key.clone(), value: if values { kv.value } else { Bytes::new() }, ..kv })
+    }
+
+    /// A part of a range as it was at a revision: keys up to the limits, and how many more there were.
+    pub(crate) fn page<S: Store>(
+        &self,
+        store: &S,
+        range: &KeyRange,
+        at: Revision,
+        values: bool,
+        limits: PageLimits,
+    ) -> Result<Page, ReadError> {
+        self.check_revision(at)?;
+        let mut page = Page::default();
+        let (mut looks, mut bytes) = (0, 0);
+        for (key, history) in self.select(range) {
+            if looks == limits.looks || bytes >= limits.bytes {
+                page.next = Some(key.clone());
+                break;
+            }
+            looks += 1;
+            let Some(place) = history.at(at) else { continue };
+            page.count += 1;
+            if page.kvs.len() < limits.keys {
+                let kv = self.kv(store, key, history, place, values)?;
+                bytes += txn::cost(&kv);
+                page.kvs.push(kv);
+            }
+        }
+        Ok(page)
+    }
+
+    /// What a key was at a revision; `None` also where history is gone.
+    pub(crate) fn was<S: Store>(&self, store: &S, key: &[u8], at: Revision) -> Result<Option<KeyValue>, StoreError> {
+        if self.check_revision(at).is_err() {
+            return Ok(None);
+        }
+        let Some((key, history)) = self.index.get_key_value(key) else { return Ok(None) };
+        history.at(at).map(|place| self.kv(store, key, history, place, true)).transpose()
     }
 
     fn select<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = (&'a Bytes, &'a History)> {
@@ -333,33 +542,122 @@ impl Keys {
         from: Revision,
         limit: usize,
     ) -> Result<KeyEvents, ReadError> {
-        if from <= self.compacted && self.compacted > Revision(0) {
+        let mut events = Vec::new();
+        let next = self.changes_since(store, from, (limit, usize::MAX), |place, row| {
+            let wanted = range.contains(&row.key);
+            if wanted {
+                events.push(KeyEvent { revision: Revision(place.main), key: row.key, value: row.value });
+            }
+            Ok(wanted)
+        })?;
+        Ok(KeyEvents { events, next })
+    }
+
+    /// As [`Self::events_since`], with all that is known of the changes, and with what was there before each of them where
+    /// `prev` asks for it. Looks at about `looks` changes, wanted or not.
+    pub(crate) fn changed_since<S: Store>(
+        &self,
+        store: &S,
+        range: &KeyRange,
+        from: Revision,
+        (limit, looks): (usize, usize),
+        prev: bool,
+    ) -> Result<Changed, ReadError> {
+        let mut events = Vec::new();
+        let next = self.changes_since(store, from, (limit, looks), |place, row| {
+            let wanted = range.contains(&row.key);
+            if wanted {
+                let before =
+                    if prev { self.was(store, &row.key, Revision(place.main.saturating_sub(1)))? } else { None };
+                events.push(WatchEvent { kv: row.kv(place), deleted: row.value.is_none(), prev: before });
+            }
+            Ok(wanted)
+        })?;
+        Ok(Changed { events, next })
+    }
+
+    /// Hands every change from a revision on to `each`, which says whether it counts for `limit`; gives the revision that
+    /// comes next. Stops only between revisions.
+    fn changes_since<S: Store>(
+        &self,
+        store: &S,
+        from: Revision,
+        (limit, looks): (usize, usize),
+        mut each: impl FnMut(Place, KeyRow) -> Result<bool, StoreError>,
+    ) -> Result<Revision, ReadError> {
+        if from < self.compacted {
             return Err(ReadError::Compacted { wanted: from, compacted: self.compacted });
         }
         let end = Revision(self.revision.0 + 1);
-        let mut found = KeyEvents { events: Vec::new(), next: from.max(Revision(1)) };
+        let mut next = from.max(Revision(1));
+        let (mut taken, mut looked) = (0, 0);
         let to = Place { main: end.0, sub: 0 }.row_key();
-        let mut seek = Place { main: found.next.0, sub: 0 }.row_key().to_vec();
-        while found.next < end {
+        let mut seek = Place { main: next.0, sub: 0 }.row_key().to_vec();
+        while next < end {
             let rows = store.scan(Table::Keys, &seek, Some(&to), EVENT_ROWS)?;
             let Some((last, _)) = rows.last() else { break };
             seek = last.to_vec();
             seek.push(0);
             for (key, value) in rows {
                 let (place, row) = parse_row(&key, value)?;
-                if place.main > found.next.0 {
-                    found.next = Revision(place.main);
-                    if found.events.len() >= limit {
-                        return Ok(found);
+                if place.main > next.0 {
+                    next = Revision(place.main);
+                    if taken >= limit || looked >= looks {
+                        if mutant::active(Mutant::WatchSkips) {
+                            next = Revision(place.main + 1);
+                        }
+                        return Ok(next);
                     }
                 }
-                if range.contains(&row.key) {
-                    found.events.push(KeyEvent { revision: Revision(place.main), key: row.key, value: row.value });
+                looked += 1;
+                if each(place, row)? {
+                    taken += 1;
                 }
             }
         }
-        found.next = found.next.max(end);
-        Ok(found)
+        next = next.max(end);
+        if mutant::active(Mutant::WatchRepeats) && from.0 + 1 < end.0 && taken > 0 {
+            next = Revision(next.0 - 1);
+        }
+        Ok(next)
+    }
+
+    /// Hashes what reads from the last compaction up to a revision can see, the keys from `range.from` on, at most `looks`
+    /// of them. The hashes of all pages, put together by exclusive or, are that of the range. How far rows are swept makes
+    /// no difference.
+    pub(crate) fn hash_page<S: Store>(
+        &self,
+        store: &S,
+        range: &KeyRange,
+        at: Revision,
+        looks: usize,
+    ) -> Result<(u64, Option<Bytes>), ReadError> {
+        self.check_revision(at)?;
+        let mut sum = 0;
+        for (looked, (key, history)) in self.select(range).enumerate() {
+            if looked == looks {
+                return Ok((sum, Some(key.clone())));
+            }
+            let older = history.changes.partition_point(|change| change.place.main < self.compacted.0);
+            let changed_there = history.changes.get(older).is_some_and(|change| change.place.main == self.compacted.0);
+            let first = match older.checked_sub(1) {
+                Some(last) if history.changes[last].put && !changed_there => last,
+                _ => older,
+            };
+            let changes = history.changes.range(first..).take_while(|change| change.place.main <= at.0);
+            for change in changes {
+                let row = Self::row(store, change.place)?;
+                let mut hash = Fnv::default();
+                hash.put(&[&change.place.row_key(), &row.encode()]);
+                sum ^= hash.0;
+            }
+        }
+        Ok((sum, None))
+    }
+
+    /// Keys that exist now.
+    pub fn living(&self) -> u64 {
+        self.living
     }
 
     pub(crate) fn places(&self) -> impl Iterator<Item = (&Bytes, Vec<(u64, u32, bool)>)> {

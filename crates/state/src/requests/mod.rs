@@ -8,20 +8,27 @@
 //! too many clients, the one that has been silent longest, counted in log indexes, is forgotten. Both follow from the
 //! log alone, so every replica forgets the same. Every row carries the client's floor when it was written; the newest
 //! row is always there, so the floor needs no row of its own.
+//!
+//! A result is small whatever the entry did. What ranges of a transaction gave may be large, so it is not kept but read
+//! again out of the history of keys (`keys::txn`).
 
 use std::collections::BTreeMap;
 
 use buttress_core::{
-    AppendOutcome, Code, DecodeError, Index, LogId, Offset, Reader, Receipt, Refusal, RequestId, Revision, Store,
-    StoreError, Table, Term, TimeMs, Writer,
+    AppendOutcome, Code, DecodeError, Index, LogId, Mutant, Offset, Reader, Receipt, Refusal, RequestId, Revision,
+    Store, StoreError, Table, Term, TimeMs, Writer,
     entry::Guard,
     limits::{ENTRY_BYTES_MAX, ENTRY_PARTS_MAX, PARTITIONS_PER_TOPIC_MAX, TOPIC_NAME_BYTES_MAX},
+    mutant,
 };
 use bytes::Bytes;
 
-use crate::changes::{Changes, Kind, be, rest};
+use crate::{
+    changes::{Changes, Kind, be, rest},
+    keys::txn::Taken,
+};
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Client {
     floor: u64,
     /// The entry that last remembered a result; the key in `by_age`.
@@ -30,7 +37,7 @@ struct Client {
     results: BTreeMap<u64, Bytes>,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requests {
     clients: BTreeMap<u64, Client>,
     by_age: BTreeMap<Index, u64>,
@@ -49,6 +56,9 @@ pub(crate) enum Recall {
 impl Requests {
     pub(crate) fn open<S: Store>(store: &S) -> Result<Self, StoreError> {
         let mut requests = Self::default();
+        if mutant::active(Mutant::LoseDedup) {
+            return Ok(requests);
+        }
         Kind::Result.load(store, |key, value| {
             let client = u64::from_be_bytes(be(key, "client")?);
             let number = u64::from_be_bytes(be(key, "request number")?);
@@ -141,12 +151,26 @@ fn row_key(client: u64, number: u64) -> Bytes {
     Kind::Result.key(&[&client.to_be_bytes(), &number.to_be_bytes()])
 }
 
-/// Encodes a result to be remembered. Of a guard only its position is kept: the retry brings the guard along.
-pub(crate) fn encode_result(result: &Result<Receipt, Refusal>) -> Bytes {
+/// What is kept of a result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    /// Without what the retry brings along or state still knows: guards, the results of a transaction, how long leases live.
+    pub result: Result<Receipt, Refusal>,
+    /// How the entry's transaction went.
+    pub txn: Option<Taken>,
+}
+
+/// Encodes a result to be remembered. Of a guard only its position is kept: the retry brings the guard along. Of a
+/// transaction only its way is: the retry brings the transaction along.
+pub(crate) fn encode_result(result: &Result<Receipt, Refusal>, txn: Option<&Taken>) -> Bytes {
     let mut w = Writer::with_capacity(64);
     match result {
         Ok(receipt) => {
-            w.u8(0);
+            w.u8(if txn.is_some() { 3 } else { 0 });
+            if let Some(taken) = txn {
+                w.varint(taken.base.0);
+                w.list(&taken.path, |w, holds| w.u8((*holds).into()));
+            }
             w.varint(receipt.index.0);
             w.varint(receipt.term.0);
             w.varint(receipt.revision.0);
@@ -190,10 +214,22 @@ pub(crate) fn encode_result(result: &Result<Receipt, Refusal>) -> Bytes {
 }
 
 /// Decodes a remembered result for the retry, which carries `guards`.
-pub(crate) fn decode_result(bytes: Bytes, guards: &[Guard]) -> Result<Result<Receipt, Refusal>, DecodeError> {
+pub(crate) fn decode_result(bytes: Bytes, guards: &[Guard]) -> Result<Remembered, DecodeError> {
     let mut r = Reader::new(bytes);
-    let result = match r.u8("result")? {
-        0 => Ok(Receipt {
+    let kind = r.u8("result")?;
+    let txn = match kind {
+        3 => Some(Taken {
+            base: Revision(r.varint("base revision")?),
+            path: r.list("compares", ENTRY_PARTS_MAX, |r| match r.u8("compare")? {
+                0 => Ok(false),
+                1 => Ok(true),
+                tag => Err(DecodeError::Tag { what: "compare", tag: tag.into() }),
+            })?,
+        }),
+        _ => None,
+    };
+    let result = match kind {
+        0 | 3 => Ok(Receipt {
             index: Index(r.varint("index")?),
             term: Term(r.varint("term")?),
             revision: Revision(r.varint("revision")?),
@@ -215,6 +251,8 @@ pub(crate) fn decode_result(bytes: Bytes, guards: &[Guard]) -> Result<Result<Rec
                 let logs = r.list("logs", PARTITIONS_PER_TOPIC_MAX as usize, |r| r.varint_u32("log").map(LogId))?;
                 Ok((name, logs))
             })?,
+            lease_ttls_ms: Vec::new(),
+            txn: None,
             replayed: true,
         }),
         1 => {
@@ -238,5 +276,5 @@ pub(crate) fn decode_result(bytes: Bytes, guards: &[Guard]) -> Result<Result<Rec
         tag => return Err(DecodeError::Tag { what: "result", tag: tag.into() }),
     };
     r.end()?;
-    Ok(result)
+    Ok(Remembered { result, txn })
 }

@@ -9,8 +9,9 @@ use std::{
 };
 
 use buttress_core::{
-    Store, StoreError, Table, TimeMs, Writer,
+    Mutant, Store, StoreError, Table, TimeMs, Writer,
     limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX},
+    mutant,
 };
 use bytes::Bytes;
 
@@ -23,7 +24,7 @@ pub struct Timer {
     pub value: Bytes,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Timers {
     timers: BTreeMap<Arc<str>, Timer>,
     by_due: BTreeSet<(TimeMs, Arc<str>)>,
@@ -79,7 +80,9 @@ impl Timers {
 
     pub(crate) fn remove(&mut self, id: &str, changes: &mut Changes) -> Option<Timer> {
         let (id, timer) = self.timers.remove_entry(id)?;
-        changes.delete(Table::Meta, Kind::Timer.key(&[id.as_bytes()]));
+        if !mutant::active(Mutant::TimerTwice) {
+            changes.delete(Table::Meta, Kind::Timer.key(&[id.as_bytes()]));
+        }
         self.by_due.remove(&(timer.due, id));
         Some(timer)
     }

@@ -16,11 +16,12 @@ use std::{
 };
 
 use buttress_core::{
-    Append, AppendOutcome, DecodeError, Index, LogId, Offset, Reader, Store, StoreError, Table, Term, TimeMs,
+    Append, AppendOutcome, DecodeError, Index, LogId, Mutant, Offset, Reader, Store, StoreError, Table, Term, TimeMs,
     TopicChange, Writer,
     entry::TopicSettings,
     ledger::{PartitionView, TopicView},
     limits::{PARTITIONS_PER_TOPIC_MAX, TOPIC_NAME_BYTES_MAX},
+    mutant,
     store::StoredBatch,
 };
 use bytes::{Bytes, BytesMut};
@@ -52,7 +53,7 @@ pub(crate) struct Mark {
     pub(crate) time: TimeMs,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Partition {
     pub(crate) topic: Arc<str>,
     pub(crate) start: Offset,
@@ -68,7 +69,7 @@ pub(crate) struct Partition {
     pub(crate) producers: BTreeMap<Box<str>, Producer>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topics {
     pub(crate) topics: BTreeMap<Arc<str>, Topic>,
     pub(crate) partitions: BTreeMap<LogId, Partition>,
@@ -121,7 +122,7 @@ pub(crate) fn check_batch(append: &Append) -> Result<(), String> {
 }
 
 impl Partition {
-    fn new(topic: Arc<str>) -> Self {
+    pub(crate) fn new(topic: Arc<str>) -> Self {
         Self {
             topic,
             start: Offset(0),
@@ -146,7 +147,7 @@ impl Partition {
         w.finish()
     }
 
-    fn decode(&mut self, mut r: Reader) -> Result<(), DecodeError> {
+    pub(crate) fn decode(&mut self, mut r: Reader) -> Result<(), DecodeError> {
         self.start = Offset(r.zigzag("start")?);
         self.end = Offset(r.zigzag("end")?);
         self.appended = r.varint("appended bytes")?;
@@ -181,15 +182,22 @@ impl Topic {
         w.raw(&self.id);
         self.settings.encode(&mut w);
         w.list(&self.logs, |w, log| w.varint(log.0.into()));
+        // Rows that were written before there was this limit end here.
+        if let Some(bytes) = self.settings.batch_bytes_max {
+            w.varint(bytes.into());
+        }
         w.finish()
     }
 
-    fn decode(mut r: Reader) -> Result<Self, DecodeError> {
-        let topic = Self {
+    pub(crate) fn decode(mut r: Reader) -> Result<Self, DecodeError> {
+        let mut topic = Self {
             id: be(&mut r, "topic id")?,
             settings: TopicSettings::decode(&mut r)?,
             logs: r.list("logs", PARTITIONS_PER_TOPIC_MAX as usize, |r| r.varint_u32("log").map(LogId))?,
         };
+        if r.remaining() > 0 {
+            topic.settings.batch_bytes_max = Some(r.varint_u32("batch size")?);
+        }
         r.end()?;
         Ok(topic)
     }
@@ -220,7 +228,10 @@ impl Topics {
         Kind::Producer.load(store, |key, mut value| {
             let (_, partition) = partition(&mut topics, key)?;
             let name = rest_text(key, "producer")?;
-            partition.producers.insert(name, Producer::decode(&mut value)?);
+            let producer = Producer::decode(&mut value)?;
+            if !mutant::active(Mutant::LoseProducers) {
+                partition.producers.insert(name, producer);
+            }
             value.end()
         })?;
         return Ok(topics);
@@ -252,6 +263,32 @@ impl Topics {
         let topic = Topic { id, settings, logs: logs.clone() };
         changes.put(Table::Meta, Kind::Topic.key(&[name.as_bytes()]), topic.encode());
         self.topics.insert(name, topic);
+        logs
+    }
+
+    /// Gives a topic other settings. Marks that its old ones did not ask for come with the next appends.
+    pub(crate) fn configure(&mut self, name: &str, settings: TopicSettings, changes: &mut Changes) {
+        let topic = self.topics.get_mut(name).expect("the topic was checked to exist");
+        topic.settings = settings;
+        changes.put(Table::Meta, Kind::Topic.key(&[name.as_bytes()]), topic.encode());
+    }
+
+    /// Gives a topic partitions until it has as many as `partitions`; the new ones.
+    pub(crate) fn extend(&mut self, name: &str, partitions: u32, changes: &mut Changes) -> Vec<LogId> {
+        let (name, topic) = {
+            let (name, _) = self.topics.get_key_value(name).expect("the topic was checked to exist");
+            let name = name.clone();
+            (name.clone(), self.topics.get_mut(&name).expect("it was just found"))
+        };
+        let more = partitions - topic.logs.len() as u32;
+        let first = self.next_log;
+        self.next_log += more;
+        let logs: Vec<LogId> = (first..self.next_log).map(LogId).collect();
+        topic.logs.extend(&logs);
+        changes.put(Table::Meta, Kind::Topic.key(&[name.as_bytes()]), topic.encode());
+        for log in &logs {
+            self.partitions.insert(*log, Partition::new(name.clone()));
+        }
         logs
     }
 

@@ -8,13 +8,18 @@
 //! | an older epoch | stale epoch |
 //! | the next number | appended |
 //! | only numbers below the next | duplicate, with the first offset where it lies in the last batches |
+//! | numbers below the first of its epoch | gap: they were never here, so they must not be acknowledged |
 //! | some numbers below the next, some not | gap: acknowledging it would lose the rest |
 //! | a number above the next | gap |
+//!
+//! The first number of an epoch counts because of batches that overtake each other. A producer may have several under way;
+//! the first is lost with a leader, the second arrives and starts the epoch where it likes, and then the first is sent
+//! again. It lies below the next number and yet was never seen.
 //!
 //! Kafka's sequence numbers are 31 bits wide and start again from zero; the numbers of producers named `kafka:…` are
 //! compared on that circle (source: Kafka, `DefaultRecordBatch.incrementSequence`). All others simply count.
 
-use buttress_core::{AppendOutcome, DecodeError, Offset, Reader, Sequence, Writer};
+use buttress_core::{AppendOutcome, DecodeError, Mutant, Offset, Reader, Sequence, Writer, mutant};
 use bytes::Bytes;
 
 /// Batches whose places are remembered per producer, as many as a Kafka producer may have in flight.
@@ -28,6 +33,9 @@ const KAFKA_NUMBERS: i64 = 1 << 31;
 pub struct Producer {
     pub epoch: i32,
     pub next: i64,
+    /// The number with which the epoch began here. `None`: everything below the next number counts as seen; so it is in
+    /// rows that were written before this was remembered, and half a circle of Kafka's numbers later.
+    first: Option<i64>,
     /// First number and base offset of the last batches, oldest first; the first `recent_len` count.
     recent: [(i64, i64); RECENT_BATCHES],
     recent_len: u8,
@@ -84,14 +92,19 @@ impl Producer {
         if sequence.epoch > known.epoch {
             return None;
         }
-        if sequence.epoch < known.epoch {
+        if sequence.epoch < known.epoch && !mutant::active(Mutant::OldEpoch) {
             return Some(AppendOutcome::StaleEpoch { current: known.epoch });
         }
         let numbers = Numbers::of(&sequence.producer);
         let ahead = numbers.distance(known.next, sequence.number);
-        if ahead == 0 {
+        let wrong = (ahead == 1 && mutant::active(Mutant::SequenceGap))
+            || (ahead == -i64::from(records) && mutant::active(Mutant::SequenceTwice));
+        if ahead == 0 || wrong {
             None
-        } else if ahead > 0 || ahead + i64::from(records) > 0 {
+        } else if ahead > 0
+            || ahead + i64::from(records) > 0
+            || known.first.is_some_and(|first| numbers.distance(first, sequence.number) < 0)
+        {
             Some(AppendOutcome::Gap { expected: known.next })
         } else {
             // The newest remembered batch that starts at or before the number holds it.
@@ -107,9 +120,17 @@ impl Producer {
     pub(crate) fn after(known: Option<&Self>, sequence: &Sequence, records: u32, base: Offset) -> Self {
         let mut producer = match known {
             Some(known) if known.epoch == sequence.epoch => *known,
-            _ => Self { epoch: sequence.epoch, next: 0, recent: [(0, 0); RECENT_BATCHES], recent_len: 0 },
+            _ => Self {
+                epoch: sequence.epoch,
+                next: 0,
+                first: Some(sequence.number),
+                recent: [(0, 0); RECENT_BATCHES],
+                recent_len: 0,
+            },
         };
-        producer.next = Numbers::of(&sequence.producer).add(sequence.number, records);
+        let numbers = Numbers::of(&sequence.producer);
+        producer.next = numbers.add(sequence.number, records);
+        producer.first = producer.first.filter(|first| numbers.distance(*first, producer.next) >= 0);
         if usize::from(producer.recent_len) == RECENT_BATCHES {
             producer.recent.rotate_left(1);
             producer.recent_len -= 1;
@@ -127,6 +148,7 @@ impl Producer {
             w.zigzag(*number);
             w.zigzag(*base);
         });
+        w.option(self.first.as_ref(), |w, first| w.zigzag(*first));
         w.finish()
     }
 
@@ -137,8 +159,12 @@ impl Producer {
         if list.is_empty() {
             return Err(DecodeError::Short("recent batches"));
         }
+        let first = match r.remaining() {
+            0 => None,
+            _ => r.option("first number", |r| r.zigzag("first number"))?,
+        };
         let mut recent = [(0, 0); RECENT_BATCHES];
         recent[..list.len()].copy_from_slice(&list);
-        Ok(Self { epoch, next, recent, recent_len: list.len() as u8 })
+        Ok(Self { epoch, next, first, recent, recent_len: list.len() as u8 })
     }
 }

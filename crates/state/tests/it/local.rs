@@ -12,8 +12,11 @@ use std::{
 
 use buttress_core::{
     Append, AppendOutcome, Cluster, Code, Consistency, Cursor, Entry, Error, Guard, KeyRange, LeaseChange, LeaseId,
-    Ledger, LogId, NodeId, Offset, Put, Refusal, RequestId, Revision, StatePut, Stream, SubmitError, TimeMs, Timer,
-    TopicChange, entry::TopicSettings, ledger::Member, limits::VALUE_BYTES_MAX,
+    Ledger, LogId, NodeId, Offset, Put, PutOp, RangeOp, Refusal, RequestId, Revision, StatePut, Stream, SubmitError,
+    TimeMs, Timer, TopicChange, Txn, TxnOp,
+    entry::TopicSettings,
+    ledger::{KeyValue, Member, WatchItem, WatchOptions},
+    limits::VALUE_BYTES_MAX,
 };
 use buttress_state::local::{Fault, Local, opaque_batch};
 use bytes::Bytes;
@@ -264,4 +267,49 @@ fn cursors_are_seen_where_they_were_moved() {
     now(local.submit(entry.clone())).unwrap();
     assert_eq!(local.cursor("g", log), Some(Offset(3)));
     assert_eq!(now(local.submit(entry)).unwrap_err().code(), Code::REFUSED);
+}
+
+#[test]
+fn ranges_watches_and_leases_have_etcds_options() {
+    let local = Local::new();
+    let start = now(local.keys(Consistency::Linearizable)).unwrap().revision;
+    let options = WatchOptions { prev_kv: true, no_delete: true, ..WatchOptions::new(KeyRange::prefix("k")) };
+    let mut watch = now(local.watch_with(options)).unwrap();
+    let mut next = Task::new(watch.next());
+    assert!(next.poll().is_none());
+    let lease = LeaseId(5);
+    now(local.submit(Entry { leases: vec![LeaseChange::Grant { lease, ttl_ms: 900 }], ..Entry::default() })).unwrap();
+    for value in ["1", "2"] {
+        let op = PutOp { key: "k".into(), value: value.into(), lease: Some(lease), ..PutOp::default() };
+        let txn = Txn { success: vec![TxnOp::Put(op)], ..Txn::default() };
+        let receipt = now(local.submit(Entry { txn: Some(txn), ..Entry::default() })).unwrap();
+        assert!(receipt.txn.unwrap().succeeded);
+    }
+    assert!(next.woken() > 0);
+    let Some(Ok(Some(WatchItem::Events { events, revision }))) = next.poll() else { panic!("events") };
+    let values = |kv: &KeyValue| kv.value.clone();
+    assert_eq!(events.iter().map(|event| values(&event.kv)).collect::<Vec<_>>(), ["1", "2"]);
+    assert_eq!(events[1].prev.as_ref().map(values), Some(Bytes::from("1")));
+    assert_eq!(revision, Revision(start.0 + 2));
+    drop(next);
+    local.advance(400);
+    let view = now(local.lease(lease, true, Consistency::Linearizable)).unwrap().unwrap();
+    assert_eq!((view.ttl_ms, view.remaining_ms, &view.keys[..]), (900, 500, &[Bytes::from("k")][..]));
+    local.advance(500);
+    assert_eq!(now(local.leases(Consistency::Linearizable)).unwrap(), []);
+    // Deletes were not asked for, but that there is nothing up to there is news.
+    let item = now(watch.next()).unwrap().unwrap();
+    assert_eq!(item, WatchItem::Events { events: vec![], revision: Revision(start.0 + 3) });
+
+    let past = RangeOp { revision: Some(revision), ..RangeOp::new(KeyRange::prefix("")) };
+    let found = now(local.read_with(past.clone(), Consistency::Linearizable)).unwrap();
+    assert_eq!((found.count, found.kvs[0].version, found.revision), (1, 2, Revision(start.0 + 3)));
+    now(local.compact(found.revision, true)).unwrap();
+    assert_eq!(now(local.read_with(past, Consistency::Linearizable)).unwrap_err().code, Code::COMPACTED);
+    let view = now(local.keys(Consistency::Linearizable)).unwrap();
+    assert_eq!((view.compacted, view.keys, view.unswept), (found.revision, 0, false));
+    let from = WatchOptions { from: Some(revision), ..WatchOptions::new(KeyRange::prefix("")) };
+    let mut late = now(local.watch_with(from)).unwrap();
+    assert_eq!(now(late.next()), Ok(Some(WatchItem::Compacted { compacted: found.revision })));
+    assert_eq!(now(late.next()), Ok(None));
 }

@@ -2,25 +2,39 @@
 //! everything, and throws the copy away at the first part that cannot be carried out. Entries are random but mostly
 //! sensible; in between, the machine crashes: it is opened from an older checkpoint and applies the log from there again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use buttress_core::{
-    Append, AppendOutcome, Code, Cursor, Entry, Guard, Index, KeyRange, LeaseChange, LeaseId, LogId, Machine as _,
-    Offset, Put, Receipt, Refusal, RequestId, Revision, Sequence, StatePut, Table, Term, TimeMs, Timer, TopicChange,
+    Append, AppendOutcome, Code, Compare, Cursor, DeleteOp, Entry, Forget, Guard, Index, KeyRange, LeaseChange,
+    LeaseId, LogId, Machine as _, Offset, OpResult, Operand, Put, PutOp, RangeOp, RangeResult, Receipt, Refusal,
+    Relation, RequestId, Revision, Sequence, StatePut, Table, Term, TimeMs, Timer, TopicChange, Txn, TxnOp, TxnResult,
     entry::TopicSettings,
     ledger::{KeyEvent, KeyValue},
+    txn::{SortOrder, SortTarget, TxnFault},
 };
-use buttress_state::{Limits, Machine, MemStore, fuzz::fuzz_apply, invariants, local::opaque_batch};
+use buttress_state::{
+    Limits, Machine, MemStore, PageLimits, ReadError, fuzz::fuzz_apply, invariants, local::opaque_batch,
+};
 use bytes::Bytes;
 use proptest::{collection::vec, prelude::*};
 
-const LIMITS: Limits =
-    Limits { request_clients: 2, request_results_per_client: 3, producers_per_partition: 1000, ends_per_entry: 1000 };
+const LIMITS: Limits = Limits {
+    request_clients: 2,
+    request_results_per_client: 3,
+    producers_per_partition: 1000,
+    ends_per_entry: 1000,
+    // So few that sweeping goes on over many entries.
+    sweep_per_entry: 3,
+};
 
 /// A result without its prose.
 #[derive(Clone, Debug, PartialEq)]
 enum Short {
-    Ok(Receipt),
+    Ok(Box<Receipt>),
     Guard(usize),
     Part(Code),
 }
@@ -28,7 +42,7 @@ enum Short {
 impl Short {
     fn of(result: &Result<Receipt, Refusal>) -> Self {
         match result {
-            Ok(receipt) => Self::Ok(receipt.clone()),
+            Ok(receipt) => Self::Ok(Box::new(receipt.clone())),
             Err(Refusal::Guard { position, .. }) => Self::Guard(*position),
             Err(Refusal::Part { code, .. }) => Self::Part(*code),
         }
@@ -82,14 +96,93 @@ impl Log {
     }
 }
 
+/// A range by its definition: everything, then what the options take away.
+fn naive_range(op: &RangeOp, revision: Revision, all: Vec<KeyValue>) -> RangeResult {
+    let count = all.len() as u64;
+    let limit = if op.limit == 0 { usize::MAX } else { op.limit as usize };
+    let bounds = [op.min_mod_revision, op.max_mod_revision, op.min_create_revision, op.max_create_revision];
+    let mut kvs = all;
+    // etcd takes the limit in the order of keys where no order is asked for, even if something else is to be sorted by.
+    let early = op.order == SortOrder::None && bounds.iter().all(Option::is_none);
+    let mut more = false;
+    if early && kvs.len() > limit {
+        // One more than the limit takes part in the sort.
+        kvs.truncate(limit + 1);
+    }
+    kvs.retain(|kv| {
+        op.min_mod_revision.is_none_or(|min| kv.mod_revision >= min)
+            && op.max_mod_revision.is_none_or(|max| kv.mod_revision <= max)
+            && op.min_create_revision.is_none_or(|min| kv.create_revision >= min)
+            && op.max_create_revision.is_none_or(|max| kv.create_revision <= max)
+    });
+    kvs.sort_by(|a, b| match op.target {
+        SortTarget::Key => a.key.cmp(&b.key),
+        SortTarget::Version => a.version.cmp(&b.version),
+        SortTarget::CreateRevision => a.create_revision.cmp(&b.create_revision),
+        SortTarget::ModRevision => a.mod_revision.cmp(&b.mod_revision),
+        SortTarget::Value => a.value.cmp(&b.value),
+    });
+    if op.order == SortOrder::Descending {
+        kvs.reverse();
+    }
+    if kvs.len() > limit {
+        more = true;
+        kvs.truncate(limit);
+    }
+    if op.keys_only {
+        kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+    }
+    if op.count_only {
+        RangeResult { revision, kvs: Vec::new(), more: false, count }
+    } else {
+        RangeResult { revision, kvs, more, count }
+    }
+}
+
+/// Whether two changes of a transaction could meet on a key, by trying every pair of operations that may both be taken.
+fn meets(ops: &[TxnOp]) -> bool {
+    fn puts(op: &TxnOp) -> Vec<Bytes> {
+        match op {
+            TxnOp::Put(op) => vec![op.key.clone()],
+            TxnOp::Txn(txn) => txn.success.iter().chain(&txn.failure).flat_map(puts).collect(),
+            _ => Vec::new(),
+        }
+    }
+    fn deletes(op: &TxnOp) -> Vec<KeyRange> {
+        match op {
+            TxnOp::Delete(op) => vec![op.range.clone()],
+            TxnOp::Txn(txn) => txn.success.iter().chain(&txn.failure).flat_map(deletes).collect(),
+            _ => Vec::new(),
+        }
+    }
+    let inner = |op: &TxnOp| matches!(op, TxnOp::Txn(txn) if meets(&txn.success) || meets(&txn.failure));
+    if ops.iter().any(inner) {
+        return true;
+    }
+    ops.iter().enumerate().any(|(i, a)| {
+        ops.iter().enumerate().any(|(j, b)| {
+            let nested = |op: &TxnOp| matches!(op, TxnOp::Txn(_));
+            let deleted = |key: &Bytes| deletes(b).iter().any(|range| range.contains(key));
+            // As in etcd: of two inner transactions only the earlier one's deletes are held against the later one's puts.
+            let held = !(nested(a) && nested(b)) || j < i;
+            i != j
+                && (puts(a).iter().any(|key| i < j && puts(b).contains(key)) || (held && puts(a).iter().any(deleted)))
+        })
+    })
+}
+
 #[derive(Clone, Debug, Default)]
 struct World {
     clock: u64,
     revision: u64,
+    compacted: u64,
     next_log: u32,
     keys: BTreeMap<Bytes, (KeyValue, Option<LeaseId>)>,
     events: Vec<KeyEvent>,
+    /// The keys at every revision, the current one included.
+    past: BTreeMap<u64, Rc<BTreeMap<Bytes, KeyValue>>>,
     topics: BTreeMap<String, Vec<LogId>>,
+    settings: BTreeMap<String, TopicSettings>,
     logs: BTreeMap<LogId, Log>,
     cursors: BTreeMap<(LogId, String), (Offset, String)>,
     leases: BTreeMap<LeaseId, (u64, u64)>,
@@ -97,12 +190,89 @@ struct World {
     state: BTreeMap<(String, Bytes), Bytes>,
     /// Client, number and result, oldest first.
     results: Vec<(u64, u64, Short)>,
+    /// What was sent under a client's number first, and the revision before it was applied.
+    sent: BTreeMap<(u64, u64), (Entry, u64)>,
     floors: BTreeMap<u64, u64>,
 }
 
 impl World {
     fn new() -> Self {
-        Self { revision: 1, next_log: 1, ..Self::default() }
+        Self { revision: 1, next_log: 1, past: BTreeMap::from([(1, Rc::default())]), ..Self::default() }
+    }
+
+    fn kvs(&self) -> BTreeMap<Bytes, KeyValue> {
+        self.keys.iter().map(|(key, (kv, _))| (key.clone(), kv.clone())).collect()
+    }
+
+    fn compare(compare: &Compare, before: &BTreeMap<Bytes, KeyValue>) -> bool {
+        let mut found: Vec<Option<&KeyValue>> =
+            before.iter().filter(|(key, _)| compare.range.contains(key)).map(|(_, kv)| Some(kv)).collect();
+        if found.is_empty() {
+            found.push(None);
+        }
+        let relation = |ordering: Ordering| match compare.relation {
+            Relation::Equal => ordering == Ordering::Equal,
+            Relation::Greater => ordering == Ordering::Greater,
+            Relation::Less => ordering == Ordering::Less,
+            Relation::NotEqual => ordering != Ordering::Equal,
+        };
+        found.into_iter().all(|kv| match &compare.operand {
+            Operand::Value(value) => kv.is_some_and(|kv| relation(kv.value.cmp(value))),
+            Operand::Version(wanted) => relation((kv.map_or(0, |kv| kv.version) as i64).cmp(wanted)),
+            Operand::CreateRevision(wanted) => relation((kv.map_or(0, |kv| kv.create_revision.0) as i64).cmp(wanted)),
+            Operand::ModRevision(wanted) => relation((kv.map_or(0, |kv| kv.mod_revision.0) as i64).cmp(wanted)),
+            Operand::Lease(wanted) => relation(kv.and_then(|kv| kv.lease).map_or(0, |lease| lease.0).cmp(wanted)),
+        })
+    }
+
+    /// Carries out a transaction; `before` is the state before the outermost one.
+    fn txn(&mut self, txn: &Txn, before: &BTreeMap<Bytes, KeyValue>, changed: &mut bool) -> Result<TxnResult, Short> {
+        let succeeded = txn.compares.iter().all(|compare| Self::compare(compare, before));
+        let mut results = Vec::new();
+        for op in if succeeded { &txn.success } else { &txn.failure } {
+            let now = |changed: bool| Revision(self.revision + u64::from(changed));
+            results.push(match op {
+                TxnOp::Range(op) => {
+                    let kvs = match op.revision {
+                        Some(at) if at.0 > self.revision => return Err(Short::Part(Code::REVISION_FUTURE)),
+                        Some(at) if at.0 < self.compacted => return Err(Short::Part(Code::COMPACTED)),
+                        Some(at) => match self.past.range(..=at.0).next_back() {
+                            Some((_, kvs)) => (**kvs).clone(),
+                            None => BTreeMap::new(),
+                        },
+                        None => self.kvs(),
+                    };
+                    let all = kvs.into_values().filter(|kv| op.range.contains(&kv.key)).collect();
+                    OpResult::Range(naive_range(op, now(*changed), all))
+                }
+                TxnOp::Put(op) => {
+                    if op.lease.is_some_and(|lease| !self.leases.contains_key(&lease)) {
+                        return Err(Short::Part(Code::LEASE_UNKNOWN));
+                    }
+                    let prev = self.keys.get(&op.key).map(|(kv, _)| kv.clone());
+                    if prev.is_none() && (op.ignore_value || op.ignore_lease) {
+                        return Err(Short::Part(Code::KEY_UNKNOWN));
+                    }
+                    let kept = prev.clone().filter(|_| op.ignore_value).map(|kv| kv.value);
+                    let lease = if op.ignore_lease { prev.as_ref().and_then(|kv| kv.lease) } else { op.lease };
+                    *changed = true;
+                    self.change(&op.key, Some(&kept.unwrap_or(op.value.clone())), lease);
+                    OpResult::Put { revision: Revision(self.revision + 1), prev: prev.filter(|_| op.prev_kv) }
+                }
+                TxnOp::Delete(op) => {
+                    let gone: Vec<KeyValue> =
+                        self.kvs().into_values().filter(|kv| op.range.contains(&kv.key)).collect();
+                    for kv in &gone {
+                        *changed |= self.change(&kv.key, None, None);
+                    }
+                    let deleted = gone.len() as u64;
+                    let revision = Revision(self.revision + u64::from(*changed));
+                    OpResult::Delete { revision, deleted, prev: if op.prev_kv { gone } else { Vec::new() } }
+                }
+                TxnOp::Txn(inner) => OpResult::Txn(self.txn(inner, before, changed)?),
+            });
+        }
+        Ok(TxnResult { succeeded, results })
     }
 
     /// Puts or deletes at the revision after the current one; whether anything changed.
@@ -120,6 +290,7 @@ impl World {
                 create_revision,
                 mod_revision: revision,
                 version: version + 1,
+                lease,
             };
             self.keys.insert(key.clone(), (kv, lease));
         }
@@ -165,6 +336,10 @@ impl World {
                     return AppendOutcome::Gap { expected: last + 1 };
                 }
                 let at = log.find(&s.producer, epoch, s.number);
+                if at.is_none() {
+                    // It was never there, though others behind it were.
+                    return AppendOutcome::Gap { expected: last + 1 };
+                }
                 return AppendOutcome::Duplicate { base_offset: at.filter(|at| log.recent(&s.producer, epoch, *at)) };
             }
         }
@@ -187,7 +362,7 @@ impl World {
         let old = self.clone();
         for change in &entry.topics {
             match change {
-                TopicChange::Create { name, partitions, .. } => {
+                TopicChange::Create { name, partitions, settings, .. } => {
                     if name.contains('/') || *partitions == 0 {
                         return Err(Short::Part(Code::TOPIC_INVALID));
                     }
@@ -198,9 +373,29 @@ impl World {
                     self.next_log += partitions;
                     logs.iter().for_each(|log| drop(self.logs.insert(*log, Log::default())));
                     self.topics.insert(name.clone(), logs.clone());
+                    self.settings.insert(name.clone(), settings.clone());
                     receipt.created.push((name.clone(), logs));
                 }
+                TopicChange::Configure { name, from, to } => {
+                    let settings = self.settings.get_mut(name).ok_or(Short::Part(Code::TOPIC_UNKNOWN))?;
+                    if settings != from {
+                        return Err(Short::Part(Code::REFUSED));
+                    }
+                    *settings = to.clone();
+                }
+                TopicChange::Extend { name, partitions } => {
+                    let logs = self.topics.get_mut(name).ok_or(Short::Part(Code::TOPIC_UNKNOWN))?;
+                    if *partitions as usize <= logs.len() {
+                        return Err(Short::Part(Code::TOPIC_INVALID));
+                    }
+                    while logs.len() < *partitions as usize {
+                        logs.push(LogId(self.next_log));
+                        self.logs.insert(LogId(self.next_log), Log::default());
+                        self.next_log += 1;
+                    }
+                }
                 TopicChange::Delete { name } => {
+                    self.settings.remove(name);
                     let logs = self.topics.remove(name).ok_or(Short::Part(Code::TOPIC_UNKNOWN))?;
                     self.logs.retain(|log, _| !logs.contains(log));
                     self.cursors.retain(|(log, _), _| !logs.contains(log));
@@ -227,16 +422,19 @@ impl World {
                         return Err(Short::Part(Code::LEASE_EXISTS));
                     }
                     self.leases.insert(*lease, (*ttl_ms, self.clock + ttl_ms));
+                    receipt.lease_ttls_ms.push(*ttl_ms);
                 }
                 LeaseChange::KeepAlive { lease } => {
                     let (ttl_ms, deadline) = self.leases.get_mut(lease).ok_or(Short::Part(Code::LEASE_UNKNOWN))?;
                     *deadline = self.clock + *ttl_ms;
+                    receipt.lease_ttls_ms.push(*ttl_ms);
                 }
                 LeaseChange::Revoke { lease } => {
                     if !self.leases.contains_key(lease) {
                         return Err(Short::Part(Code::LEASE_UNKNOWN));
                     }
                     changed |= self.end_lease(*lease);
+                    receipt.lease_ttls_ms.push(0);
                 }
             }
         }
@@ -271,6 +469,9 @@ impl World {
             }
             self.cursors.insert((cursor.log, cursor.group.clone()), (cursor.next, cursor.metadata.clone()));
         }
+        for forget in &entry.forgets {
+            self.cursors.remove(&(forget.log, forget.group.clone()));
+        }
         for timer in &entry.timers {
             match timer {
                 Timer::Set { id, due, key, value } => {
@@ -296,7 +497,27 @@ impl World {
                 changed |= self.change(&key, Some(&value), None);
             }
         }
+        if let Some(Revision(to)) = entry.compact {
+            if to <= self.compacted {
+                return Err(Short::Part(Code::COMPACTED));
+            }
+            if to > self.revision {
+                return Err(Short::Part(Code::REVISION_FUTURE));
+            }
+            self.compacted = to;
+        }
+        if let Some(txn) = &entry.txn {
+            if txn.check().is_err() || !entry.puts.is_empty() || !entry.leases.is_empty() || entry.expire {
+                return Err(Short::Part(Code::BAD_REQUEST));
+            }
+            let before = old.kvs();
+            // The transaction comes before the compaction.
+            let compacted = std::mem::replace(&mut self.compacted, old.compacted);
+            receipt.txn = Some(self.txn(txn, &before, &mut changed)?);
+            self.compacted = compacted;
+        }
         self.revision += u64::from(changed);
+        self.past.insert(self.revision, Rc::new(self.kvs()));
         receipt.revision = Revision(self.revision);
         Ok(receipt)
     }
@@ -310,7 +531,22 @@ impl World {
                 Some((_, _, Short::Guard(position))) if *position >= entry.guards.len() => {
                     return Short::Part(Code::BAD_REQUEST);
                 }
-                Some((_, _, Short::Ok(receipt))) => return Short::Ok(Receipt { replayed: true, ..receipt.clone() }),
+                Some((_, _, Short::Ok(receipt))) => {
+                    let mut receipt = Receipt { replayed: true, ..(**receipt).clone() };
+                    let ttl_ms = |change: &LeaseChange| match change {
+                        LeaseChange::Grant { ttl_ms, .. } => *ttl_ms,
+                        LeaseChange::KeepAlive { lease } => self.leases.get(lease).map_or(0, |(ttl_ms, _)| *ttl_ms),
+                        LeaseChange::Revoke { .. } => 0,
+                    };
+                    receipt.lease_ttls_ms = entry.leases.iter().map(ttl_ms).collect();
+                    if let (Some(txn), Some(result)) = (&entry.txn, &receipt.txn) {
+                        let (_, base) = self.sent[&(request.client, request.number)];
+                        if self.is_gone(txn, result, base) {
+                            return Short::Part(Code::TIMEOUT);
+                        }
+                    }
+                    return Short::Ok(Box::new(receipt));
+                }
                 Some((_, _, result)) => return result.clone(),
                 None if request.number < self.floors.get(&request.client).copied().unwrap_or(0) => {
                     return Short::Part(Code::TIMEOUT);
@@ -318,11 +554,14 @@ impl World {
                 None => {}
             }
         }
+        if let Some(request) = &entry.request {
+            self.sent.insert((request.client, request.number), (entry.clone(), self.revision));
+        }
         let mut copy = self.clone();
         let result = match copy.carry_out(entry, index, term) {
             Ok(receipt) => {
                 *self = copy;
-                Short::Ok(receipt)
+                Short::Ok(Box::new(receipt))
             }
             Err(refused) => refused,
         };
@@ -330,6 +569,18 @@ impl World {
             self.remember(request, result.clone());
         }
         result
+    }
+
+    /// Whether what the operations saw is compacted, so that it cannot be given again.
+    fn is_gone(&self, txn: &Txn, result: &TxnResult, base: u64) -> bool {
+        let ops = if result.succeeded { &txn.success } else { &txn.failure };
+        ops.iter().zip(&result.results).any(|(op, result)| match (op, result) {
+            (TxnOp::Range(op), _) => op.revision.map_or(base, |at| at.0) < self.compacted,
+            (TxnOp::Put(op), _) => op.prev_kv && base < self.compacted,
+            (TxnOp::Delete(_), _) => base < self.compacted,
+            (TxnOp::Txn(txn), OpResult::Txn(result)) => self.is_gone(txn, result, base),
+            (TxnOp::Txn(_), _) => unreachable!("a transaction has the result of one"),
+        })
     }
 
     fn remember(&mut self, request: &RequestId, result: Short) {
@@ -432,6 +683,94 @@ impl Dice {
         }
     }
 
+    fn range(&mut self) -> KeyRange {
+        let from = self.key();
+        match self.roll(4) {
+            0 | 1 => KeyRange::key(from),
+            2 => KeyRange { from, to: Some(Bytes::from(vec![b'a' + self.roll(5) as u8])) },
+            _ => KeyRange { from, to: Some(Bytes::new()) },
+        }
+    }
+
+    fn compare(&mut self, world: &World) -> Compare {
+        let range = self.range();
+        let kv = world.keys.get(&range.from).map(|(kv, _)| kv);
+        let operand = match self.roll(5) {
+            0 => Operand::Version(self.near(kv.map_or(0, |kv| kv.version)) as i64),
+            1 => Operand::CreateRevision(self.near(kv.map_or(0, |kv| kv.create_revision.0)) as i64),
+            2 => Operand::ModRevision(self.near(kv.map_or(0, |kv| kv.mod_revision.0)) as i64),
+            3 => Operand::Value(kv.map_or(self.value(), |kv| kv.value.clone())),
+            _ => Operand::Lease(self.near(kv.and_then(|kv| kv.lease).map_or(0, |lease| lease.0 as u64)) as i64),
+        };
+        // Mostly equal, so that many transactions succeed.
+        let relation = match self.roll(6) {
+            0 => Relation::Greater,
+            1 => Relation::Less,
+            2 => Relation::NotEqual,
+            _ => Relation::Equal,
+        };
+        Compare { range, relation, operand }
+    }
+
+    fn bound(&mut self, world: &World) -> Option<Revision> {
+        (self.roll(5) == 4).then(|| Revision(self.roll(world.revision + 2)))
+    }
+
+    fn op(&mut self, world: &World, depth: u64) -> TxnOp {
+        match self.roll(7 + depth) {
+            0 | 1 => TxnOp::Range(RangeOp {
+                range: self.range(),
+                revision: match self.roll(4) {
+                    3 => Some(Revision(world.compacted + self.roll(world.revision - world.compacted + 2))),
+                    _ => None,
+                },
+                limit: self.roll(4),
+                count_only: self.rarely(),
+                keys_only: self.rarely(),
+                min_mod_revision: self.bound(world),
+                max_mod_revision: self.bound(world),
+                min_create_revision: self.bound(world),
+                max_create_revision: self.bound(world),
+                order: [SortOrder::None, SortOrder::Ascending, SortOrder::Descending][self.roll(3) as usize],
+                target: [
+                    SortTarget::Key,
+                    SortTarget::Version,
+                    SortTarget::CreateRevision,
+                    SortTarget::ModRevision,
+                    SortTarget::Value,
+                ][self.roll(5) as usize],
+            }),
+            2..=4 => {
+                let mut op = PutOp { key: self.key(), prev_kv: self.roll(2) == 1, ..PutOp::default() };
+                op.ignore_value = self.rarely();
+                op.ignore_lease = self.rarely();
+                if !op.ignore_value {
+                    op.value = self.value();
+                }
+                if !op.ignore_lease && self.roll(4) == 3 {
+                    op.lease = Some(self.lease(world, true));
+                }
+                TxnOp::Put(op)
+            }
+            5 | 6 => TxnOp::Delete(DeleteOp { range: self.range(), prev_kv: self.roll(2) == 1 }),
+            _ => TxnOp::Txn(Box::new(self.txn(world, depth - 1))),
+        }
+    }
+
+    fn txn(&mut self, world: &World, depth: u64) -> Txn {
+        let mut txn = Txn::default();
+        for _ in 0..self.roll(3) {
+            txn.compares.push(self.compare(world));
+        }
+        for _ in 0..self.roll(4) {
+            txn.success.push(self.op(world, depth));
+        }
+        for _ in 0..self.roll(3) {
+            txn.failure.push(self.op(world, depth));
+        }
+        txn
+    }
+
     fn topic_change(&mut self, world: &World) -> TopicChange {
         let name = if self.roll(20) == 19 { "a/b".into() } else { format!("t{}", self.roll(3)) };
         let exists = world.topics.contains_key(&name) != self.rarely();
@@ -443,6 +782,13 @@ impl Dice {
                 partitions: if self.rarely() { 0 } else { 1 + self.roll(2) as u32 },
                 settings: TopicSettings { retention_ms: Some(1 + self.roll(200) * 100), ..TopicSettings::default() },
             },
+            1 if self.roll(2) == 1 => {
+                let from = world.settings.get(&name).cloned().unwrap_or_default();
+                let from = if self.rarely() { TopicSettings::default() } else { from };
+                let to = TopicSettings { batch_bytes_max: Some(self.roll(9) as u32), ..from.clone() };
+                TopicChange::Configure { name, from, to }
+            }
+            1 => TopicChange::Extend { partitions: 1 + self.roll(4) as u32, name },
             _ => {
                 let log = self.log(world);
                 let end = world.logs.get(&log).map_or(0, |log| log.end().0 as u64);
@@ -474,6 +820,17 @@ impl Dice {
             let acknowledged_below = self.roll(number + 2);
             entry.request = Some(RequestId { client: self.roll(3), number, acknowledged_below });
         }
+        if self.roll(3) == 2 {
+            // Mostly alone, as it must be.
+            entry.txn = Some(self.txn(world, 2));
+            if !self.rarely() {
+                if self.rarely() {
+                    let to = world.compacted + self.roll(world.revision - world.compacted + 2);
+                    entry.compact = Some(Revision(to));
+                }
+                return Self::sent_before(entry, world);
+            }
+        }
         for _ in 0..1 + self.roll(6) {
             match self.roll(12) {
                 0 | 1 => {
@@ -504,7 +861,11 @@ impl Dice {
                     let log = self.log(world);
                     let end = world.logs.get(&log).map_or(0, |log| log.end().0 as u64);
                     let next = Offset((self.roll(end + 1) + u64::from(self.rarely())) as i64);
-                    entry.cursors.push(Cursor { group: self.group(), log, next, metadata: self.group() });
+                    if self.roll(4) == 3 {
+                        entry.forgets.push(Forget { group: self.group(), log });
+                    } else {
+                        entry.cursors.push(Cursor { group: self.group(), log, next, metadata: self.group() });
+                    }
                 }
                 9 => {
                     let id = format!("timer{}", self.roll(3));
@@ -515,10 +876,26 @@ impl Dice {
                         Timer::Set { id, due, key: self.key(), value: self.value() }
                     });
                 }
-                _ => entry.expire = true,
+                10 => entry.expire = true,
+                _ => {
+                    // Mostly a revision that can be compacted to.
+                    let to = world.compacted + self.roll(world.revision - world.compacted + 2);
+                    entry.compact = Some(Revision(to));
+                }
             }
         }
-        entry
+        Self::sent_before(entry, world)
+    }
+
+    /// Under a number that a transaction has, only that transaction is sent again.
+    fn sent_before(entry: Entry, world: &World) -> Entry {
+        let known = entry.request.and_then(|request| world.sent.get(&(request.client, request.number)));
+        match known {
+            Some((sent, _)) if sent.txn.is_some() || entry.txn.is_some() => {
+                Entry { request: entry.request, time: entry.time, ..sent.clone() }
+            }
+            _ => entry,
+        }
     }
 }
 
@@ -585,9 +962,17 @@ impl Pair {
         self.compare()?;
         let mut count = |outcome| *self.seen.entry(outcome).or_default() += 1;
         match &expected {
+            Short::Ok(receipt) if receipt.replayed && receipt.txn.is_some() => count("replayed transaction"),
             Short::Ok(receipt) if receipt.replayed => count("replayed"),
+            Short::Part(Code::TIMEOUT) if entry.txn.is_some() => count("forgotten transaction"),
             Short::Ok(receipt) => {
                 count("carried out");
+                if entry.compact.is_some() {
+                    count("compacted");
+                }
+                if let Some(result) = &receipt.txn {
+                    count(if result.succeeded { "succeeded" } else { "failed" });
+                }
                 receipt.appends.iter().for_each(|outcome| {
                     count(match outcome {
                         AppendOutcome::Appended { .. } => "appended",
@@ -633,6 +1018,8 @@ impl Pair {
             .map(|topic| (topic.name, topic.partitions.iter().map(|p| p.log).collect::<Vec<_>>()))
             .collect();
         prop_assert_eq!(topics, world.topics.clone().into_iter().collect::<Vec<_>>());
+        let settings: Vec<_> = machine.topics().into_iter().map(|topic| (topic.name, topic.settings)).collect();
+        prop_assert_eq!(settings, world.settings.clone().into_iter().collect::<Vec<_>>());
         for (id, log) in &world.logs {
             let view = machine.partition(*id).expect("the model has it");
             prop_assert_eq!((view.start, view.end), (Offset(log.start), log.end()));
@@ -655,27 +1042,101 @@ impl Pair {
     /// What was true in the past must stay so.
     fn compare_past(&self) -> Result<(), TestCaseError> {
         let all = KeyRange::prefix("");
+        let compacted = Revision(self.world.compacted);
+        prop_assert_eq!(self.machine.compacted(), compacted);
         for (revision, keys) in &self.past {
-            let found = self.machine.range(&all, usize::MAX, Some(*revision)).expect("nothing is compacted");
-            prop_assert_eq!(&found.kvs, keys);
+            let found = self.machine.range(&all, usize::MAX, Some(*revision));
+            if *revision < compacted {
+                prop_assert_eq!(found, Err(ReadError::Compacted { wanted: *revision, compacted }));
+            } else {
+                prop_assert_eq!(&found.expect("it is not compacted").kvs, keys);
+            }
         }
+        if compacted > Revision(1) {
+            let wanted = Revision(compacted.0 - 1);
+            let found = self.machine.events_since(&all, wanted, usize::MAX);
+            prop_assert_eq!(found, Err(ReadError::Compacted { wanted, compacted }));
+        }
+        // What changed at the very revision is there.
+        let first = Revision(compacted.0.max(1));
+        let left: Vec<KeyEvent> = self.world.events.iter().filter(|event| event.revision >= first).cloned().collect();
         // A watch that takes a few at a time sees every change once, whole revisions at a time.
         for limit in [1, 3, usize::MAX] {
             let mut seen = Vec::new();
-            let mut next = Revision(1);
+            let mut next = first;
             while next <= self.machine.revision() {
-                let found = self.machine.events_since(&all, next, limit).expect("nothing is compacted");
+                let found = self.machine.events_since(&all, next, limit).expect("it is not compacted");
                 prop_assert!(found.next > next && found.events.iter().all(|event| event.revision < found.next));
                 next = found.next;
                 seen.extend(found.events);
             }
-            prop_assert_eq!(&seen, &self.world.events);
+            prop_assert_eq!(&seen, &left);
         }
+        // With all that is known, and what was before.
+        let mut next = first;
+        let mut seen = Vec::new();
+        while next <= self.machine.revision() {
+            let found = self.machine.changed_since(&all, next, (2, 3), true).expect("it is not compacted");
+            prop_assert!(found.next > next);
+            next = found.next;
+            seen.extend(found.events);
+        }
+        for event in seen.iter().filter(|event| event.kv.mod_revision > compacted) {
+            let at = |revision: u64| {
+                let kvs = &self.past[&Revision(revision)];
+                kvs.iter().find(|kv| kv.key == event.kv.key).cloned()
+            };
+            prop_assert_eq!(&event.prev, &at(event.kv.mod_revision.0 - 1));
+            if event.deleted {
+                prop_assert_eq!((event.kv.version, event.kv.value.len()), (0, 0));
+            }
+        }
+        let seen: Vec<KeyEvent> = seen
+            .into_iter()
+            .map(|event| KeyEvent {
+                revision: event.kv.mod_revision,
+                key: event.kv.key,
+                value: (!event.deleted).then_some(event.kv.value),
+            })
+            .collect();
+        prop_assert_eq!(&seen, &left);
+        self.compare_pages()?;
         let some = KeyRange { from: "b".into(), to: Some("d".into()) };
-        let found = self.machine.events_since(&some, Revision(0), usize::MAX).expect("nothing is compacted");
-        let expected: Vec<KeyEvent> =
-            self.world.events.iter().filter(|event| some.contains(&event.key)).cloned().collect();
+        let found = self.machine.events_since(&some, first, usize::MAX).expect("it is not compacted");
+        let expected: Vec<KeyEvent> = left.iter().filter(|event| some.contains(&event.key)).cloned().collect();
         prop_assert_eq!(found.events, expected);
+        Ok(())
+    }
+
+    /// Pages put together are the range, whatever limits cut them, and so are the hashes of parts.
+    fn compare_pages(&self) -> Result<(), TestCaseError> {
+        let all = KeyRange::prefix("");
+        let limits = PageLimits { keys: 2, looks: 3, bytes: 150 };
+        let (mut kvs, mut count, mut range) = (Vec::new(), 0, Some(all.clone()));
+        while let Some(from) = range {
+            let page = self.machine.page(&from, None, true, limits).expect("the present can be read");
+            prop_assert!(page.kvs.len() <= 2);
+            count += page.count;
+            // Keys beyond the limit are counted and not given, so only what is given is compared.
+            kvs.extend(page.kvs);
+            range = page.next.map(|from| KeyRange { from, to: Some(Bytes::new()) });
+        }
+        let keys = self.keys();
+        prop_assert_eq!(count, keys.len() as u64);
+        prop_assert!(kvs.iter().all(|kv| keys.contains(kv)));
+        let whole = self.machine.page(&all, None, false, PageLimits::NONE).expect("the present can be read");
+        let without: Vec<KeyValue> = keys.iter().map(|kv| KeyValue { value: Bytes::new(), ..kv.clone() }).collect();
+        prop_assert_eq!(whole.kvs, without);
+        let (hash, end) = self.machine.hash_page(&all, None, usize::MAX).expect("the present can be read");
+        prop_assert_eq!(end, None);
+        let (mut parts, mut range) = (0, Some(all));
+        while let Some(from) = range {
+            let (part, next) = self.machine.hash_page(&from, None, 2).expect("the present can be read");
+            parts ^= part;
+            range = next.map(|from| KeyRange { from, to: Some(Bytes::new()) });
+        }
+        prop_assert_eq!(parts, hash);
+        prop_assert_eq!(self.machine.keys_view().keys, keys.len() as u64);
         Ok(())
     }
 
@@ -755,6 +1216,21 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The check for keys that are changed twice against trying every pair.
+    #[test]
+    fn keys_that_are_changed_twice_are_found(bytes in vec(any::<u8>(), 0..160)) {
+        let txn = Dice(bytes.into_iter()).txn(&World::new(), 2);
+        let twice = meets(&txn.success) || meets(&txn.failure);
+        match txn.check() {
+            Err(TxnFault::EmptyKey) => {}
+            found => prop_assert_eq!(matches!(found, Err(TxnFault::DuplicateKey(_))), twice, "{:?}", txn),
+        }
+    }
+}
+
 /// The random entries are worth something only if many of them are carried out, and many are not.
 #[test]
 fn random_entries_are_neither_all_good_nor_all_bad() {
@@ -767,7 +1243,7 @@ fn random_entries_are_neither_all_good_nor_all_bad() {
         (seed >> 32) as u8
     };
     let mut seen = BTreeMap::new();
-    for _ in 0..10 {
+    for _ in 0..15 {
         let steps = (0..80).map(|_| (0..90).map(|_| byte()).collect()).collect();
         for (outcome, times) in run(steps).expect("the machine does what the model does") {
             *seen.entry(outcome).or_insert(0) += times;
@@ -776,5 +1252,7 @@ fn random_entries_are_neither_all_good_nor_all_bad() {
     let rare = |outcome: &str, least: usize| seen.get(outcome).is_none_or(|times| *times < least);
     assert!(!rare("carried out", 150) && !rare("part refused", 50) && !rare("guard refused", 10), "{seen:?}");
     assert!(!rare("appended", 200) && !rare("duplicate", 30) && !rare("gap", 10), "{seen:?}");
+    assert!(!rare("compacted", 20), "{seen:?}");
+    assert!(!rare("succeeded", 30) && !rare("failed", 10) && !rare("replayed transaction", 3), "{seen:?}");
     assert!(!rare("stale epoch", 2) && !rare("unknown log", 10) && !rare("replayed", 5), "{seen:?}");
 }

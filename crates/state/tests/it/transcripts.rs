@@ -6,22 +6,35 @@
 //! | `bytes HEX` | applies bytes that may be no entry |
 //! | `keys [FROM[..TO]] [at=REVISION] [limit=N]` | reads keys |
 //! | `events [from=REVISION] [limit=N]` | reads changes of keys |
+//! | `changed [from=REVISION] [limit=N] [prev]` | reads changes of keys with all that is known of them |
+//! | `read` | evaluates the transaction whose lines are below it, without proposing it |
+//! | `lease ID now=MS`, `hash [at=REVISION]` | show a lease with its keys, hash the keys |
+//! | `rows` | shows the places of all changes of keys that are kept |
 //! | `topics`, `batches LOG`, `cursors`, `leases`, `timers`, `state SPACE KEY` | show what there is |
 //! | `retention now=MS` | shows the trims that retention asks for |
-//! | `limits clients=N results=N producers=N ends=N` | starts anew with other limits |
+//! | `limits clients=N results=N producers=N ends=N sweep=N` | starts anew with other limits |
 //!
-//! Parts: `guard mod|create|version|value|lease|cursor|end …`, `create TOPIC partitions=N [bytes=N] [ms=N]`,
+//! Parts: `guard mod|create|version|value|lease|cursor|end …`, `create TOPIC partitions=N [bytes=N] [ms=N] [batch=N]`,
 //! `delete TOPIC`, `trim LOG OFFSET`, `grant LEASE ttl=MS`, `keepalive LEASE`, `revoke LEASE`, `put KEY VALUE [lease=L]`,
 //! `del KEY`, `state SPACE KEY [VALUE]`, `append LOG [records=N] [seq=PRODUCER/EPOCH/NUMBER] [size=N] [raw=HEX]`,
-//! `cursor GROUP LOG NEXT [METADATA]`, `timer ID at=MS KEY VALUE`, `cancel ID`, `expire`.
+//! `cursor GROUP LOG NEXT [METADATA]`, `timer ID at=MS KEY VALUE`, `cancel ID`, `expire`,
+//! `compact REVISION`, and the lines of a transaction:
+//! `if version|create|mod|value|lease RANGE eq|gt|lt|ne OPERAND`, and behind `then` or `else` one of
+//! `range RANGE [at=R] [limit=N] [count] [keys] [mod=MIN..MAX] [create=MIN..MAX] [sort=TARGET] [order=asc|desc]`,
+//! `put KEY VALUE [lease=L] [prev] [keepvalue] [keeplease]`, `del RANGE [prev]`, and `txn`, which ends with `end`. A RANGE is
+//! `KEY` or `FROM..TO`.
 //!
 //! After every entry all invariants are checked, and the machine is built again from its rows.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use buttress_core::{
-    Append, Cursor, Entry, Guard, KeyRange, LeaseChange, LeaseId, LogId, Machine as _, Offset, Put, RequestId,
-    Revision, Sequence, StatePut, Term, TimeMs, Timer, TopicChange, entry::TopicSettings, ledger::KeyEvent,
+    Append, Compare, Cursor, DeleteOp, Entry, Forget, Guard, KeyRange, LeaseChange, LeaseId, LogId, Machine as _,
+    Offset, OpResult, Operand, Put, PutOp, RangeOp, Relation, RequestId, Revision, Sequence, StatePut, Table, Term,
+    TimeMs, Timer, TopicChange, Txn, TxnOp, TxnResult,
+    entry::TopicSettings,
+    ledger::{KeyEvent, KeyValue},
+    txn::{SortOrder, SortTarget},
 };
 use buttress_state::{Effects, Limits, Machine, MemStore, invariants, local::opaque_batch};
 use bytes::Bytes;
@@ -90,6 +103,175 @@ fn guard(w: &mut Words<'_>) -> Guard {
     }
 }
 
+fn range_of(word: &str) -> KeyRange {
+    match word.split_once("..") {
+        Some((from, to)) => KeyRange { from: bytes(from), to: Some(bytes(to)) },
+        None => KeyRange::key(bytes(word)),
+    }
+}
+
+/// The transactions that are open, each but the outermost with where it goes in the one around it.
+#[derive(Default)]
+struct Open {
+    txn: Option<Txn>,
+    inner: Vec<(bool, Txn)>,
+}
+
+impl Open {
+    fn innermost(&mut self) -> &mut Txn {
+        match self.inner.last_mut() {
+            Some((_, txn)) => txn,
+            None => self.txn.get_or_insert_default(),
+        }
+    }
+
+    fn op(&mut self, then: bool, op: TxnOp) {
+        let txn = self.innermost();
+        if then { txn.success.push(op) } else { txn.failure.push(op) }
+    }
+
+    /// Takes a line of a transaction; `false` where it is none.
+    fn line(&mut self, line: &str) -> bool {
+        let mut w = Words::of(line);
+        let then = match w.word() {
+            "txn" => {
+                self.innermost();
+                return true;
+            }
+            "if" => {
+                let (target, range, relation, operand) = (w.word(), range_of(w.word()), w.word(), w.word());
+                let relation = match relation {
+                    "eq" => Relation::Equal,
+                    "gt" => Relation::Greater,
+                    "lt" => Relation::Less,
+                    "ne" => Relation::NotEqual,
+                    other => panic!("no relation {other:?}"),
+                };
+                let number = || operand.parse().expect("a number");
+                let operand = match target {
+                    "version" => Operand::Version(number()),
+                    "create" => Operand::CreateRevision(number()),
+                    "mod" => Operand::ModRevision(number()),
+                    "value" => Operand::Value(bytes(operand)),
+                    "lease" => Operand::Lease(number()),
+                    other => panic!("nothing {other:?} to compare"),
+                };
+                self.innermost().compares.push(Compare { range, relation, operand });
+                w.end();
+                return true;
+            }
+            "end" if !self.inner.is_empty() => {
+                let (then, txn) = self.inner.pop().expect("one is open");
+                self.op(then, TxnOp::Txn(Box::new(txn)));
+                w.end();
+                return true;
+            }
+            "then" => true,
+            "else" => false,
+            _ => return false,
+        };
+        match w.word() {
+            "txn" => self.inner.push((then, Txn::default())),
+            "range" => {
+                let mut op = RangeOp::new(range_of(w.word()));
+                op.revision = w.named("at").map(Revision);
+                op.limit = w.named("limit").unwrap_or(0);
+                let mut bounds = |name: &str| {
+                    let (min, max) = w.named.remove(name)?.split_once("..").expect("MIN..MAX");
+                    let bound = |word: &str| (!word.is_empty()).then(|| Revision(word.parse().expect("a revision")));
+                    Some((bound(min), bound(max)))
+                };
+                (op.min_mod_revision, op.max_mod_revision) = bounds("mod").unwrap_or_default();
+                (op.min_create_revision, op.max_create_revision) = bounds("create").unwrap_or_default();
+                op.target = match w.named.remove("sort").unwrap_or("key") {
+                    "key" => SortTarget::Key,
+                    "version" => SortTarget::Version,
+                    "create" => SortTarget::CreateRevision,
+                    "mod" => SortTarget::ModRevision,
+                    "value" => SortTarget::Value,
+                    other => panic!("no target {other:?}"),
+                };
+                op.order = match w.named.remove("order") {
+                    None => SortOrder::None,
+                    Some("asc") => SortOrder::Ascending,
+                    Some("desc") => SortOrder::Descending,
+                    Some(other) => panic!("no order {other:?}"),
+                };
+                for flag in w.plain.by_ref() {
+                    match flag {
+                        "count" => op.count_only = true,
+                        "keys" => op.keys_only = true,
+                        other => panic!("no flag {other:?}"),
+                    }
+                }
+                self.op(then, TxnOp::Range(op));
+            }
+            "put" => {
+                let mut op = PutOp { key: bytes(w.word()), value: bytes(w.word()), ..PutOp::default() };
+                op.lease = w.named("lease").map(LeaseId);
+                for flag in w.plain.by_ref() {
+                    match flag {
+                        "prev" => op.prev_kv = true,
+                        "keepvalue" => op.ignore_value = true,
+                        "keeplease" => op.ignore_lease = true,
+                        other => panic!("no flag {other:?}"),
+                    }
+                }
+                self.op(then, TxnOp::Put(op));
+            }
+            "del" => {
+                let range = range_of(w.word());
+                let prev_kv = w.plain.next().is_some_and(|flag| flag == "prev");
+                self.op(then, TxnOp::Delete(DeleteOp { range, prev_kv }));
+            }
+            other => panic!("no operation {other:?}"),
+        }
+        w.end();
+        true
+    }
+
+    fn finish(self) -> Option<Txn> {
+        assert!(self.inner.is_empty(), "a transaction is not closed");
+        self.txn
+    }
+}
+
+fn show_kv(out: &mut String, before: &str, kv: &KeyValue) {
+    let lease = kv.lease.map_or(String::new(), |lease| format!(" lease {lease}"));
+    let _ = writeln!(
+        out,
+        "{before}{} = {} created {} modified {} version {}{lease}",
+        kv.key.escape_ascii(),
+        kv.value.escape_ascii(),
+        kv.create_revision,
+        kv.mod_revision,
+        kv.version
+    );
+}
+
+fn show_txn(out: &mut String, before: &str, result: &TxnResult) {
+    let _ = writeln!(out, "{before}{}", if result.succeeded { "then" } else { "else" });
+    let inner = format!("{before}    ");
+    for op in &result.results {
+        match op {
+            OpResult::Range(found) => {
+                let more = if found.more { ", more" } else { "" };
+                let _ = writeln!(out, "{before}  found {} at revision {}{more}", found.count, found.revision);
+                found.kvs.iter().for_each(|kv| show_kv(out, &inner, kv));
+            }
+            OpResult::Put { revision, prev } => {
+                let _ = writeln!(out, "{before}  put at revision {revision}");
+                prev.iter().for_each(|kv| show_kv(out, &format!("{inner}was "), kv));
+            }
+            OpResult::Delete { revision, deleted, prev } => {
+                let _ = writeln!(out, "{before}  deleted {deleted} at revision {revision}");
+                prev.iter().for_each(|kv| show_kv(out, &format!("{inner}was "), kv));
+            }
+            OpResult::Txn(result) => show_txn(out, &format!("{before}  "), result),
+        }
+    }
+}
+
 fn part(entry: &mut Entry, line: &str) {
     let mut w = Words::of(line);
     match w.word() {
@@ -102,8 +284,24 @@ fn part(entry: &mut Entry, line: &str) {
                 retention_bytes: w.named("bytes"),
                 retention_ms: w.named("ms"),
                 sequence_fields: None,
+                batch_bytes_max: w.named("batch"),
             },
         }),
+        "configure" => {
+            let mut settings = |prefix: &str| TopicSettings {
+                retention_bytes: w.named(&format!("{prefix}bytes")),
+                retention_ms: w.named(&format!("{prefix}ms")),
+                sequence_fields: None,
+                batch_bytes_max: w.named(&format!("{prefix}batch")),
+            };
+            let (from, to) = (settings("was-"), settings(""));
+            entry.topics.push(TopicChange::Configure { name: text(w.word()), from, to });
+        }
+        "extend" => {
+            let partitions = w.named("partitions").expect("partitions=N");
+            entry.topics.push(TopicChange::Extend { name: text(w.word()), partitions });
+        }
+        "forget" => entry.forgets.push(Forget { group: text(w.word()), log: LogId(w.number()) }),
         "delete" => entry.topics.push(TopicChange::Delete { name: text(w.word()) }),
         "trim" => entry.topics.push(TopicChange::Trim { log: LogId(w.number()), before: Offset(w.number()) }),
         "grant" => entry
@@ -151,6 +349,7 @@ fn part(entry: &mut Entry, line: &str) {
         }
         "cancel" => entry.timers.push(Timer::Cancel { id: text(w.word()) }),
         "expire" => entry.expire = true,
+        "compact" => entry.compact = Some(Revision(w.number())),
         other => panic!("no part {other:?}"),
     }
     w.end();
@@ -180,6 +379,9 @@ fn show_effects(out: &mut String, effects: &Effects) {
             }
             for (name, logs) in &receipt.created {
                 let _ = writeln!(out, "  created {name} logs {:?}", logs.iter().map(|log| log.0).collect::<Vec<_>>());
+            }
+            if let Some(result) = &receipt.txn {
+                show_txn(out, "  ", result);
             }
         }
         Err(refusal) => {
@@ -252,7 +454,13 @@ impl World {
                     let [client, number, acknowledged_below] = numbers[..] else { panic!("req=A/B/C") };
                     entry.request = Some(RequestId { client, number, acknowledged_below });
                 }
-                parts.lines().for_each(|line| part(&mut entry, line));
+                let mut open = Open::default();
+                for line in parts.lines() {
+                    if !open.line(line) {
+                        part(&mut entry, line);
+                    }
+                }
+                entry.txn = open.finish();
                 out = self.apply(entry.encode());
             }
             "bytes" => out = self.apply(w.plain.next().map_or(Bytes::new(), hex)),
@@ -287,9 +495,69 @@ impl World {
             "events" => {
                 let from = Revision(w.named("from").unwrap_or(0));
                 let limit = w.named("limit").unwrap_or(usize::MAX);
-                let found = self.machine.events_since(&KeyRange::prefix(""), from, limit).expect("history is there");
-                found.events.iter().for_each(|event| show_event(&mut out, event));
-                let _ = writeln!(out, "next {}", found.next);
+                match self.machine.events_since(&KeyRange::prefix(""), from, limit) {
+                    Ok(found) => {
+                        found.events.iter().for_each(|event| show_event(&mut out, event));
+                        let _ = writeln!(out, "next {}", found.next);
+                    }
+                    Err(error) => {
+                        let _ = writeln!(out, "{}", buttress_core::Error::from(error));
+                    }
+                }
+            }
+            "changed" => {
+                let from = Revision(w.named("from").unwrap_or(0));
+                let limits = (w.named("limit").unwrap_or(usize::MAX), usize::MAX);
+                let prev = w.plain.next().is_some_and(|flag| flag == "prev");
+                match self.machine.changed_since(&KeyRange::prefix(""), from, limits, prev) {
+                    Ok(found) => {
+                        for event in &found.events {
+                            show_kv(&mut out, if event.deleted { "  delete " } else { "  put " }, &event.kv);
+                            event.prev.iter().for_each(|kv| show_kv(&mut out, "    was ", kv));
+                        }
+                        let _ = writeln!(out, "next {}", found.next);
+                    }
+                    Err(error) => {
+                        let _ = writeln!(out, "{}", buttress_core::Error::from(error));
+                    }
+                }
+            }
+            "read" => {
+                let mut open = Open::default();
+                parts.lines().for_each(|line| assert!(open.line(line), "{line:?} is no line of a transaction"));
+                let txn = open.finish().expect("a transaction");
+                match self.machine.read_txn(&txn).expect("memory can be read") {
+                    Ok(result) => show_txn(&mut out, "", &result),
+                    Err(refusal) => {
+                        let _ = writeln!(out, "refused {}", refusal.into_error());
+                    }
+                }
+            }
+            "lease" => {
+                let now = TimeMs(w.named("now").expect("now=MS"));
+                match self.machine.lease(LeaseId(w.number()), now, true) {
+                    Some(lease) => {
+                        let keys: Vec<_> = lease.keys.iter().map(|key| key.escape_ascii().to_string()).collect();
+                        let _ = writeln!(out, "{} of {} ms left, keys {keys:?}", lease.remaining_ms, lease.ttl_ms);
+                    }
+                    None => out.push_str("none\n"),
+                }
+            }
+            "hash" => match self.machine.hash_page(&KeyRange::prefix(""), w.named("at").map(Revision), usize::MAX) {
+                Ok((hash, _)) => {
+                    let _ = writeln!(out, "{hash:016x}");
+                }
+                Err(error) => {
+                    let _ = writeln!(out, "{}", buttress_core::Error::from(error));
+                }
+            },
+            "rows" => {
+                for place in self.machine.store().rows(Table::Keys).keys() {
+                    let (main, sub) = place.split_at(8);
+                    let main = u64::from_be_bytes(main.try_into().expect("eight bytes"));
+                    let sub = u32::from_be_bytes(sub.try_into().expect("four bytes"));
+                    let _ = writeln!(out, "  {main}.{sub}");
+                }
             }
             "topics" => {
                 for topic in self.machine.topics() {
@@ -346,6 +614,7 @@ impl World {
                     request_results_per_client: w.named("results").unwrap_or(all.request_results_per_client),
                     producers_per_partition: w.named("producers").unwrap_or(all.producers_per_partition),
                     ends_per_entry: w.named("ends").unwrap_or(all.ends_per_entry),
+                    sweep_per_entry: w.named("sweep").unwrap_or(all.sweep_per_entry),
                 });
             }
             other => panic!("no command {other:?}"),

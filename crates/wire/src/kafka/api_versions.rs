@@ -13,6 +13,16 @@ message! {
         api_keys: Vec<ApiVersion>, 0..;
         throttle_time_ms: i32, 1..;
     }
+    tagged {
+        2 => finalized_features: Vec<FinalizedFeature>, 3..;
+    }
+
+    /// A feature that the whole cluster has agreed on (KIP-584).
+    pub struct FinalizedFeature {
+        name: String, 3..;
+        max_version_level: i16, 3..;
+        min_version_level: i16, 3..;
+    }
 
     pub struct ApiVersion {
         api_key: i16, 0..;

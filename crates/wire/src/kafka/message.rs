@@ -86,6 +86,16 @@ impl Field for Option<String> {
     }
 }
 
+/// Opaque bytes, which share the frame's memory: whoever keeps them for long copies them.
+impl Field for Bytes {
+    fn read(r: &mut Reader, what: &'static str) -> Result<Self, DecodeError> {
+        r.nullable_bytes(what)?.ok_or(DecodeError::Null(what))
+    }
+    fn write(&self, w: &mut Writer) {
+        w.nullable_bytes(Some(self));
+    }
+}
+
 impl<T: Field> Field for Vec<T> {
     fn read(r: &mut Reader, what: &'static str) -> Result<Self, DecodeError> {
         r.nullable_array(what)?.ok_or(DecodeError::Null(what))

@@ -10,18 +10,39 @@
 //!
 //! Source: Kafka's protocol guide; KIP-482 (flexible versions), KIP-511 (ApiVersions).
 
+pub mod alter_configs;
 pub mod api_versions;
+pub mod create_partitions;
 pub mod create_topics;
+pub mod delete_groups;
+pub mod delete_records;
 pub mod delete_topics;
+pub mod describe_cluster;
+pub mod describe_configs;
+pub mod describe_groups;
+pub mod end_txn;
 mod error_code;
 pub mod fetch;
 pub mod find_coordinator;
+pub mod heartbeat;
+pub mod incremental_alter_configs;
 pub mod init_producer_id;
+pub mod join_group;
+pub mod leave_group;
+pub mod list_groups;
 pub mod list_offsets;
 pub(crate) mod message;
 pub mod metadata;
+pub mod offset_commit;
+pub mod offset_delete;
+pub mod offset_fetch;
+pub mod offset_for_leader_epoch;
 pub mod produce;
 mod read;
+pub mod sasl_authenticate;
+pub mod sasl_handshake;
+pub mod sync_group;
+pub mod txn_offset_commit;
 mod write;
 
 use bytes::{Buf, Bytes};
@@ -57,8 +78,11 @@ impl Api {
     }
 }
 
+/// For an API that has no flexible version.
+const NEVER: i16 = i16::MAX;
+
 macro_rules! apis {
-    ($($name:ident, $const:ident = $key:literal, versions $min:literal..=$max:literal, flexible $flexible:literal..,
+    ($($name:ident, $const:ident = $key:literal, versions $min:literal..=$max:literal, flexible $flexible:tt..,
         $module:ident::{$request:ident, $response:ident};)*) => {
         impl Api {
             $(pub const $const: Api = Api {
@@ -114,17 +138,72 @@ macro_rules! apis {
 apis! {
     Produce, PRODUCE = 0, versions 0..=13, flexible 9.., produce::{ProduceRequest, ProduceResponse};
     Fetch, FETCH = 1, versions 4..=12, flexible 12.., fetch::{FetchRequest, FetchResponse};
-    ListOffsets, LIST_OFFSETS = 2, versions 1..=10, flexible 6.., list_offsets::{ListOffsetsRequest, ListOffsetsResponse};
+    ListOffsets, LIST_OFFSETS = 2, versions 1..=10, flexible 6..,
+        list_offsets::{ListOffsetsRequest, ListOffsetsResponse};
     Metadata, METADATA = 3, versions 0..=13, flexible 9.., metadata::{MetadataRequest, MetadataResponse};
+    OffsetCommit, OFFSET_COMMIT = 8, versions 2..=9, flexible 8..,
+        offset_commit::{OffsetCommitRequest, OffsetCommitResponse};
+    OffsetFetch, OFFSET_FETCH = 9, versions 1..=9, flexible 6..,
+        offset_fetch::{OffsetFetchRequest, OffsetFetchResponse};
     FindCoordinator, FIND_COORDINATOR = 10, versions 0..=6, flexible 3..,
         find_coordinator::{FindCoordinatorRequest, FindCoordinatorResponse};
-    ApiVersions, API_VERSIONS = 18, versions 0..=4, flexible 3.., api_versions::{ApiVersionsRequest, ApiVersionsResponse};
+    JoinGroup, JOIN_GROUP = 11, versions 0..=9, flexible 6.., join_group::{JoinGroupRequest, JoinGroupResponse};
+    Heartbeat, HEARTBEAT = 12, versions 0..=4, flexible 4.., heartbeat::{HeartbeatRequest, HeartbeatResponse};
+    LeaveGroup, LEAVE_GROUP = 13, versions 0..=5, flexible 4.., leave_group::{LeaveGroupRequest, LeaveGroupResponse};
+    SyncGroup, SYNC_GROUP = 14, versions 0..=5, flexible 4.., sync_group::{SyncGroupRequest, SyncGroupResponse};
+    DescribeGroups, DESCRIBE_GROUPS = 15, versions 0..=6, flexible 5..,
+        describe_groups::{DescribeGroupsRequest, DescribeGroupsResponse};
+    ListGroups, LIST_GROUPS = 16, versions 0..=5, flexible 3.., list_groups::{ListGroupsRequest, ListGroupsResponse};
+    SaslHandshake, SASL_HANDSHAKE = 17, versions 0..=1, flexible NEVER..,
+        sasl_handshake::{SaslHandshakeRequest, SaslHandshakeResponse};
+    ApiVersions, API_VERSIONS = 18, versions 0..=4, flexible 3..,
+        api_versions::{ApiVersionsRequest, ApiVersionsResponse};
     CreateTopics, CREATE_TOPICS = 19, versions 2..=7, flexible 5..,
         create_topics::{CreateTopicsRequest, CreateTopicsResponse};
     DeleteTopics, DELETE_TOPICS = 20, versions 1..=6, flexible 4..,
         delete_topics::{DeleteTopicsRequest, DeleteTopicsResponse};
+    DeleteRecords, DELETE_RECORDS = 21, versions 0..=2, flexible 2..,
+        delete_records::{DeleteRecordsRequest, DeleteRecordsResponse};
     InitProducerId, INIT_PRODUCER_ID = 22, versions 0..=5, flexible 2..,
         init_producer_id::{InitProducerIdRequest, InitProducerIdResponse};
+    OffsetForLeaderEpoch, OFFSET_FOR_LEADER_EPOCH = 23, versions 2..=4, flexible 4..,
+        offset_for_leader_epoch::{OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse};
+    DescribeConfigs, DESCRIBE_CONFIGS = 32, versions 1..=4, flexible 4..,
+        describe_configs::{DescribeConfigsRequest, DescribeConfigsResponse};
+    AlterConfigs, ALTER_CONFIGS = 33, versions 0..=2, flexible 2..,
+        alter_configs::{AlterConfigsRequest, AlterConfigsResponse};
+    SaslAuthenticate, SASL_AUTHENTICATE = 36, versions 0..=2, flexible 2..,
+        sasl_authenticate::{SaslAuthenticateRequest, SaslAuthenticateResponse};
+    CreatePartitions, CREATE_PARTITIONS = 37, versions 0..=3, flexible 2..,
+        create_partitions::{CreatePartitionsRequest, CreatePartitionsResponse};
+    DeleteGroups, DELETE_GROUPS = 42, versions 0..=2, flexible 2..,
+        delete_groups::{DeleteGroupsRequest, DeleteGroupsResponse};
+    IncrementalAlterConfigs, INCREMENTAL_ALTER_CONFIGS = 44, versions 0..=1, flexible 1..,
+        incremental_alter_configs::{IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse};
+    OffsetDelete, OFFSET_DELETE = 47, versions 0..=0, flexible NEVER..,
+        offset_delete::{OffsetDeleteRequest, OffsetDeleteResponse};
+    DescribeCluster, DESCRIBE_CLUSTER = 60, versions 0..=2, flexible 0..,
+        describe_cluster::{DescribeClusterRequest, DescribeClusterResponse};
+}
+
+/// APIs that we ask of a broker and do not serve.
+macro_rules! asked {
+    ($($const:ident = $key:literal, $name:literal, versions $min:literal..=$max:literal, flexible $flexible:literal..,
+        $module:ident::{$request:ident, $response:ident};)*) => {
+        impl Api {
+            $(pub const $const: Api = Api {
+                key: $key, name: $name, min: $min, max: $max, flexible_from: $flexible,
+            };)*
+        }
+        $(impl Body for $module::$request { const API: Api = Api::$const; }
+        impl Body for $module::$response { const API: Api = Api::$const; })*
+    };
+}
+
+asked! {
+    END_TXN = 26, "EndTxn", versions 0..=5, flexible 3.., end_txn::{EndTxnRequest, EndTxnResponse};
+    TXN_OFFSET_COMMIT = 28, "TxnOffsetCommit", versions 0..=5, flexible 3..,
+        txn_offset_commit::{TxnOffsetCommitRequest, TxnOffsetCommitResponse};
 }
 
 /// A request's or a response's body, which knows its API.
@@ -184,7 +263,9 @@ impl Request {
         let rest = r.take(r.remaining(), "request").map_err(RequestError::Header)?;
         let mut r = Reader::new(rest, header.version, flexible);
         r.tagged_fields(|_, _| Ok(false)).map_err(RequestError::Header)?;
-        match Self::read(api, &mut r).and_then(|request| r.end().map(|()| request)) {
+        // What comes behind the body is left alone, as Kafka leaves it: librdkafka 2.16 asks for the metadata of all topics in
+        // version 13 with four bytes too many.
+        match Self::read(api, &mut r) {
             Ok(request) => Ok((header, request)),
             Err(error) => Err(RequestError::Body { header, error }),
         }

@@ -1,0 +1,8 @@
+// etcd's command line client, built from its released module.
+package main
+
+import "go.etcd.io/etcd/etcdctl/v3/ctlv3"
+
+func main() {
+	ctlv3.MustStart()
+}

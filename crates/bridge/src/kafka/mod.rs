@@ -1,0 +1,691 @@
+//! The stream on an Apache Kafka that the user runs: topics, records, cursors as group offsets, state in compacted topics.
+//! `scope()` is [`Scope::Records`].
+//!
+//! How a function's partition is run: whoever holds it (by a lease in the [`Ledger`], so that two do not take it from each
+//! other again and again) calls [`Kafka::claim`], which fences every earlier holder and reads where it has ended; then
+//! [`Stream::fetch`], the function, and [`Ledger::submit`] with the cursor's guard, the outputs, the state and the cursor's move
+//! in one entry, which becomes one Kafka transaction (`session.rs`). Partitions are assigned, not balanced by Kafka's groups: a
+//! rebalance has nothing to be safe against, and fencing is by the transactional id of the partition alone.
+//!
+//! Back-pressure is the caller's own: it has no more than one commit of a partition on its way, and asks for the next records
+//! when it wants them.
+
+mod client;
+mod errors;
+mod fetch;
+mod session;
+mod state;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Write as _,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use buttress_core::{
+    BoxFuture, Code, Consistency, Entry, Error, Guard, KeyRange, Ledger, LogId, Offset, Receipt, Refusal, Revision,
+    Scope, Stream, SubmitError, TimeMs, TopicChange,
+    entry::TopicSettings,
+    ledger::{Fetched, KeyValues, PartitionView, TopicView, Watch},
+    limits::{ENTRY_BYTES_MAX, ENTRY_PARTS_MAX, PARTITIONS_PER_TOPIC_MAX},
+};
+use buttress_wire::{
+    kafka::{
+        ErrorCode,
+        create_topics::{CreatableTopic, CreatableTopicConfig, CreateTopicsRequest, CreateTopicsResponse},
+        delete_topics::{DeleteTopicState, DeleteTopicsRequest, DeleteTopicsResponse},
+        list_offsets::{EARLIEST, LATEST},
+    },
+    records::BatchView,
+};
+use bytes::Bytes;
+
+pub use client::{BOOTSTRAP_MAX, CONNECTIONS_PER_BROKER_MAX};
+use client::{Client, Failure};
+use session::{Move, Session, Target};
+use state::Rows;
+pub use state::STATE_BYTES_MAX;
+
+use crate::{
+    patience::{Patience, lock},
+    scope,
+};
+
+/// Topics that are followed at most; their metadata is asked for together.
+pub const TOPICS_MAX: usize = 4096;
+/// How often metadata and ends of partitions are looked at when nobody reads them.
+const REFRESH_EVERY: Duration = Duration::from_secs(5);
+
+/// How a Kafka is reached.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `HOST:PORT` of some of its brokers.
+    pub bootstrap: Vec<String>,
+    /// Topics that are used; those that are made here are added.
+    pub topics: Vec<String>,
+    /// What transactional ids and changelog topics begin with. Two installations on one Kafka need different ones.
+    pub prefix: String,
+    /// How long a request is repeated before it is given up.
+    pub deadline: Duration,
+    /// Kafka aborts a transaction that is open for longer.
+    pub transaction_max: Duration,
+}
+
+impl Options {
+    pub fn new(bootstrap: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            bootstrap: bootstrap.into_iter().map(Into::into).collect(),
+            topics: Vec::new(),
+            prefix: "buttress".into(),
+            deadline: Duration::from_secs(20),
+            transaction_max: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A cursor that was claimed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// Where it stands; `None` where it was never set.
+    pub position: Option<Offset>,
+    /// Rows of state that were read back.
+    pub rows: usize,
+}
+
+/// How far a claimed cursor is behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lag {
+    pub group: String,
+    pub topic: String,
+    pub partition: i32,
+    pub position: Offset,
+    /// The end of what is committed, as it was last seen.
+    pub end: Offset,
+}
+
+/// A partition's claim: one commit at a time.
+struct Claim {
+    session: Session,
+    changelog: Option<String>,
+    rows: Rows,
+    position: Option<Offset>,
+}
+
+#[derive(Default)]
+struct Logs {
+    by_place: BTreeMap<(String, i32), LogId>,
+    places: Vec<(String, i32)>,
+    bounds: HashMap<LogId, (Offset, Offset)>,
+}
+
+type Cursor = (String, LogId);
+
+struct Inner {
+    client: Client,
+    options: Options,
+    topics: Mutex<BTreeSet<String>>,
+    logs: Mutex<Logs>,
+    claims: Mutex<HashMap<Cursor, Arc<tokio::sync::Mutex<Claim>>>>,
+    cursors: Mutex<HashMap<Cursor, Offset>>,
+    /// For entries that only append.
+    plain: tokio::sync::Mutex<Option<Session>>,
+    name: u64,
+}
+
+/// A stream on a Kafka, and the ledger whose entries are its transactions.
+pub struct Kafka {
+    inner: Arc<Inner>,
+    refresher: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        self.refresher.abort();
+    }
+}
+
+fn now() -> TimeMs {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    TimeMs(since.map_or(0, |since| since.as_millis() as u64))
+}
+
+fn part(code: Code, message: impl Into<String>) -> SubmitError {
+    SubmitError::Refused(Refusal::Part { code, message: message.into() })
+}
+
+impl Kafka {
+    /// Connects to a Kafka, and looks at what it can do.
+    ///
+    /// # Errors
+    /// `CONFIG` for options that cannot be used, `UNREACHABLE`, `UNSUPPORTED` for a Kafka that is too old.
+    pub async fn connect(options: Options) -> Result<Self, Error> {
+        if options.topics.len() > TOPICS_MAX {
+            return Err(Error::new(
+                Code::CONFIG,
+                format!("{} topics are named, {TOPICS_MAX} can be", options.topics.len()),
+            ));
+        }
+        let client = Client::new(&options.bootstrap, format!("{}-bridge", options.prefix))?;
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(|error| Error::new(Code::LIMITS, format!("no random number: {error}")))?;
+        let inner = Arc::new(Inner {
+            client,
+            topics: Mutex::new(options.topics.iter().cloned().collect()),
+            options,
+            logs: Mutex::default(),
+            claims: Mutex::default(),
+            cursors: Mutex::default(),
+            plain: tokio::sync::Mutex::new(None),
+            name: u64::from_be_bytes(random),
+        });
+        inner.refresh().await?;
+        let weak = Arc::downgrade(&inner);
+        let refresher = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(REFRESH_EVERY).await;
+                let Some(inner) = weak.upgrade() else { return };
+                if let Err(error) = inner.refresh().await {
+                    tracing::warn!(plane = "bridge", code = error.code.0, %error, "the topics of the Kafka cannot be looked at");
+                }
+            }
+        });
+        Ok(Self { inner, refresher })
+    }
+
+    /// Takes a group's cursor on a partition, with the group's state there: whoever had it before is fenced, and what it left
+    /// open is ended. From here on [`Stream::cursor`], [`Ledger::state`] and guards on the cursor know what is.
+    ///
+    /// # Errors
+    /// `TOPIC_UNKNOWN`, what Kafka answers, or that it does not.
+    pub async fn claim(&self, group: &str, log: LogId, with_state: bool) -> Result<Claimed, Error> {
+        self.inner.claim(group, log, with_state).await
+    }
+
+    /// Gives a claim back. Kafka is not told: the next claim does that.
+    pub fn release(&self, group: &str, log: LogId) {
+        let cursor = (group.to_owned(), log);
+        lock(&self.inner.claims).remove(&cursor);
+        lock(&self.inner.cursors).remove(&cursor);
+    }
+
+    /// Looks at topics and at the ends of their partitions now.
+    ///
+    /// # Errors
+    /// What is in the way.
+    pub async fn refresh(&self) -> Result<(), Error> {
+        self.inner.refresh().await
+    }
+
+    /// How far each claimed cursor is behind.
+    pub fn lag(&self) -> Vec<Lag> {
+        let cursors = lock(&self.inner.cursors).clone();
+        let logs = lock(&self.inner.logs);
+        let mut lag: Vec<_> = cursors
+            .into_iter()
+            .filter_map(|((group, log), position)| {
+                let (topic, partition) = logs.places.get(log.0 as usize)?.clone();
+                let end = logs.bounds.get(&log).map_or(position, |bounds| bounds.1);
+                Some(Lag { group, topic, partition, position, end })
+            })
+            .collect();
+        lag.sort_by(|a, b| (&a.group, &a.topic, a.partition).cmp(&(&b.group, &b.topic, b.partition)));
+        lag
+    }
+
+    /// Appends the bridge's figures in Prometheus' text form.
+    pub fn metrics(&self, out: &mut String) {
+        let _ = writeln!(out, "# TYPE buttress_bridge_lag_records gauge");
+        for Lag { group, topic, partition, position, end } in self.lag() {
+            let behind = (end.0 - position.0).max(0);
+            let labels = format!("group={group:?},topic={topic:?},partition=\"{partition}\"");
+            let _ = writeln!(out, "buttress_bridge_lag_records{{{labels}}} {behind}");
+        }
+    }
+}
+
+impl Inner {
+    fn deadline(&self) -> Duration {
+        self.options.deadline
+    }
+
+    fn place(&self, log: LogId) -> Result<(String, i32), Error> {
+        let place = lock(&self.logs).places.get(log.0 as usize).cloned();
+        let (topic, partition) =
+            place.ok_or_else(|| Error::new(Code::TOPIC_UNKNOWN, format!("there is no log {log}")))?;
+        if self.client.topic(&topic).is_none() {
+            return Err(Error::new(Code::TOPIC_UNKNOWN, format!("there is no topic '{topic}'")));
+        }
+        Ok((topic, partition))
+    }
+
+    /// The numbers of a topic's partitions; given out here, and good for as long as this process.
+    fn logs_of(&self, topic: &str, partitions: usize) -> Vec<LogId> {
+        let mut logs = lock(&self.logs);
+        let number = |partition| {
+            let place = (topic.to_owned(), partition as i32);
+            if let Some(log) = logs.by_place.get(&place) {
+                return *log;
+            }
+            let log = LogId(logs.places.len() as u32);
+            logs.places.push(place.clone());
+            logs.by_place.insert(place, log);
+            log
+        };
+        (0..partitions).map(number).collect()
+    }
+
+    fn saw(&self, log: LogId, start: Offset, end: Offset) {
+        lock(&self.logs).bounds.insert(log, (start, end));
+    }
+
+    async fn refresh(&self) -> Result<(), Error> {
+        let topics: Vec<String> = lock(&self.topics).iter().cloned().collect();
+        self.client.refresh(&topics).await.map_err(Failure::into_error)?;
+        for name in topics {
+            let Some(meta) = self.client.topic(&name) else { continue };
+            let logs = self.logs_of(&name, meta.partitions.len());
+            let bounds = logs.iter().enumerate().map(|(partition, log)| {
+                let (name, deadline) = (&name, self.deadline());
+                async move {
+                    let of = |timestamp| fetch::list_offset(&self.client, name, partition as i32, timestamp, deadline);
+                    let (start, end) = futures::future::try_join(of(EARLIEST), of(LATEST)).await?;
+                    let offset = |found: Option<(Offset, i64)>| found.map_or(Offset(0), |(offset, _)| offset);
+                    self.saw(*log, offset(start), offset(end));
+                    Ok::<_, Error>(())
+                }
+            });
+            futures::future::try_join_all(bounds).await?;
+        }
+        Ok(())
+    }
+
+    fn view(&self, name: &str) -> Option<TopicView> {
+        let meta = self.client.topic(name)?;
+        let logs = self.logs_of(name, meta.partitions.len());
+        let known = lock(&self.logs);
+        let partition = |log: LogId| {
+            let (start, end) = known.bounds.get(&log).copied().unwrap_or_default();
+            PartitionView { log, start, end, bytes: 0 }
+        };
+        let partitions = logs.into_iter().map(partition).collect();
+        Some(TopicView { name: name.to_owned(), id: meta.id, settings: TopicSettings::default(), partitions })
+    }
+
+    async fn claim(&self, group: &str, log: LogId, with_state: bool) -> Result<Claimed, Error> {
+        let (topic, partition) = self.place(log)?;
+        let (client, prefix, deadline) = (&self.client, &self.options.prefix, self.deadline());
+        let changelog = with_state.then(|| state::changelog(prefix, group, &topic));
+        if let Some(changelog) = &changelog {
+            let partitions = client.topic(&topic).map_or(1, |meta| meta.partitions.len());
+            self.ensure(changelog, partitions as u32, &[("cleanup.policy", "compact".into())]).await?;
+        }
+        // The old claim is out of use before the new one is begun, whatever becomes of it.
+        let cursor = (group.to_owned(), log);
+        lock(&self.claims).remove(&cursor);
+        lock(&self.cursors).remove(&cursor);
+        let id = format!("{prefix}.{group}.{topic}.{partition}");
+        let session = Session::claim(client, id, self.options.transaction_max, deadline).await?;
+        let position = session::position(client, group, &topic, partition, deadline).await?;
+        let rows = match &changelog {
+            Some(changelog) => Rows::restore(client, changelog, partition, deadline).await?,
+            None => Rows::default(),
+        };
+        let count = rows.spaces.values().map(HashMap::len).sum();
+        if let Some(position) = position {
+            lock(&self.cursors).insert(cursor.clone(), position);
+        }
+        let claim = Claim { session, changelog, rows, position };
+        lock(&self.claims).insert(cursor, Arc::new(tokio::sync::Mutex::new(claim)));
+        Ok(Claimed { position, rows: count })
+    }
+
+    /// Makes a topic where it is missing.
+    async fn ensure(&self, name: &str, partitions: u32, configs: &[(&str, String)]) -> Result<(), Error> {
+        self.client.refresh(&[name.to_owned()]).await.map_err(Failure::into_error)?;
+        if self.client.topic(name).is_some() {
+            return Ok(());
+        }
+        match self.create(name, partitions, configs).await {
+            Err(error) if error.code == Code::TOPIC_EXISTS => self.appears(name, None).await,
+            made => made,
+        }
+    }
+
+    async fn create(&self, name: &str, partitions: u32, configs: &[(&str, String)]) -> Result<(), Error> {
+        let configs = configs
+            .iter()
+            .map(|(name, value)| CreatableTopicConfig { name: (*name).to_owned(), value: Some(value.clone()) });
+        let topic = CreatableTopic {
+            name: name.to_owned(),
+            num_partitions: partitions as i32,
+            // As the cluster is configured.
+            replication_factor: -1,
+            configs: configs.collect(),
+            ..CreatableTopic::default()
+        };
+        let request = CreateTopicsRequest { topics: vec![topic], timeout_ms: 15_000, ..CreateTopicsRequest::default() };
+        let mut patience = Patience::new(self.deadline());
+        let mut open = false;
+        loop {
+            let error = match self.client.ask_any::<_, CreateTopicsResponse>(5, &request).await {
+                Ok(answer) => match answer.topics.first() {
+                    Some(made) if !made.error_code.is_error() => break,
+                    // Our own earlier request, whose answer was lost.
+                    Some(made) if open && made.error_code == ErrorCode::TOPIC_ALREADY_EXISTS => break,
+                    Some(made) => {
+                        let mut error = errors::of(made.error_code, &format!("the creation of topic '{name}'"));
+                        if let Some(why) = &made.error_message {
+                            error.message = format!("{}: {why}", error.message);
+                        }
+                        if !error.retryable {
+                            return Err(error);
+                        }
+                        error
+                    }
+                    None => Error::new(Code::UNREACHABLE, "the broker says nothing about the topic"),
+                },
+                Err(Failure::Refused(error)) => return Err(error),
+                Err(failure) => {
+                    open |= matches!(failure, Failure::Open { .. });
+                    failure.into_error()
+                }
+            };
+            if !patience.pause().await {
+                return Err(error);
+            }
+        }
+        self.appears(name, Some(partitions)).await
+    }
+
+    /// Waits until the brokers know a topic and who leads it.
+    async fn appears(&self, name: &str, partitions: Option<u32>) -> Result<(), Error> {
+        let mut patience = Patience::new(self.deadline());
+        loop {
+            let refreshed = self.client.refresh(&[name.to_owned()]).await;
+            if let Err(Failure::Refused(error)) = refreshed {
+                return Err(error);
+            }
+            if let Some(meta) = self.client.topic(name) {
+                let count = meta.partitions.len();
+                let led = (0..count).all(|partition| self.client.leader(name, partition as i32).is_some());
+                if count > 0 && led && partitions.is_none_or(|wanted| wanted as usize == count) {
+                    return Ok(());
+                }
+            }
+            if !patience.pause().await {
+                return Err(errors::no_leader(&[name.to_owned()]));
+            }
+        }
+    }
+
+    async fn change_topics(&self, changes: &[TopicChange]) -> Result<Receipt, SubmitError> {
+        let [change] = changes else {
+            let hint = "submit an entry for each topic";
+            return Err(SubmitError::Failed(
+                Error::new(Code::UNSUPPORTED, "Kafka changes one topic at a time").hint(hint),
+            ));
+        };
+        let refuse = |error: Error| match error.code {
+            Code::TOPIC_EXISTS | Code::TOPIC_INVALID | Code::TOPIC_UNKNOWN => part(error.code, error.message),
+            _ => SubmitError::Failed(error),
+        };
+        let mut receipt = Receipt { time: now(), ..Receipt::default() };
+        match change {
+            TopicChange::Create { name, partitions, settings, .. } => {
+                if !(1..=PARTITIONS_PER_TOPIC_MAX).contains(partitions) {
+                    let message =
+                        format!("{partitions} partitions are asked for, 1 to {PARTITIONS_PER_TOPIC_MAX} can be");
+                    return Err(part(Code::TOPIC_INVALID, message));
+                }
+                if settings.sequence_fields.is_some() {
+                    let error = Error::new(
+                        Code::UNSUPPORTED,
+                        "a topic of Kafka cannot know devices by fields of their records",
+                    );
+                    return Err(SubmitError::Failed(error.hint("take devices in through the embedded log")));
+                }
+                let mut configs = Vec::new();
+                configs.extend(settings.retention_bytes.map(|bytes| ("retention.bytes", bytes.to_string())));
+                configs.extend(settings.batch_bytes_max.map(|bytes| ("max.message.bytes", bytes.to_string())));
+                configs.push(("retention.ms", settings.retention_ms.map_or("-1".into(), |ms| ms.to_string())));
+                if lock(&self.topics).len() >= TOPICS_MAX {
+                    return Err(part(Code::TOO_LARGE, format!("{TOPICS_MAX} topics are followed already")));
+                }
+                self.create(name, *partitions, &configs).await.map_err(refuse)?;
+                lock(&self.topics).insert(name.clone());
+                let logs = self.logs_of(name, *partitions as usize);
+                logs.iter().for_each(|log| self.saw(*log, Offset(0), Offset(0)));
+                receipt.created.push((name.clone(), logs));
+            }
+            TopicChange::Delete { name } => {
+                let topic = DeleteTopicState { name: Some(name.clone()), ..DeleteTopicState::default() };
+                let request = DeleteTopicsRequest { topics: vec![topic], timeout_ms: 15_000, ..Default::default() };
+                let answer: DeleteTopicsResponse = self
+                    .client
+                    .ask_any(6, &request)
+                    .await
+                    .map_err(|failure| SubmitError::Failed(failure.into_error()))?;
+                let code = answer.responses.first().map_or(ErrorCode::UNKNOWN_SERVER_ERROR, |topic| topic.error_code);
+                if code.is_error() {
+                    return Err(refuse(errors::of(code, &format!("the deletion of topic '{name}'"))));
+                }
+                lock(&self.topics).remove(name);
+                self.client.forget_topic(name);
+            }
+            TopicChange::Configure { name, .. } | TopicChange::Extend { name, .. } => {
+                let message = format!("topic \"{name}\" lives in Kafka, whose own tools change it");
+                let hint = "kafka-configs --alter, kafka-topics --alter --partitions N";
+                return Err(SubmitError::Failed(Error::new(Code::UNSUPPORTED, message).hint(hint)));
+            }
+            TopicChange::Trim { .. } => {
+                let error = Error::new(Code::UNSUPPORTED, "the records of a Kafka are trimmed by its own retention");
+                return Err(SubmitError::Failed(error.hint("set retention.ms or retention.bytes of the topic")));
+            }
+        }
+        Ok(receipt)
+    }
+
+    /// The batches of each partition, in the order of the entry.
+    fn targets(&self, entry: &Entry) -> Result<Vec<Target>, SubmitError> {
+        let mut targets: BTreeMap<(String, i32), Target> = BTreeMap::new();
+        for (position, append) in entry.appends.iter().enumerate() {
+            let (topic, partition) = self.place(append.log).map_err(|error| part(error.code, error.message))?;
+            let batch = BatchView::parse(append.batch.clone());
+            let batch = batch.map_err(|error| part(Code::BATCH_INVALID, error.to_string()))?;
+            batch.check_records().map_err(|error| part(Code::BATCH_INVALID, error.to_string()))?;
+            let new = || Target { topic: topic.clone(), partition, batches: Vec::new() };
+            targets.entry((topic.clone(), partition)).or_insert_with(new).batches.push((Some(position), batch));
+        }
+        Ok(targets.into_values().collect())
+    }
+
+    async fn submit(&self, entry: Entry) -> Result<Receipt, SubmitError> {
+        scope::check(Scope::Records, &entry).map_err(SubmitError::Failed)?;
+        if entry.parts() > ENTRY_PARTS_MAX || entry.size_hint() > ENTRY_BYTES_MAX {
+            let message = format!("the entry has {} parts and {} bytes", entry.parts(), entry.size_hint());
+            let hint = format!("{ENTRY_PARTS_MAX} parts and {ENTRY_BYTES_MAX} bytes can be");
+            return Err(SubmitError::Failed(Error::new(Code::TOO_LARGE, message).hint(hint)));
+        }
+        if !entry.topics.is_empty() {
+            return self.change_topics(&entry.topics).await;
+        }
+        let mut targets = self.targets(&entry)?;
+        let receipt = Receipt { time: now(), ..Receipt::default() };
+        let Some(cursor) = entry.cursors.first() else {
+            if targets.is_empty() {
+                return Ok(receipt);
+            }
+            let mut plain = self.plain.lock().await;
+            if plain.as_ref().is_none_or(|session| session.lost.is_some()) {
+                let id = format!("{}.append.{:016x}", self.options.prefix, self.name);
+                let claimed = Session::claim(&self.client, id, self.options.transaction_max, self.deadline()).await;
+                *plain = Some(claimed.map_err(SubmitError::Failed)?);
+            }
+            let session = plain.as_mut().expect("it was claimed above");
+            let appends = session.commit(&self.client, &targets, &entry.appends, None).await?;
+            return Ok(Receipt { appends, ..receipt });
+        };
+
+        let (topic, partition) = self.place(cursor.log).map_err(|error| part(error.code, error.message))?;
+        let key = (cursor.group.clone(), cursor.log);
+        let claim = lock(&self.claims).get(&key).cloned().ok_or_else(|| {
+            let message = format!("nobody has claimed the cursor of '{}' on {topic}/{partition} here", cursor.group);
+            SubmitError::Failed(
+                Error::new(Code::EPOCH_STALE, message).hint("claim it: that fences whoever had it before"),
+            )
+        })?;
+        let mut claim = claim.lock().await;
+        let claim = &mut *claim;
+        if let Some(error) = &claim.session.lost {
+            return Err(SubmitError::Failed(error.clone()));
+        }
+        for (position, guard) in entry.guards.iter().enumerate() {
+            if let Guard::Cursor { expected, .. } = guard
+                && *expected != claim.position
+            {
+                let found = claim.position.map_or("unset".into(), |at| at.to_string());
+                return Err(SubmitError::Refused(Refusal::Guard { position, guard: guard.clone(), found }));
+            }
+        }
+        let mut end = lock(&self.logs).bounds.get(&cursor.log).map_or(Offset(0), |bounds| bounds.1);
+        if cursor.next > end {
+            // What was seen last may be old.
+            let found = fetch::list_offset(&self.client, &topic, partition, LATEST, self.deadline()).await;
+            end = found.map_err(SubmitError::Failed)?.map_or(Offset(0), |(offset, _)| offset);
+        }
+        if cursor.next < Offset(0) || cursor.next > end {
+            let message =
+                format!("cursor '{}' cannot move to {}, {topic}/{partition} ends at {end}", cursor.group, cursor.next);
+            return Err(part(Code::OFFSET_OUT_OF_RANGE, message));
+        }
+        if !entry.state.is_empty() {
+            let Some(changelog) = &claim.changelog else {
+                let error = Error::new(Code::BAD_REQUEST, "the cursor was claimed without its state");
+                return Err(SubmitError::Failed(error));
+            };
+            claim.rows.check(&entry.state).map_err(SubmitError::Failed)?;
+            let batches = state::batches(&entry.state, receipt.time.0 as i64).map_err(SubmitError::Failed)?;
+            let batches = batches.into_iter().map(|batch| (None, batch)).collect();
+            targets.push(Target { topic: changelog.clone(), partition, batches });
+        }
+        let moved = Move {
+            group: cursor.group.clone(),
+            topic,
+            partition,
+            next: cursor.next,
+            metadata: cursor.metadata.clone(),
+        };
+        match claim.session.commit(&self.client, &targets, &entry.appends, Some(&moved)).await {
+            Ok(appends) => {
+                claim.position = Some(cursor.next);
+                lock(&self.cursors).insert(key, cursor.next);
+                for put in &entry.state {
+                    claim.rows.put(&put.space, put.key.clone(), put.value.clone());
+                }
+                for (append, outcome) in entry.appends.iter().zip(&appends) {
+                    if let buttress_core::AppendOutcome::Appended { base_offset } = outcome {
+                        let end = Offset(base_offset.0 + i64::from(append.records));
+                        let mut logs = lock(&self.logs);
+                        let bounds = logs.bounds.entry(append.log).or_default();
+                        bounds.1 = bounds.1.max(end);
+                    }
+                }
+                Ok(Receipt { appends, ..receipt })
+            }
+            Err(error) => {
+                lock(&self.cursors).remove(&key);
+                Err(error)
+            }
+        }
+    }
+
+    async fn fetch(&self, log: LogId, offset: Offset, bytes_max: usize, wait_ms: u64) -> Result<Fetched, Error> {
+        let (topic, partition) = self.place(log)?;
+        let wait = Duration::from_millis(wait_ms);
+        let page = fetch::fetch(&self.client, &topic, partition, offset, bytes_max, wait, self.deadline()).await?;
+        self.saw(log, page.start, page.end);
+        Ok(Fetched { start: page.start, end: page.end, batches: page.batches })
+    }
+}
+
+fn no_keys<T>() -> Result<T, Error> {
+    let error = Error::new(Code::UNSUPPORTED, "a Kafka holds no keys");
+    Err(error.hint("keys, leases and watches are served by the ledger: the embedded log, or an etcd"))
+}
+
+impl Ledger for Kafka {
+    fn submit(&self, entry: Entry) -> BoxFuture<'_, Result<Receipt, SubmitError>> {
+        Box::pin(self.inner.submit(entry))
+    }
+
+    fn read(&self, _: KeyRange, _: usize, _: Consistency) -> BoxFuture<'_, Result<KeyValues, Error>> {
+        Box::pin(async { no_keys() })
+    }
+
+    /// Rows as the claims on this host have them. A space that no claim has is refused: it would be read as empty.
+    fn state(&self, space: &str, keys: Vec<Bytes>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, Error>> {
+        let space = space.to_owned();
+        Box::pin(async move {
+            let claims: Vec<_> = lock(&self.inner.claims).values().cloned().collect();
+            let mut claimed = false;
+            for claim in claims {
+                let claim = claim.lock().await;
+                claimed |= claim.changelog.is_some();
+                if let Some(rows) = claim.rows.spaces.get(&space) {
+                    return Ok(keys.iter().map(|key| rows.get(key).cloned()).collect());
+                }
+            }
+            if !claimed {
+                let error = Error::new(Code::EPOCH_STALE, format!("no claim on this host has the state '{space}'"));
+                return Err(error.hint("claim the cursor first: that reads its state back"));
+            }
+            Ok(vec![None; keys.len()])
+        })
+    }
+
+    fn watch(&self, _: KeyRange, _: Option<Revision>) -> BoxFuture<'_, Result<Box<dyn Watch>, Error>> {
+        Box::pin(async { no_keys() })
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Records
+    }
+}
+
+impl Stream for Kafka {
+    fn topics(&self) -> Vec<TopicView> {
+        let names: Vec<String> = lock(&self.inner.topics).iter().cloned().collect();
+        names.iter().filter_map(|name| self.inner.view(name)).collect()
+    }
+
+    fn topic(&self, name: &str) -> Option<TopicView> {
+        lock(&self.inner.topics).contains(name).then(|| self.inner.view(name)).flatten()
+    }
+
+    fn fetch(
+        &self,
+        log: LogId,
+        offset: Offset,
+        bytes_max: usize,
+        wait_ms: u64,
+    ) -> BoxFuture<'_, Result<Fetched, Error>> {
+        Box::pin(self.inner.fetch(log, offset, bytes_max, wait_ms))
+    }
+
+    fn offset_for_time(&self, log: LogId, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<(Offset, i64)>, Error>> {
+        Box::pin(async move {
+            let (topic, partition) = self.inner.place(log)?;
+            let timestamp = timestamp_ms.max(0);
+            fetch::list_offset(&self.inner.client, &topic, partition, timestamp, self.inner.deadline()).await
+        })
+    }
+
+    fn cursor(&self, group: &str, log: LogId) -> Option<Offset> {
+        lock(&self.inner.cursors).get(&(group.to_owned(), log)).copied()
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Records
+    }
+}

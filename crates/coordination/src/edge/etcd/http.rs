@@ -1,0 +1,421 @@
+//! The port: connections, routing, and the pages that are no API.
+//!
+//! HTTP/1.1 and HTTP/2 with prior knowledge are told apart by their first bytes. What has gRPC's content type goes to
+//! the services; `/v3/…` to the JSON gateway; the rest are pages that etcd has on its client port too.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use buttress_core::{Consistency, ledger::MemberRole};
+use bytes::{Buf, Bytes};
+use futures::StreamExt;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    body::{Body as HttpBody, Frame, Incoming, SizeHint},
+    service::service_fn,
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{net::TcpListener, sync::watch};
+use tonic::{Status, body::Body, server::Grpc};
+
+use super::{Etcd, VERSION, convert::REQUEST_BYTES_MAX, error, watches::WatchCodec};
+use crate::pb::{
+    etcdserverpb::{
+        auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
+        maintenance_server::MaintenanceServer,
+    },
+    v3electionpb::election_server::ElectionServer,
+    v3lockpb::lock_server::LockServer,
+};
+
+/// The largest message that is taken at all: as in etcd, what a request may have and 512 KiB for what is around it.
+pub(super) const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX + 512 * 1024;
+/// A client that says nothing at all, or does not finish the head of an HTTP/1.1 request, is cut off after this time.
+const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+/// Calls and streams at a time on one connection. A client that watches from thousands of streams fits.
+const STREAMS_MAX: u32 = 4096;
+/// What may be under way to us on a stream before we have taken it, and on a connection: 1 MiB for all of its streams.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Answers that a stream's client has not made room for yet.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// A connection on which nothing comes is asked whether anybody is there, and closed without an answer in time: so a
+/// half-open one does not live for ever.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long calls that run when the node stops may take to be answered.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+
+/// Serves until the node stops; then no connection is taken any more, calls that run are answered, streams end with
+/// etcd's "server stopped", and the connections close. Returns when that is done, or after two seconds.
+pub async fn serve(etcd: Arc<Etcd>, listener: TcpListener) {
+    let limit = etcd.options.connections_max;
+    let room = Arc::new(tokio::sync::Semaphore::new(limit));
+    let mut stopping = etcd.stopping.clone();
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(SEND_BUFFER_BYTES);
+    let builder = Arc::new(builder);
+    let term = etcd.clone();
+    let mut term = std::pin::pin!(term.follow_term());
+    loop {
+        let accepted = tokio::select! {
+            () = term.as_mut() => continue,
+            () = turned(&mut stopping) => {
+                drop(listener);
+                let all = room.acquire_many(limit as u32);
+                let _ = tokio::time::timeout(SHUTDOWN_GRACE, all).await;
+                return;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(plane = "coordination", %error, "accepting a connection failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = room.clone().try_acquire_owned() else {
+            tracing::warn!(plane = "coordination", limit, "too many connections; one is closed");
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let (etcd, builder, mut stopping) = (etcd.clone(), builder.clone(), stopping.clone());
+        tokio::spawn(async move {
+            // Nobody waits for long for the first byte of a client that says nothing.
+            let mut byte = [0];
+            let first = tokio::time::timeout(HEAD_DEADLINE, stream.peek(&mut byte));
+            let spoke = tokio::select! {
+                first = first => matches!(first, Ok(Ok(1))),
+                () = turned(&mut stopping) => false,
+            };
+            if !spoke {
+                return;
+            }
+            etcd.counters.connections.fetch_add(1, Ordering::Relaxed);
+            let service = service_fn(|request| {
+                let etcd = etcd.clone();
+                async move { Ok::<_, Infallible>(etcd.answer(request).await) }
+            });
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            let mut connection = std::pin::pin!(connection);
+            let served = tokio::select! {
+                served = connection.as_mut() => served,
+                () = turned(&mut stopping) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = served {
+                tracing::debug!(plane = "coordination", %error, "connection ended");
+            }
+            etcd.counters.connections.fetch_sub(1, Ordering::Relaxed);
+            drop(permit);
+        });
+    }
+}
+
+async fn turned(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+impl Etcd {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let media = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+        if media.starts_with(b"application/grpc") {
+            return self.grpc(request, "grpc").await;
+        }
+        if request.uri().path().starts_with("/v3/") {
+            return self.clone().json(request).await;
+        }
+        self.page(&request).await
+    }
+
+    /// Answers a gRPC call, whatever carried it.
+    pub(super) async fn grpc<B>(self: &Arc<Self>, request: Request<B>, transport: &'static str) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError> + Send,
+    {
+        let requires_leader = request.headers().get("hasleader").is_some_and(|value| value == "true");
+        if requires_leader && let Err(status) = error::require_leader(&self.cluster.view()) {
+            return status.into_http();
+        }
+        let path = request.uri().path();
+        let named = path.get(1..).and_then(|path| path.split_once('/'));
+        let Some((service, name)) = named.and_then(|(service, method)| Service::of(service, method)) else {
+            self.counters.call("unknown", transport);
+            let service = named.map_or("", |(service, _)| service).escape_default();
+            return Status::unimplemented(format!("unknown service {service}")).into_http();
+        };
+        self.counters.call(name, transport);
+        let request = request.map(|body| Guarded::new(body, MESSAGE_BYTES_MAX));
+        match service {
+            Service::Kv => call(KvServer::from_arc(self.clone()), request).await,
+            Service::Watch => {
+                let watch = WatchCall { etcd: self.clone(), requires_leader };
+                Grpc::new(WatchCodec).streaming(watch, request).await
+            }
+            Service::Lease => call(LeaseServer::new(super::Shared(self.clone())), request).await,
+            Service::Cluster => call(ClusterServer::from_arc(self.clone()), request).await,
+            Service::Maintenance => call(MaintenanceServer::from_arc(self.clone()), request).await,
+            Service::Auth => call(AuthServer::from_arc(self.clone()), request).await,
+            Service::Lock => call(LockServer::new(super::Shared(self.clone())), request).await,
+            Service::Election => call(ElectionServer::new(super::Shared(self.clone())), request).await,
+        }
+    }
+
+    async fn page(&self, request: &Request<Incoming>) -> Response<Body> {
+        let known = ["/health", "/livez", "/readyz", "/version", "/metrics"].contains(&request.uri().path());
+        if !known {
+            return text(StatusCode::NOT_FOUND, "404 page not found\n");
+        }
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        let query = request.uri().query().unwrap_or_default();
+        let asked = |wanted: &str| query.split('&').any(|pair| pair.split('=').next() == Some(wanted));
+        match request.uri().path() {
+            "/health" => {
+                let serializable = query.split('&').any(|pair| pair == "serializable=true");
+                let (status, health, reason) = match self.healthy(serializable).await {
+                    Ok(()) => (StatusCode::OK, "true", String::new()),
+                    Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, "false", reason),
+                };
+                json(status, &serde_json::json!({"health": health, "reason": reason}))
+            }
+            // It answers, so it lives: restarting it would mend nothing.
+            "/livez" => check(asked("verbose"), "serializable_read", self.healthy(true).await),
+            "/readyz" => check(asked("verbose"), "linearizable_read", self.healthy(false).await),
+            "/version" => {
+                let versions = serde_json::json!({
+                    "etcdserver": VERSION, "etcdcluster": VERSION, "storage": VERSION,
+                    "buttress": env!("CARGO_PKG_VERSION"),
+                });
+                json(StatusCode::OK, &versions)
+            }
+            _ => {
+                let mut page = String::with_capacity(16 * 1024);
+                (self.metrics)(&mut page);
+                text(StatusCode::OK, page)
+            }
+        }
+    }
+
+    /// Whether keys can be read; a linearizable read needs a quorum, which a learner cannot ask for itself in etcd
+    /// either.
+    async fn healthy(&self, serializable: bool) -> Result<(), String> {
+        let view = self.cluster.view();
+        let learner = view.members.iter().any(|m| m.id == view.node && m.role == MemberRole::Learner);
+        if !serializable && view.leader.is_none() {
+            return Err("RAFT NO LEADER".to_owned());
+        }
+        let consistency = if serializable || learner { Consistency::Serializable } else { Consistency::Linearizable };
+        match self.ledger.keys(consistency).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("RANGE ERROR:{}", error::status(&error).message())),
+        }
+    }
+}
+
+async fn call<S, B>(mut server: S, request: Request<B>) -> Response<Body>
+where
+    S: tonic::codegen::Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+{
+    match server.call(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Service {
+    Kv,
+    Watch,
+    Lease,
+    Cluster,
+    Maintenance,
+    Auth,
+    Lock,
+    Election,
+}
+
+impl Service {
+    /// The service of a call's path, with its name in metrics. What the generated code serves, it also refuses by
+    /// method; the Watch service, which is not generated, has one.
+    fn of(service: &str, method: &str) -> Option<(Self, &'static str)> {
+        Some(match service {
+            "etcdserverpb.KV" => (Self::Kv, "kv"),
+            "etcdserverpb.Watch" if method == "Watch" => (Self::Watch, "watch"),
+            "etcdserverpb.Lease" => (Self::Lease, "lease"),
+            "etcdserverpb.Cluster" => (Self::Cluster, "cluster"),
+            "etcdserverpb.Maintenance" => (Self::Maintenance, "maintenance"),
+            "etcdserverpb.Auth" => (Self::Auth, "auth"),
+            "v3lockpb.Lock" => (Self::Lock, "lock"),
+            "v3electionpb.Election" => (Self::Election, "election"),
+            _ => return None,
+        })
+    }
+}
+
+/// The one call of the Watch service.
+struct WatchCall {
+    etcd: Arc<Etcd>,
+    requires_leader: bool,
+}
+
+impl tonic::server::StreamingService<crate::pb::etcdserverpb::WatchRequest> for WatchCall {
+    type Response = Bytes;
+    type ResponseStream = Pin<Box<dyn futures::Stream<Item = Result<Bytes, Status>> + Send>>;
+    type Future = std::future::Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
+
+    fn call(
+        &mut self,
+        request: tonic::Request<tonic::Streaming<crate::pb::etcdserverpb::WatchRequest>>,
+    ) -> Self::Future {
+        let requests = request.into_inner().boxed();
+        let answers: Self::ResponseStream = Box::pin(self.etcd.watch_stream(requests, self.requires_leader));
+        std::future::ready(Ok(tonic::Response::new(answers)))
+    }
+}
+
+fn check(verbose: bool, name: &str, healthy: Result<(), String>) -> Response<Body> {
+    match healthy {
+        Ok(()) if verbose => text(StatusCode::OK, format!("[+]{name} ok\nok\n")),
+        Ok(()) => text(StatusCode::OK, "ok\n"),
+        Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("[-]{name} failed: {reason}\n")),
+    }
+}
+
+pub(super) fn full(status: StatusCode, media: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::new(body.into()).map_err(|never| match never {})));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    response
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    full(status, "text/plain; charset=utf-8", body)
+}
+
+pub(super) fn json(status: StatusCode, body: &serde_json::Value) -> Response<Body> {
+    full(status, "application/json", body.to_string())
+}
+
+/// A request's body whose messages are not larger than they may be. It follows gRPC's framing (a byte that says whether
+/// the message is compressed, and its length in four) and refuses a length before anybody makes room for it.
+struct Guarded<B> {
+    body: B,
+    bytes_max: usize,
+    head: [u8; 5],
+    head_len: usize,
+    /// Bytes of the current message that are still to come.
+    left: usize,
+}
+
+impl<B> Guarded<B> {
+    fn new(body: B, bytes_max: usize) -> Self {
+        Self { body, bytes_max, head: [0; 5], head_len: 0, left: 0 }
+    }
+
+    fn follow(&mut self, mut data: &[u8]) -> Result<(), Status> {
+        while !data.is_empty() {
+            if self.left > 0 {
+                let step = self.left.min(data.len());
+                data.advance(step);
+                self.left -= step;
+                continue;
+            }
+            self.head[self.head_len] = data.get_u8();
+            self.head_len += 1;
+            if self.head_len == self.head.len() {
+                self.head_len = 0;
+                self.left = u32::from_be_bytes([self.head[1], self.head[2], self.head[3], self.head[4]]) as usize;
+                if self.left > self.bytes_max {
+                    let text = format!("grpc: received message larger than max ({} vs. {})", self.left, self.bytes_max);
+                    return Err(Status::resource_exhausted(text));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<B> HttpBody for Guarded<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<tonic::codegen::StdError>,
+{
+    type Data = Bytes;
+    type Error = tonic::codegen::StdError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = match std::task::ready!(Pin::new(&mut self.body).poll_frame(context)) {
+            None => return Poll::Ready(None),
+            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            Some(Ok(frame)) => frame,
+        };
+        if let Some(data) = frame.data_ref()
+            && let Err(status) = self.follow(data)
+        {
+            return Poll::Ready(Some(Err(status.into())));
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_measured_by_its_head_wherever_it_is_cut() {
+        let message = |length: u32, body: usize| {
+            let mut bytes = vec![0];
+            bytes.extend_from_slice(&length.to_be_bytes());
+            bytes.resize(bytes.len() + body, 7);
+            bytes
+        };
+        let two = [message(10, 10), message(3, 3)].concat();
+        for cut in 0..two.len() {
+            let mut guarded = Guarded::new((), 10);
+            guarded.follow(&two[..cut]).unwrap();
+            guarded.follow(&two[cut..]).unwrap();
+        }
+        let error = Guarded::new((), 10).follow(&message(11, 0)).unwrap_err();
+        assert_eq!(error.message(), "grpc: received message larger than max (11 vs. 10)");
+        assert_eq!(error.code(), tonic::Code::ResourceExhausted);
+    }
+}

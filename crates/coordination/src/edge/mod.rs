@@ -1,0 +1,3 @@
+//! The protocols of coordination clients.
+
+pub mod etcd;
