@@ -144,23 +144,14 @@ async fn a_follower_that_was_away_too_long_gets_a_snapshot_and_goes_on() {
     let log = create_topic(&world.node(away), "t", TopicSettings::default()).await;
     must(&world.node(away), put("before", "1")).await;
     world.kill(away);
-    let here = world.ids();
-    let node = world.node(here[0]);
+    let known = world.last().await;
+    let node = world.node(world.ids()[0]);
     for i in 0..40u32 {
         let mut entry = append(log, &[i as u8; 32 * 1024]);
         entry.puts = put(&format!("k{i}"), "v").puts;
         must(&node, entry).await;
     }
-    let applied = |world: &World, id: u64| buttress_core::Cluster::view(&*world.node(id)).applied.0;
-    for id in here {
-        // Only then is the log before it forgotten, whoever leads.
-        let (node, at) = (world.node(id), applied(&world, id));
-        until("a checkpoint is written", async || {
-            let index = metric(&node, "buttress_store_checkpoint_index");
-            (index >= at).then_some(())
-        })
-        .await;
-    }
+    world.forget(known).await;
     world.start(away).await;
     world.agree().await;
     let back = world.node(away);
@@ -191,6 +182,7 @@ async fn a_snapshot_reaches_a_follower_while_the_log_moves_on() {
     let away = world.follower().await;
     let log = create_topic(&world.node(away), "t", TopicSettings::default()).await;
     world.kill(away);
+    let known = world.last().await;
     let node = world.node(world.leader().await);
     let done = Arc::new(Mutex::new((false, 0)));
     let load = tokio::spawn({
@@ -204,6 +196,7 @@ async fn a_snapshot_reaches_a_follower_while_the_log_moves_on() {
     });
     // More than the log keeps for whoever lags.
     until("the log is long", async || (done.lock().unwrap().1 > 200).then_some(())).await;
+    world.forget(known).await;
     world.start(away).await;
     let back = world.node(away);
     until("it keeps up", async || {

@@ -14,8 +14,8 @@ use std::{
 };
 
 use buttress_core::{
-    Append, AppendOutcome, Cluster as _, Code, Consistency, Entry, Error, KeyRange, Ledger as _, LogId, NodeId, Offset,
-    Put, Receipt, Stream as _, SubmitError, TopicChange,
+    Append, AppendOutcome, Cluster as _, Code, Consistency, Entry, Error, Index, KeyRange, Ledger as _, LogId, NodeId,
+    Offset, Put, Receipt, Stream as _, SubmitError, TopicChange,
     entry::TopicSettings,
     ledger::{Member, MemberRole},
 };
@@ -161,6 +161,26 @@ impl World {
             data_dir: self.dir.path().join(id.to_string()),
             seed: self.starts * 100 + id,
             client: self.starts * 100 + id,
+        }
+    }
+
+    /// The last entry in any log of those that run.
+    pub async fn last(&self) -> Index {
+        let mut last = Index(0);
+        for id in self.ids() {
+            last = last.max(self.node(id).inspect().await.expect("it runs").consensus.engine.last);
+        }
+        last
+    }
+
+    /// Waits until nobody has the entries up to this one any more: who is not further needs a snapshot, whoever leads.
+    pub async fn forget(&self, index: Index) {
+        for id in self.ids() {
+            let node = self.node(id);
+            until("the log before its checkpoint is forgotten", async || {
+                (node.inspect().await.ok()?.consensus.engine.first > index).then_some(())
+            })
+            .await;
         }
     }
 
