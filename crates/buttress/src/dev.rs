@@ -117,18 +117,20 @@ fn announce(cluster: &LocalCluster, output: Output) -> std::io::Result<()> {
     out.flush()
 }
 
-/// Returns on Ctrl-C or SIGTERM.
-pub async fn interrupted() {
+/// Comes back on Ctrl-C or SIGTERM. From the call on, not from the first poll, they do not end the process any more.
+pub fn interrupted() -> impl Future<Output = ()> {
     use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
+    let asked = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    async move {
+        match asked {
+            (Ok(mut interrupt), Ok(mut terminate)) => {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
             }
-        }
-        Err(_) => {
-            let _ = tokio::signal::ctrl_c().await;
+            (Ok(mut one), Err(_)) | (Err(_), Ok(mut one)) => drop(one.recv().await),
+            (Err(_), Err(_)) => std::future::pending().await,
         }
     }
 }
