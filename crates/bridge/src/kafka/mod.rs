@@ -13,6 +13,7 @@
 mod client;
 mod errors;
 mod fetch;
+mod sasl;
 mod session;
 mod state;
 
@@ -42,7 +43,8 @@ use buttress_wire::{
 use bytes::Bytes;
 
 pub use client::{BOOTSTRAP_MAX, CONNECTIONS_PER_BROKER_MAX};
-use client::{Client, Failure};
+use client::{Client, Failure, Login};
+pub use sasl::Mechanism;
 use session::{Move, Session, Target};
 use state::Rows;
 pub use state::STATE_BYTES_MAX;
@@ -50,6 +52,8 @@ pub use state::STATE_BYTES_MAX;
 use crate::{
     patience::{Patience, lock},
     scope,
+    secure::{Connector, Tls, User},
+    url::Parts,
 };
 
 /// Topics that are followed at most; their metadata is asked for together.
@@ -70,7 +74,25 @@ pub struct Options {
     pub deadline: Duration,
     /// Kafka aborts a transaction that is open for longer.
     pub transaction_max: Duration,
+    /// TLS to the brokers; `None` for none.
+    pub tls: Option<Tls>,
+    /// Who we say that we are; `None` where nobody asks.
+    pub sasl: Option<Sasl>,
 }
+
+/// A user, and how it shows itself to the brokers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sasl {
+    pub mechanism: Mechanism,
+    pub user: User,
+    /// With [`Mechanism::Plain`]: the password may go over a connection that anybody can read. Not needed on one machine.
+    pub cleartext: bool,
+}
+
+/// Where the password of a Kafka's user is looked for, unless something else is said.
+pub const PASSWORD_VARIABLE: &str = "BUTTRESS_KAFKA_PASSWORD";
+const URL_FORM: &str = "kafka://[USER@]HOST:PORT[,HOST:PORT…][?tls=ca.pem|system&cert=PEM&key=PEM&sasl=scram-sha-512|\
+                        scram-sha-256|plain&password-file=PATH|password-env=NAME&prefix=TEXT&cleartext=yes]";
 
 impl Options {
     pub fn new(bootstrap: impl IntoIterator<Item = impl Into<String>>) -> Self {
@@ -80,7 +102,52 @@ impl Options {
             prefix: "buttress".into(),
             deadline: Duration::from_secs(20),
             transaction_max: Duration::from_secs(60),
+            tls: None,
+            sasl: None,
         }
+    }
+
+    /// Takes `kafka://[USER@]HOST:PORT,…[?NAME=VALUE&…]`, or `HOST:PORT,…`.
+    ///
+    /// | name | value |
+    /// |---|---|
+    /// | `tls` | a PEM file of the authorities that count, or `system`; without it there is no TLS |
+    /// | `cert`, `key` | PEM files: a certificate of ours, and its key |
+    /// | `sasl` | `scram-sha-512` (where there is a user and nothing is said), `scram-sha-256`, `plain` |
+    /// | `password-file`, `password-env` | where the password is; else in `BUTTRESS_KAFKA_PASSWORD` |
+    /// | `cleartext` | `yes`: `plain` without TLS to another machine |
+    /// | `prefix` | [`Options::prefix`] |
+    ///
+    /// # Errors
+    /// `CONFIG`, with the form that is right.
+    pub fn from_url(url: &str) -> Result<Self, Error> {
+        let config = |message: String| Error::new(Code::CONFIG, message).hint(URL_FORM);
+        let mut parts = Parts::read(url, "kafka", URL_FORM)?;
+        let tls = parts.tls(false)?;
+        let mechanism = match parts.take("sasl").map(|name| name.to_uppercase()) {
+            None => None,
+            Some(name) => {
+                let known = Mechanism::ALL.into_iter().find(|mechanism| mechanism.name() == name);
+                Some(known.ok_or_else(|| config(format!("there is no sasl={}", name.to_lowercase())))?)
+            }
+        };
+        let cleartext = parts.switch("cleartext")?;
+        let sasl = match (parts.user(PASSWORD_VARIABLE)?, mechanism) {
+            (Some(user), mechanism) => {
+                Some(Sasl { mechanism: mechanism.unwrap_or(Mechanism::ScramSha512), user, cleartext })
+            }
+            (None, Some(_)) => return Err(config("sasl is given, and no user before an '@'".into())),
+            (None, None) => None,
+        };
+        let prefix = parts.take("prefix");
+        let mut options = Self { tls, sasl, ..Self::new(parts.end()?) };
+        if let Some(prefix) = prefix {
+            if prefix.is_empty() || !prefix.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')) {
+                return Err(config(format!("prefix '{prefix}' is not the beginning of a topic's name")));
+            }
+            options.prefix = prefix;
+        }
+        Ok(options)
     }
 }
 
@@ -158,7 +225,8 @@ impl Kafka {
     /// Connects to a Kafka, and looks at what it can do.
     ///
     /// # Errors
-    /// `CONFIG` for options that cannot be used, `UNREACHABLE`, `UNSUPPORTED` for a Kafka that is too old.
+    /// `CONFIG` for options that cannot be used, `UNREACHABLE`, `TLS`, `CREDENTIALS`, `FORBIDDEN` for a topic that may not
+    /// be looked at, `UNSUPPORTED` for a Kafka that is too old.
     pub async fn connect(options: Options) -> Result<Self, Error> {
         if options.topics.len() > TOPICS_MAX {
             return Err(Error::new(
@@ -166,7 +234,10 @@ impl Kafka {
                 format!("{} topics are named, {TOPICS_MAX} can be", options.topics.len()),
             ));
         }
-        let client = Client::new(&options.bootstrap, format!("{}-bridge", options.prefix))?;
+        let connector = Connector::new(options.tls.clone(), &[])?;
+        let login =
+            options.sasl.clone().map(|Sasl { mechanism, user, cleartext }| Login { mechanism, user, cleartext });
+        let client = Client::new(&options.bootstrap, format!("{}-bridge", options.prefix), connector, login)?;
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|error| Error::new(Code::LIMITS, format!("no random number: {error}")))?;
         let inner = Arc::new(Inner {
