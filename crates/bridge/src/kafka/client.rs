@@ -368,7 +368,8 @@ impl Client {
         let mut known = lock(&self.known);
         known.brokers = answer.brokers.iter().map(|b| (b.node_id, format!("{}:{}", b.host, b.port))).collect();
         for topic in answer.topics {
-            let Some(name) = topic.name else { continue };
+            // Names that nobody asked for are not remembered.
+            let Some(name) = topic.name.filter(|name| topics.contains(name)) else { continue };
             if topic.error_code == ErrorCode::TOPIC_AUTHORIZATION_FAILED {
                 known.topics.remove(&name);
                 known.denied.insert(name);
@@ -481,11 +482,12 @@ fn version_of<Q: Body>(versions: &Versions, min: i16) -> Result<i16, Error> {
     Ok(version)
 }
 
-/// The newest version that we ask in. From 13 on Produce and Fetch name topics by their ids, which we have no use for.
+/// The newest version that we ask in. From 13 on a Fetch names topics by their ids, which is what we want; a Produce of that
+/// version is not served by Kafka 4.0.
 fn ceiling(api: &Api) -> i16 {
     match api.key {
         key if key == Api::PRODUCE.key => 12,
-        key if key == Api::FETCH.key => 12,
+        key if key == Api::FETCH.key => 13,
         _ => api.max,
     }
 }

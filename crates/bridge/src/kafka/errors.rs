@@ -32,7 +32,9 @@ pub(super) fn of(code: ErrorCode, what: &str) -> Error {
         ErrorCode::PRODUCER_FENCED
         | ErrorCode::INVALID_PRODUCER_EPOCH
         | ErrorCode::TRANSACTION_COORDINATOR_FENCED
-        | ErrorCode::INVALID_PRODUCER_ID_MAPPING => {
+        | ErrorCode::INVALID_PRODUCER_ID_MAPPING
+        | ErrorCode::INVALID_TXN_STATE
+        | ErrorCode::TRANSACTION_ABORTABLE => {
             new(Code::EPOCH_STALE).hint("another host has claimed this partition, or the transaction took too long")
         }
         ErrorCode::OFFSET_OUT_OF_RANGE => new(Code::OFFSET_OUT_OF_RANGE),
