@@ -263,7 +263,7 @@ impl Connector {
             Dial::Refused(Error::new(Code::CONFIG, format!("'{host}' is not a name that a certificate can have")))
         })?;
         let agreed = timeout(within, TlsConnector::from(config).connect(name, stream)).await;
-        Ok(Wire::Tls(Box::new(agreed.map_err(late)?.map_err(fault)?)))
+        Ok(Wire::Tls(Box::new(agreed.map_err(late)?.map_err(fault)?), Trouble::default()))
     }
 }
 
@@ -348,19 +348,57 @@ fn explain(address: &str, error: &rustls::Error) -> Option<Error> {
     Some(Error::new(Code::TLS, format!("no TLS with {address}: {error}")).hint(hint))
 }
 
+/// What TLS has said of a connection. With 1.3 a server looks at our certificate after the handshake, and what is spoken
+/// within (HTTP/2, say) tells of its own end only.
+#[derive(Clone, Debug, Default)]
+pub struct Trouble(Arc<Mutex<Option<rustls::Error>>>);
+
+impl Trouble {
+    /// Why the connection is refused for good, if it is.
+    pub(crate) fn explain(&self, address: &str) -> Option<Error> {
+        lock(&self.0).as_ref().and_then(|error| explain(address, error))
+    }
+
+    fn note(&self, error: &io::Error) {
+        if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            lock(&self.0).get_or_insert_with(|| error.clone());
+        }
+    }
+}
+
 /// A connection.
 #[derive(Debug)]
 pub enum Wire {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<TcpStream>>, Trouble),
 }
 
 impl Wire {
+    pub(crate) fn trouble(&self) -> Trouble {
+        match self {
+            Wire::Plain(_) => Trouble::default(),
+            Wire::Tls(_, trouble) => trouble.clone(),
+        }
+    }
+
+    /// What is to be said of an error in writing: whoever hangs up has often said why just before, and nobody has read it yet.
+    fn heard(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
+        let Wire::Tls(stream, trouble) = self else { return error };
+        let mut byte = [0];
+        match Pin::new(stream).poll_read(cx, &mut ReadBuf::new(&mut byte)) {
+            Poll::Ready(Err(said)) if said.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
+                trouble.note(&said);
+                said
+            }
+            _ => error,
+        }
+    }
+
     /// A connection that was idle is of use if nothing has come on it, not even its end.
     pub(crate) fn is_quiet(&self) -> bool {
         let stream = match self {
             Wire::Plain(stream) => stream,
-            Wire::Tls(stream) => stream.get_ref().0,
+            Wire::Tls(stream, _) => stream.get_ref().0,
         };
         let mut byte = [0];
         matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
@@ -371,30 +409,40 @@ impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Wire::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Wire::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Wire::Tls(stream, trouble) => {
+                let read = Pin::new(stream).poll_read(cx, buf);
+                if let Poll::Ready(Err(error)) = &read {
+                    trouble.note(error);
+                }
+                read
+            }
         }
     }
 }
 
 impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
+        let wire = self.get_mut();
+        let written = match wire {
             Wire::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Wire::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+            Wire::Tls(stream, _) => Pin::new(stream).poll_write(cx, bytes),
+        };
+        written.map_err(|error| wire.heard(cx, error))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        let wire = self.get_mut();
+        let flushed = match wire {
             Wire::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Wire::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
+            Wire::Tls(stream, _) => Pin::new(stream).poll_flush(cx),
+        };
+        flushed.map_err(|error| wire.heard(cx, error))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Wire::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Wire::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Wire::Tls(stream, _) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

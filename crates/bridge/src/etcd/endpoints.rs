@@ -21,7 +21,7 @@ use tonic::Status;
 use super::convert;
 use crate::{
     patience::{Patience, lock},
-    secure::{self, Connector, Dial, Roots, Tls, User},
+    secure::{self, Connector, Dial, Roots, Tls, Trouble, User},
 };
 
 /// Endpoints of one etcd. A cluster has seven voters at most, and a few learners.
@@ -54,7 +54,7 @@ pub(super) struct Endpoints {
 
 struct Current {
     at: usize,
-    channel: Option<Channel>,
+    channel: Option<(Channel, Trouble)>,
 }
 
 impl Endpoints {
@@ -114,11 +114,13 @@ impl Endpoints {
     ///
     /// # Errors
     /// Nobody could be connected to, or nobody takes us.
-    pub(super) async fn channel(&self) -> Result<(usize, Channel), Dial> {
+    pub(super) async fn channel(&self) -> Result<(usize, Channel, Trouble), Dial> {
         let start = {
             let current = lock(&self.current);
             match &current.channel {
-                Some(channel) if !channel.is_closed() => return Ok((current.at, channel.clone())),
+                Some((channel, trouble)) if !channel.is_closed() => {
+                    return Ok((current.at, channel.clone(), trouble.clone()));
+                }
                 _ => current.at,
             }
         };
@@ -126,9 +128,9 @@ impl Endpoints {
         for step in 0..self.addresses.len() {
             let at = (start + step) % self.addresses.len();
             match self.connect(&self.addresses[at]).await {
-                Ok(channel) => {
-                    *lock(&self.current) = Current { at, channel: Some(channel.clone()) };
-                    return Ok((at, channel));
+                Ok((channel, trouble)) => {
+                    *lock(&self.current) = Current { at, channel: Some((channel.clone(), trouble.clone())) };
+                    return Ok((at, channel, trouble));
                 }
                 Err(Dial::Unreachable(why)) => last = Some(why),
                 Err(Dial::Refused(error)) => refused = Some(error),
@@ -144,8 +146,9 @@ impl Endpoints {
     }
 
     /// A connection to one endpoint, on which we are who we say that we are.
-    async fn connect(&self, address: &str) -> Result<Channel, Dial> {
+    async fn connect(&self, address: &str) -> Result<(Channel, Trouble), Dial> {
         let wire = self.connector.connect(address, CONNECT_MAX).await?;
+        let trouble = wire.trouble();
         let scheme = if self.connector.is_secure() { Scheme::HTTPS } else { Scheme::HTTP };
         let late = |_| Dial::Unreachable(format!("{address}: no HTTP/2 in {CONNECT_MAX:?}"));
         let channel = timeout(CONNECT_MAX, Channel::over(wire, address, scheme)).await.map_err(late)?;
@@ -153,7 +156,7 @@ impl Endpoints {
             Some(error) => Dial::Refused(error),
             None => Dial::Unreachable(format!("{address}: {error}")),
         })?;
-        let Some(user) = &self.user else { return Ok(channel) };
+        let Some(user) = &self.user else { return Ok((channel, trouble)) };
         secure::check_cleartext(address, self.connector.is_secure(), self.cleartext).map_err(Dial::Refused)?;
         let password = user.password().map_err(Dial::Refused)?;
         let asked = AuthenticateRequest { name: user.name.clone(), password: password.text().to_owned() };
@@ -162,9 +165,11 @@ impl Endpoints {
         let token = match timeout(ATTEMPT_MAX, client.authenticate(asked)).await.map_err(late)? {
             Ok(answer) => answer.into_inner().token,
             // As etcd's own client does it: where nobody is asked who they are, nobody says so.
-            Err(status) if status.message().contains("authentication is not enabled") => return Ok(channel),
+            Err(status) if status.message().contains("authentication is not enabled") => {
+                return Ok((channel, trouble));
+            }
             Err(status) => {
-                return Err(match refusal(address, &status) {
+                return Err(match refused(address, &trouble).await {
                     Some(error) => Dial::Refused(error),
                     None if is_answer(&status) => {
                         let Error { code, message, hint, retryable } = convert::error(&status);
@@ -178,7 +183,7 @@ impl Endpoints {
         let mut token = HeaderValue::try_from(token)
             .map_err(|_| Dial::Unreachable(format!("{address}: its token is none that can be sent")))?;
         token.set_sensitive(true);
-        Ok(channel.with_token(token))
+        Ok((channel.with_token(token), trouble))
     }
 
     /// What was asked of this endpoint did not work: the next call goes to another.
@@ -208,12 +213,20 @@ impl Endpoints {
         self.user.is_some() && STALE.iter().any(|text| status.message().contains(text))
     }
 
+    /// Why this endpoint refuses us for good, if that is why a call has failed.
+    pub(super) async fn refusal(&self, at: usize, trouble: &Trouble) -> Option<Error> {
+        match self.connector.is_secure() {
+            true => refused(&self.addresses[at], trouble).await,
+            false => None,
+        }
+    }
+
     /// One attempt on one endpoint.
     pub(super) async fn attempt<T, F>(&self, call: impl FnOnce(Channel) -> F) -> Result<T, Attempt>
     where
         F: Future<Output = Result<T, Status>> + Send,
     {
-        let (at, channel) = self.channel().await.map_err(|dial| match dial {
+        let (at, channel, trouble) = self.channel().await.map_err(|dial| match dial {
             Dial::Unreachable(why) => Attempt::NotSent(why),
             Dial::Refused(error) => Attempt::Fault(Fault::Refused(error)),
         })?;
@@ -224,12 +237,11 @@ impl Endpoints {
                 self.forget(at);
                 return Err(Attempt::NotSent(format!("{}: {}", self.addresses[at], status.message())));
             }
-            Ok(Err(status)) if let Some(error) = refusal(&self.addresses[at], &status) => {
-                self.leave(at);
-                return Err(Attempt::Fault(Fault::Refused(error)));
-            }
             Ok(Err(status)) if is_answer(&status) => return Err(Attempt::Fault(Fault::Answer(status))),
-            Ok(Err(status)) => Fault::Open(format!("{}: {}", self.addresses[at], status.message())),
+            Ok(Err(status)) => match self.refusal(at, &trouble).await {
+                Some(error) => Fault::Refused(error),
+                None => Fault::Open(format!("{}: {}", self.addresses[at], status.message())),
+            },
             Err(_) => Fault::Open(format!("{}: no answer in {ATTEMPT_MAX:?}", self.addresses[at])),
         };
         self.leave(at);
@@ -265,9 +277,15 @@ pub(super) enum Attempt {
     Fault(Fault),
 }
 
-/// What TLS says: with 1.3 a server looks at our certificate after the handshake.
-pub(super) fn refusal(address: &str, status: &Status) -> Option<Error> {
-    secure::tls_error(address, status)
+async fn refused(address: &str, trouble: &Trouble) -> Option<Error> {
+    for _ in 0..16 {
+        if let Some(error) = trouble.explain(address) {
+            return Some(error);
+        }
+        // The task of the connection may not have come to its end yet.
+        tokio::task::yield_now().await;
+    }
+    None
 }
 
 /// Whether etcd has decided. `Unavailable` may come after a proposal was made: "request timed out", "leader changed".

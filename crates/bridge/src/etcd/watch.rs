@@ -27,9 +27,12 @@ use tonic::{Status, Streaming};
 use super::{
     RESPONSE_BYTES_MAX,
     convert::{self, Namespace, number},
-    endpoints::{ATTEMPT_MAX, Endpoints, Fault, refusal},
+    endpoints::{ATTEMPT_MAX, Endpoints, Fault},
 };
-use crate::{patience::Patience, secure::Dial};
+use crate::{
+    patience::Patience,
+    secure::{Dial, Trouble},
+};
 
 /// How long a watch looks for somebody who answers before it says so.
 const SEARCH_MAX: Duration = Duration::from_secs(60);
@@ -56,7 +59,7 @@ struct Open {
 }
 
 /// Why a watch was not created.
-enum Trouble {
+enum NotCreated {
     /// Nothing that a watcher need hear of: it is tried again.
     Again(String),
     Final(Error),
@@ -80,10 +83,10 @@ impl EtcdWatch {
         let mut patience = Patience::new(within);
         loop {
             let why = match self.endpoints.channel().await {
-                Ok((at, channel)) => match timeout(ATTEMPT_MAX, self.create(at, channel)).await {
+                Ok((at, channel, trouble)) => match timeout(ATTEMPT_MAX, self.create(at, channel, trouble)).await {
                     Ok(Ok(())) => return Ok(()),
-                    Ok(Err(Trouble::Final(error))) => return Err(error),
-                    Ok(Err(Trouble::Again(why))) => why,
+                    Ok(Err(NotCreated::Final(error))) => return Err(error),
+                    Ok(Err(NotCreated::Again(why))) => why,
                     Err(_) => {
                         self.endpoints.leave(at);
                         format!("no answer in {ATTEMPT_MAX:?}")
@@ -98,24 +101,24 @@ impl EtcdWatch {
         }
     }
 
-    fn trouble(&self, at: usize, status: &Status) -> Trouble {
+    async fn failed(&self, at: usize, trouble: &Trouble, status: &Status) -> NotCreated {
         use tonic::Code as Grpc;
         if self.endpoints.is_stale(status) {
             self.endpoints.forget(at);
-            return Trouble::Again(status.message().to_owned());
+            return NotCreated::Again(status.message().to_owned());
         }
         self.endpoints.leave(at);
-        match (refusal(&format!("endpoint {at}"), status), status.code()) {
-            (Some(error), _) => Trouble::Final(error),
+        match (self.endpoints.refusal(at, trouble).await, status.code()) {
+            (Some(error), _) => NotCreated::Final(error),
             (None, Grpc::PermissionDenied | Grpc::Unauthenticated | Grpc::InvalidArgument | Grpc::Unimplemented) => {
-                Trouble::Final(convert::error(status))
+                NotCreated::Final(convert::error(status))
             }
-            (None, _) => Trouble::Again(format!("the watch was not created: {}", status.message())),
+            (None, _) => NotCreated::Again(format!("the watch was not created: {}", status.message())),
         }
     }
 
     /// Creates the watch on this connection.
-    async fn create(&mut self, at: usize, channel: Channel) -> Result<(), Trouble> {
+    async fn create(&mut self, at: usize, channel: Channel, trouble: Trouble) -> Result<(), NotCreated> {
         let (key, range_end) = self.ns.range(&self.options.range);
         let mut filters = Vec::new();
         filters.extend(self.options.no_put.then_some(FilterType::Noput as i32));
@@ -132,21 +135,26 @@ impl EtcdWatch {
         };
         let (requests, asked) = futures::channel::mpsc::unbounded();
         let first = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-        requests.unbounded_send(first).map_err(|_| Trouble::Again("the watch was not asked for".into()))?;
+        requests.unbounded_send(first).map_err(|_| NotCreated::Again("the watch was not asked for".into()))?;
         let mut client = WatchClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
-        let answers = client.watch(asked).await.map_err(|status| self.trouble(at, &status))?;
-        let mut answers = answers.into_inner();
-        let created = answers.message().await.map_err(|status| self.trouble(at, &status))?;
+        let mut answers = match client.watch(asked).await {
+            Ok(answers) => answers.into_inner(),
+            Err(status) => return Err(self.failed(at, &trouble, &status).await),
+        };
+        let created = match answers.message().await {
+            Ok(created) => created,
+            Err(status) => return Err(self.failed(at, &trouble, &status).await),
+        };
         let created = created.ok_or_else(|| {
             self.endpoints.leave(at);
-            Trouble::Again("the watch ended before it began".into())
+            NotCreated::Again("the watch ended before it began".into())
         })?;
         if created.canceled {
             if created.compact_revision > 0 {
                 self.compacted = Some(convert::revision(created.compact_revision));
                 return Ok(());
             }
-            return Err(Trouble::Final(ended(&created.cancel_reason)));
+            return Err(NotCreated::Final(ended(&created.cancel_reason)));
         }
         let now = created.header.map_or(0, |header| header.revision);
         self.next.get_or_insert(Revision(now.max(0) as u64 + 1));

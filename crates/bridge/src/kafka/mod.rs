@@ -621,9 +621,25 @@ impl Inner {
                 self.client.forget_topic(name);
                 self.let_go();
             }
-            TopicChange::Configure { name, .. } | TopicChange::Extend { name, .. } => {
+            TopicChange::Extend { name, partitions } => {
+                let before = self.client.topic(name).map_or(0, |meta| meta.partitions.len());
+                if before >= *partitions as usize || *partitions > PARTITIONS_PER_TOPIC_MAX {
+                    let message = format!(
+                        "topic '{name}' has {before} partitions, it can only get more, {PARTITIONS_PER_TOPIC_MAX} at most"
+                    );
+                    return Err(part(Code::TOPIC_INVALID, message));
+                }
+                self.extend(name, *partitions).await.map_err(refuse)?;
+                let meta = self
+                    .client
+                    .topic(name)
+                    .ok_or_else(|| part(Code::TOPIC_UNKNOWN, format!("there is no topic '{name}'")))?;
+                let logs = self.logs_of(name, meta.id, meta.partitions.len()).split_off(before);
+                receipt.created.push((name.clone(), logs));
+            }
+            TopicChange::Configure { name, .. } => {
                 let message = format!("topic \"{name}\" lives in Kafka, whose own tools change it");
-                let hint = "kafka-configs --alter, kafka-topics --alter --partitions N";
+                let hint = "kafka-configs.sh --alter";
                 return Err(SubmitError::Failed(Error::new(Code::UNSUPPORTED, message).hint(hint)));
             }
             TopicChange::Trim { .. } => {
