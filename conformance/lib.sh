@@ -84,6 +84,28 @@ only_installing() {
     [ -n "${ETCD_ENDPOINTS:-}${KAFKA_BOOTSTRAP:-}" ] || fail "no server is named" "set ETCD_ENDPOINTS or KAFKA_BOOTSTRAP to HOST:PORT[,HOST:PORT…]"
 }
 
+# The tests of crates/bridge that have an engine in their names, each as a check.
+bridge_tests() { # etcd or kafka, the script's arguments
+    need cargo "a Rust toolchain"
+    local engine=$1 built binary name result said
+    shift
+    built=$(cd "$here/.." && cargo test --locked -p buttress-bridge --test it --no-run 2>&1) || fail "the tests of crates/bridge cannot be built" "$built"
+    binary=$(cd "$here/.." && realpath "$(printf '%s\n' "$built" | sed -n 's/.*Executable .*(\(.*\)).*/\1/p')")
+    only_installing "$@"
+    begin "bridge-$engine" "$(cd "$here/.." && cargo pkgid --locked -p buttress-bridge | sed 's/.*[#@]//')"
+    export BUTTRESS_ORIGINALS="$here/originals" RUST_BACKTRACE=0
+    (cd "$work" && "$binary" --test-threads 1 --show-output "$engine" >told 2>errors) || true
+    while read -r _ name _ result; do
+        # What the test printed, if anything: why it failed, or that it was not run.
+        said=$(awk -v "begin=---- $name stdout ----" '$0 == begin {on = 1; next} /^---- .* stdout ----$|^(failures|successes):$/ {on = 0} on' "$work/told")
+        case $result$said in *"NOT RUN"*) result="not run" ;; esac
+        if [ "$result" = ok ]; then said=; fi
+        check "${name##*::}" ok "$result${said:+: $said}"
+    done < <(sed -n 's/^test \(.*\) \.\.\. \(.*\)$/test \1 ... \2/p' "$work/told")
+    grep -q '^test result: ok' "$work/told" || tail -n 20 "$work/errors" >&2
+    end
+}
+
 json() { # a text as a JSON string
     local text=$1
     text=${text//\\/\\\\}

@@ -76,6 +76,7 @@ targets! {
     "store-frame", "a frame of a record segment", buttress_node::store::fuzz::fuzz_frame, seeds::store_frames, &[], 80_000, 4096;
     "store-checkpoint", "what a checkpoint says of itself", buttress_node::store::fuzz::fuzz_checkpoint, seeds::checkpoints, &["buttress-store", "cluster ", "directory store-", "crc "], 100_000, 4096;
     "record-batch", "a Kafka record batch", buttress_wire::fuzz::fuzz_record_batch_with_crc, seeds::batches, &[], 100_000, 8192;
+    "records-packed", "the packed records of a batch, of every codec", buttress_wire::fuzz::fuzz_unpack, seeds::packed, &["SNAPPY\0", "\x04\"M\x18"], 30_000, 4096;
     "kafka-request", "a Kafka request", buttress_wire::fuzz::fuzz_kafka_request, seeds::kafka_requests, &[], 100_000, 4096;
     "kafka-response", "a Kafka response", buttress_wire::fuzz::fuzz_kafka_response, seeds::kafka_responses, &[], 100_000, 4096;
     "kafka-group", "the record of a consumer group, or a consumer's subscription", buttress_events::kafka::fuzz::fuzz_group, seeds::kafka_groups, &["consumer", "range", "plant"], 80_000, 2048;

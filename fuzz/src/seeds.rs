@@ -14,7 +14,7 @@ use buttress_state::{Machine, MemStore, local::opaque_batch};
 use buttress_wal::{Batch, Identity, Marker, format::Header};
 use buttress_wire::{
     kafka::Api,
-    records::{Builder, Producer},
+    records::{Builder, HEADER_BYTES, Producer},
 };
 use bytes::{Bytes, BytesMut};
 
@@ -479,6 +479,18 @@ pub fn batches() -> Vec<Vec<u8>> {
     };
     let producer = Producer { id: 4, epoch: 1, base_sequence: 9 };
     vec![built(Builder::new()), built(Builder::new().producer(producer))]
+}
+
+/// What Kafka's own client packs, with the codec in front.
+pub fn packed() -> Vec<Vec<u8>> {
+    const GOLDEN: &str = include_str!("../../crates/wire/testdata/kafka_packed.txt");
+    let lines = GOLDEN.lines().filter(|line| !line.starts_with('#'));
+    let packed = lines.zip(0u8..).map(|(line, codec)| {
+        let hex = line.split_once(' ').expect("a name and a batch").1;
+        let batch = crate::from_hex(hex).expect("the file holds hexadecimal");
+        [&[codec][..], &batch[HEADER_BYTES..]].concat()
+    });
+    packed.collect()
 }
 
 /// The Kafka messages of `crates/wire/testdata`: random ones after Kafka's own schemas, in every version.

@@ -24,6 +24,8 @@ const USAGE: &str = "usage: cargo xtask conformance [--server buttress|original|
 const INSTALL_SECONDS_MAX: u32 = 1800;
 /// The longest script takes about a minute; one that hangs is a finding.
 const RUN_SECONDS_MAX: u32 = 300;
+/// Those of the bridge kill engines and wait for them to come back.
+const BRIDGE_SECONDS_MAX: u32 = 1200;
 /// The real Kafka serves after about 10 s; its artefacts may have to come first.
 const START_SECONDS_MAX: u64 = 600;
 const STOP_SECONDS_MAX: u64 = 30;
@@ -48,12 +50,24 @@ impl Server {
     }
 }
 
-/// A client's script: `conformance/PROTOCOL/NAME.sh`.
+/// A client's script: `conformance/PROTOCOL/NAME.sh`, or `conformance/bridge/bridge-PROTOCOL.sh` for our own.
 #[derive(Debug)]
 struct Client {
     name: String,
     protocol: &'static str,
     script: PathBuf,
+    /// Our own client, which is for the engines that users have: it runs against the originals only.
+    bridge: bool,
+}
+
+impl Client {
+    fn runs_against(&self, server: Server, options: &Options) -> bool {
+        match self.bridge {
+            // Somebody who names it wants it to run, whatever else is asked for.
+            true => server == Server::Original && (options.only.is_some() || options.servers.contains(&server)),
+            false => options.servers.contains(&server),
+        }
+    }
 }
 
 struct Options {
@@ -73,6 +87,8 @@ pub fn run(words: &[&str]) -> Result<()> {
         clients.iter().for_each(|client| println!("{}  {}", client.protocol, client.name));
         return Ok(());
     }
+    let runs = |client: &Client| [Server::Original, Server::Buttress].iter().any(|s| client.runs_against(*s, &options));
+    let clients: Vec<_> = clients.into_iter().filter(|client| options.install || runs(client)).collect();
     let differences = Differences::read(root)?;
     let installed: Vec<Option<String>> = clients.iter().map(install).collect::<Result<_>>()?;
     let mut results = Vec::new();
@@ -81,12 +97,17 @@ pub fn run(words: &[&str]) -> Result<()> {
             results.push(Outcome::installed(client, problem.as_deref()));
         }
     } else {
-        for server in &options.servers {
-            let running = Running::start(root, *server, &clients, options.binary.as_deref())?;
-            for (client, problem) in clients.iter().zip(&installed) {
+        for server in [Server::Original, Server::Buttress] {
+            let chosen: Vec<_> =
+                clients.iter().zip(&installed).filter(|(client, _)| client.runs_against(server, &options)).collect();
+            if chosen.is_empty() {
+                continue;
+            }
+            let running = Running::start(root, server, &chosen, options.binary.as_deref())?;
+            for (client, problem) in chosen {
                 let outcome = match problem {
-                    Some(problem) => Outcome::failed(client, *server, problem.clone()),
-                    None => running.judge(client, *server, &differences)?,
+                    Some(problem) => Outcome::failed(client, server, problem.clone()),
+                    None => running.judge(client, server, &differences)?,
                 };
                 outcome.tell();
                 results.push(outcome);
@@ -144,13 +165,18 @@ impl Options {
 /// Every client that has a script, by protocol and name. What scripts share ends in `-steps.sh`.
 fn clients(root: &Path) -> Result<Vec<Client>> {
     let mut found = Vec::new();
-    for protocol in ["etcd", "kafka"] {
-        let folder = root.join("conformance").join(protocol);
-        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+    for folder in ["etcd", "kafka", "bridge"] {
+        let bridge = folder == "bridge";
+        let path = root.join("conformance").join(folder);
+        for entry in fs::read_dir(&path).with_context(|| path.display().to_string())? {
             let script = entry?.path();
             let name = script.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if let Some(name) = name.strip_suffix(".sh").filter(|name| !name.ends_with("-steps")) {
-                found.push(Client { name: name.to_owned(), protocol, script });
+                let protocol = match if bridge { name.trim_start_matches("bridge-") } else { folder } {
+                    "etcd" => "etcd",
+                    _ => "kafka",
+                };
+                found.push(Client { name: name.to_owned(), protocol, script, bridge });
             }
         }
     }
@@ -200,11 +226,16 @@ struct Running {
 }
 
 impl Running {
-    fn start(root: &Path, server: Server, clients: &[Client], binary: Option<&Path>) -> Result<Running> {
+    fn start(
+        root: &Path,
+        server: Server,
+        clients: &[(&Client, &Option<String>)],
+        binary: Option<&Path>,
+    ) -> Result<Running> {
         let folder = std::env::temp_dir().join(format!("conformance-{}-{}", server.name(), std::process::id()));
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let mut running = Running { etcd: None, kafka: None, processes: Vec::new(), folder };
-        let needs = |protocol| clients.iter().any(|client| client.protocol == protocol);
+        let needs = |protocol| clients.iter().any(|(client, _)| client.protocol == protocol);
         match server {
             Server::Buttress => running.start_buttress(root, binary)?,
             Server::Original => {
@@ -271,7 +302,8 @@ impl Running {
             return Ok(Outcome::failed(client, server, format!("the server names no address for {}", client.protocol)));
         };
         let variable = if client.protocol == "etcd" { "ETCD_ENDPOINTS" } else { "KAFKA_BOOTSTRAP" };
-        let done = bounded(RUN_SECONDS_MAX, &client.script, &[]).env(variable, address).output()?;
+        let seconds = if client.bridge { BRIDGE_SECONDS_MAX } else { RUN_SECONDS_MAX };
+        let done = bounded(seconds, &client.script, &[]).env(variable, address).output()?;
         let told = Told::read(&String::from_utf8_lossy(&done.stdout));
         let expected = if server == Server::Buttress { differences } else { &Differences(Vec::new()) };
         let mut problems = expected.judge(&client.name, &told.checks);

@@ -77,7 +77,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("buttress-core", &["bytes", "thiserror"]),
     ("buttress-consensus", &["bytes", "thiserror", "raft", "slog"]),
     ("buttress-state", &["bytes", "thiserror"]),
-    ("buttress-wire", &["bytes", "thiserror", "crc32c", "flate2"]),
+    ("buttress-wire", &["bytes", "thiserror", "crc32c", "flate2", "lz4_flex", "ruzstd", "snap"]),
     ("buttress-oracle", &["bytes"]),
     ("buttress-sim", &["bytes", "mimalloc"]),
 ];

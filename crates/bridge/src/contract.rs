@@ -7,11 +7,12 @@
 use std::sync::Arc;
 
 use buttress_core::{
-    Append, AppendOutcome, BoxFuture, Code, Consistency, Cursor, Entry, Error, Guard, KeyRange, LeaseChange, LeaseId,
-    Ledger, LogId, Offset, Put, Receipt, Refusal, Revision, Scope, StatePut, Stream, SubmitError, TimeMs, Timer,
-    TopicChange,
+    Append, AppendOutcome, BoxFuture, Code, Compare, Consistency, Cursor, Entry, Error, Guard, KeyRange, LeaseChange,
+    LeaseId, Ledger, LogId, Offset, OpResult, Operand, Put, PutOp, RangeOp, Receipt, Refusal, Relation, Revision,
+    Scope, StatePut, Stream, SubmitError, TimeMs, Timer, TopicChange, Txn, TxnOp,
     entry::TopicSettings,
-    ledger::{KeyEvent, KeyValue, Watch},
+    ledger::{KeyEvent, KeyValue, Watch, WatchEvent, WatchItem, WatchOptions},
+    txn::{SortOrder, SortTarget},
 };
 use buttress_wire::records::{BatchView, Builder};
 use bytes::Bytes;
@@ -70,7 +71,10 @@ impl Keys {
         self.guards_refuse_all().await;
         self.every_guard().await;
         self.ranges_and_history().await;
+        self.ranges_with_options().await;
+        self.transactions_that_read().await;
         self.watches().await;
+        self.watches_with_options().await;
         self.leases().await;
         self.compaction().await;
         self.bad_input().await;
@@ -170,6 +174,105 @@ impl Keys {
         assert_eq!(future.code, Code::REVISION_FUTURE);
     }
 
+    /// Limits, orders, bounds and counts are etcd's.
+    async fn ranges_with_options(&self) {
+        let keys: Vec<Bytes> = (0..5).map(|n| self.key(&format!("options/{n}"))).collect();
+        let first = self.puts(keys.iter().map(|key| put(key, "old")).collect()).await;
+        let second = self.puts(vec![put(&keys[2], "new")]).await;
+        let read =
+            async |op: RangeOp| self.ledger.read_with(op, Consistency::Linearizable).await.expect("a range is read");
+        let all = || RangeOp::new(self.range("options/"));
+        let newest = RangeOp { order: SortOrder::Descending, target: SortTarget::ModRevision, limit: 1, ..all() };
+        let found = read(newest).await;
+        assert_eq!((&found.kvs[0].key, found.count, found.more), (&keys[2], 5, true), "the newest of five");
+        assert!(found.revision >= second);
+        let last = read(RangeOp { order: SortOrder::Descending, limit: 2, keys_only: true, ..all() }).await;
+        assert_eq!(last.kvs.iter().map(|kv| &kv.key).collect::<Vec<_>>(), [&keys[4], &keys[3]]);
+        assert!(last.kvs.iter().all(|kv| kv.value.is_empty()), "values come empty");
+        let count = read(RangeOp { count_only: true, ..all() }).await;
+        assert_eq!((count.kvs.len(), count.count), (0, 5));
+        let changed = read(RangeOp { min_mod_revision: Some(second), ..all() }).await;
+        assert_eq!(changed.kvs.iter().map(|kv| &kv.value[..]).collect::<Vec<_>>(), [b"new"]);
+        let then = read(RangeOp { revision: Some(first), ..all() }).await;
+        assert!(then.kvs.iter().all(|kv| &kv.value[..] == b"old"), "as it was at an earlier revision");
+        let keys = self.ledger.keys(Consistency::Linearizable).await.expect("the key space is looked at");
+        assert!(keys.revision >= second && keys.keys >= 5, "{keys:?}");
+        match self.ledger.hash_keys(None).await {
+            Ok(hash) => assert!(hash.revision >= second, "{hash:?}"),
+            Err(error) => assert!(error.code == Code::UNSUPPORTED && error.hint.is_some(), "{error}"),
+        }
+    }
+
+    /// What only reads is read at one revision, in whichever branch its compares choose.
+    async fn transactions_that_read(&self) {
+        let (a, none) = (self.key("txn/a"), self.key("txn/none"));
+        let at = self.puts(vec![put(&a, "1")]).await;
+        let version = |key: &Bytes, number| Compare {
+            range: KeyRange::key(key.clone()),
+            relation: Relation::Equal,
+            operand: Operand::Version(number),
+        };
+        let get = |key: &Bytes| TxnOp::Range(RangeOp::new(KeyRange::key(key.clone())));
+        let txn = |compares| Txn { compares, success: vec![get(&a), get(&none)], failure: vec![get(&none)] };
+        for consistency in [Consistency::Linearizable, Consistency::Serializable] {
+            let (revision, read) =
+                self.ledger.read_txn(txn(vec![version(&a, 1)]), consistency).await.expect("it is read");
+            let [OpResult::Range(found), OpResult::Range(empty)] = &read.results[..] else { panic!("{read:?}") };
+            assert!(read.succeeded && revision >= at, "{read:?}");
+            assert_eq!((&found.kvs[0].value[..], found.kvs[0].mod_revision, empty.count), (&b"1"[..], at, 0));
+            let (_, read) = self.ledger.read_txn(txn(vec![version(&none, 1)]), consistency).await.expect("it is read");
+            assert!(!read.succeeded && read.results.len() == 1, "the other branch: {read:?}");
+        }
+        let change = TxnOp::Put(PutOp { key: a.clone(), value: "2".into(), ..PutOp::default() });
+        let change = Txn { compares: Vec::new(), success: vec![change], failure: Vec::new() };
+        let error = self.ledger.read_txn(change, Consistency::Linearizable).await.unwrap_err();
+        assert_eq!(error.code, Code::BAD_REQUEST, "what changes something is no read");
+        assert_eq!(self.get(&a).await.expect("it is there").mod_revision, at);
+    }
+
+    /// Filters, what was there before, and how far the watch is.
+    async fn watches_with_options(&self) {
+        let (a, b) = (self.key("with/a"), self.key("with/b"));
+        let first = self.puts(vec![put(&a, "1")]).await;
+        let second = self.puts(vec![put(&a, "2"), put(&b, "2")]).await;
+        let third = self.puts(vec![delete(&a)]).await;
+        let options = || WatchOptions { from: Some(first), ..WatchOptions::new(self.range("with/")) };
+        let watch = async |options: WatchOptions, count: usize| {
+            let mut watch = self.ledger.watch_with(options).await.expect("a range is watched");
+            let mut seen: Vec<WatchEvent> = Vec::new();
+            while seen.len() < count {
+                match watch.next().await.expect("the watch goes on").expect("the node runs") {
+                    WatchItem::Events { events, revision } => {
+                        assert!(events.iter().all(|event| event.kv.mod_revision <= revision), "complete up to there");
+                        seen.extend(events);
+                    }
+                    WatchItem::Compacted { compacted } => panic!("nobody has compacted up to {compacted}"),
+                }
+                assert!(watch.position() > seen.last().map_or(Revision(0), |event| event.kv.mod_revision));
+            }
+            seen
+        };
+        let seen = watch(WatchOptions { prev_kv: true, ..options() }, 4).await;
+        let told: Vec<_> = seen
+            .iter()
+            .map(|WatchEvent { kv, deleted, prev }| {
+                (kv.mod_revision, &kv.key, *deleted, kv.value.clone(), prev.as_ref().map(|prev| prev.value.clone()))
+            })
+            .collect();
+        let wanted = [
+            (first, &a, false, "1".into(), None),
+            (second, &a, false, "2".into(), Some("1".into())),
+            (second, &b, false, "2".into(), None),
+            (third, &a, true, Bytes::new(), Some("2".into())),
+        ];
+        assert_eq!(told, wanted);
+        assert_eq!((seen[1].kv.version, seen[1].kv.create_revision), (2, first));
+        let deletes = watch(WatchOptions { no_put: true, ..options() }, 1).await;
+        assert_eq!((deletes.len(), deletes[0].deleted, deletes[0].kv.mod_revision), (1, true, third));
+        let puts = watch(WatchOptions { no_delete: true, ..options() }, 3).await;
+        assert!(puts.iter().all(|event| !event.deleted && event.prev.is_none()), "{puts:?}");
+    }
+
     async fn next(&self, watch: &mut dyn Watch) -> Vec<KeyEvent> {
         watch.next().await.expect("the watch goes on").expect("the node runs")
     }
@@ -223,6 +326,12 @@ impl Keys {
         let receipt = self.submit(entry).await.expect("a lease is granted and used in one entry");
         assert!(receipt.lease_ttls_ms.first().is_some_and(|ttl| *ttl >= 60_000), "{receipt:?}");
         assert_eq!(self.get(&key).await.and_then(|kv| kv.lease), Some(first));
+        let view = self.ledger.lease(first, true, Consistency::Linearizable).await.expect("a lease is looked at");
+        let view = view.expect("the lease lives");
+        assert_eq!((view.lease, &view.keys[..]), (first, std::slice::from_ref(&key)), "with the keys that hang on it");
+        assert!(view.ttl_ms >= 60_000 && view.remaining_ms > 0, "{view:?}");
+        let all = self.ledger.leases(Consistency::Linearizable).await.expect("leases are listed");
+        assert!(all.contains(&first) && all.is_sorted(), "{all:?}");
         let taken = self.submit(Entry { leases: grant(first, 60_000), ..Entry::default() }).await.unwrap_err();
         assert_eq!(taken.code(), Code::LEASE_EXISTS);
         let renewed = Entry { leases: vec![LeaseChange::KeepAlive { lease: first }], ..Entry::default() };
@@ -237,6 +346,8 @@ impl Keys {
         let revoke = Entry { leases: vec![LeaseChange::Revoke { lease: first }], ..Entry::default() };
         self.submit(revoke).await.expect("a lease that lives is revoked");
         assert_eq!(self.get(&key).await, None, "its keys are gone with it");
+        let view = self.ledger.lease(first, true, Consistency::Linearizable).await.expect("a lease is looked at");
+        assert_eq!(view, None, "a lease that was revoked is none");
         assert_eq!(guard_of(self.submit(alive(first)).await.unwrap_err()), 0, "a guard on a lease that ended refuses");
         let gone = Entry { leases: vec![LeaseChange::KeepAlive { lease: first }], ..Entry::default() };
         assert_eq!(self.submit(gone).await.unwrap_err().code(), Code::LEASE_UNKNOWN);
@@ -279,7 +390,18 @@ impl Keys {
         let from = Some(Revision(read.revision.0 + 1));
         let mut watch = self.ledger.watch(KeyRange::key(key.clone()), from).await.unwrap();
         let new = self.puts(vec![put(&key, "3")]).await;
-        assert_eq!(self.next(&mut *watch).await, [KeyEvent { revision: new, key, value: Some("3".into()) }]);
+        assert_eq!(
+            self.next(&mut *watch).await,
+            [KeyEvent { revision: new, key: key.clone(), value: Some("3".into()) }]
+        );
+        let options = WatchOptions { from: Some(old), ..WatchOptions::new(KeyRange::key(key.clone())) };
+        let mut watch = self.ledger.watch_with(options).await.expect("a range is watched");
+        match watch.next().await.expect("it says what it knows") {
+            Some(WatchItem::Compacted { compacted }) => assert!(compacted >= kept, "{compacted}"),
+            other => panic!("history was to be gone, but: {other:?}"),
+        }
+        let view = self.ledger.keys(Consistency::Linearizable).await.expect("the key space is looked at");
+        assert!(view.compacted >= kept && view.revision >= new, "{view:?}");
         let twice = self.ledger.compact(kept, false).await.unwrap_err();
         assert_eq!(twice.code(), Code::COMPACTED);
     }

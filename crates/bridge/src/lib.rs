@@ -16,8 +16,10 @@
 
 pub mod hold;
 pub mod scope;
+pub mod secure;
 
 mod patience;
+mod url;
 
 pub mod etcd;
 pub mod kafka;

@@ -1,5 +1,4 @@
-//! One HTTP/2 connection that carries the generated gRPC clients: for tests, and for whoever speaks to an etcd without
-//! TLS.
+//! One HTTP/2 connection that carries the generated gRPC clients, over TCP or whatever its caller has made safe.
 
 use std::{
     pin::Pin,
@@ -7,10 +6,13 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, Uri};
+use http::{HeaderValue, Request, Response, Uri, uri::Scheme};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tonic::{body::Body, codegen::Service};
 
 /// How often a connection with running calls is probed, so that a stream from a peer that is gone does not wait for ever. An
@@ -23,6 +25,9 @@ const PROBE_ANSWER_MAX: Duration = Duration::from_secs(10);
 pub struct Channel {
     sender: http2::SendRequest<Body>,
     authority: String,
+    scheme: Scheme,
+    /// Who is asking, as the server has it; a token of etcd's.
+    token: Option<HeaderValue>,
 }
 
 impl Channel {
@@ -33,6 +38,17 @@ impl Channel {
     pub async fn connect(address: &str) -> std::io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
+        Self::over(stream, address, Scheme::HTTP).await
+    }
+
+    /// Speaks over a stream that is there already. `scheme`: HTTPS where that is a safe one.
+    ///
+    /// # Errors
+    /// When it breaks.
+    pub async fn over<S>(stream: S, authority: &str, scheme: Scheme) -> std::io::Result<Self>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let handshake = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PROBE_EVERY)
@@ -44,7 +60,12 @@ impl Channel {
                 tracing::debug!(%error, "connection to an etcd ended");
             }
         });
-        Ok(Self { sender, authority: address.to_owned() })
+        Ok(Self { sender, authority: authority.to_owned(), scheme, token: None })
+    }
+
+    /// The same connection, on which every call carries this token.
+    pub fn with_token(self, token: HeaderValue) -> Self {
+        Self { token: Some(token), ..self }
     }
 
     /// The other side has hung up, or does not answer any more.
@@ -64,8 +85,12 @@ impl Service<Request<Body>> for Channel {
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-        let uri = Uri::builder().scheme("http").authority(self.authority.as_str()).path_and_query(path).build();
+        let uri =
+            Uri::builder().scheme(self.scheme.clone()).authority(self.authority.as_str()).path_and_query(path).build();
         *request.uri_mut() = uri.expect("a call has a path, and we have connected to the authority");
+        if let Some(token) = &self.token {
+            request.headers_mut().insert("token", token.clone());
+        }
         Box::pin(self.sender.send_request(request))
     }
 }

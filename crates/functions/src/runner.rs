@@ -279,7 +279,7 @@ fn decode(batches: &[Stored], partition: i32, from: Offset) -> Vec<Piece> {
                     }
                 }
             }
-            // Edges check batches before they are proposed, so this is a codec that is not decoded here, or rot.
+            // Edges check batches before they are proposed, so this is content that is not of its codec, a bomb, or rot.
             Err(error) => failed = Some(Error::new(error.code(), error.to_string())),
         }
         if let Some(error) = failed

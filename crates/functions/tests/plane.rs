@@ -299,7 +299,7 @@ async fn loss_is_never_silent() {
         batch "count" v1 p0 [0,1) records 1 outputs 1 model null@null
         gap "count" v1 p0 [1,5) records null outputs null model null@null
         batch "count" v1 p0 [5,9) records 4 outputs 4 model null@null
-        dead-letter "count" v1 p0 [9,12) records null outputs null model null@null error BT0604
+        dead-letter "count" v1 p0 [9,12) records null outputs null model null@null error BT0304
         batch "count" v1 p0 [12,13) records 1 outputs 1 model null@null
     "#]]
     .assert_eq(&audit_text(&world.local).await);

@@ -37,6 +37,16 @@ pub fn fuzz_record_batch_with_crc(data: &[u8]) {
     fuzz_record_batch(&data);
 }
 
+/// The packed records of a batch; the first byte chooses how they are packed. What unpacks stays within its bound.
+pub fn fuzz_unpack(data: &[u8]) {
+    use records::Codec;
+    let [codec, packed @ ..] = data else { return };
+    let codec = [Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd][usize::from(codec % 4)];
+    if let Ok(content) = crate::compression::unpack(codec, Bytes::copy_from_slice(packed)) {
+        assert!(content.len() <= records::DECOMPRESSED_BYTES_MAX, "{} bytes", content.len());
+    }
+}
+
 /// Kafka requests of every API and version.
 pub fn fuzz_kafka_request(data: &[u8]) {
     if let Ok((header, request)) = Request::decode(Bytes::copy_from_slice(data)) {

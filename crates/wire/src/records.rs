@@ -15,15 +15,15 @@
 //!                          17 crc u32            27 base timestamp i64    51 producer epoch i16  61 records …
 //! ```
 //!
-//! Compression: gzip is decoded, up to [`DECOMPRESSED_BYTES_MAX`]. Snappy, LZ4 and zstd pass through as opaque bytes;
-//! asking for their records is [`RecordError::Codec`].
+//! Compression: batches pass through as they are. Asking for their records unpacks gzip, snappy, LZ4 and zstd, up to
+//! [`DECOMPRESSED_BYTES_MAX`] (`compression.rs`).
 //!
 //! Source: Kafka's documentation, "Record Batch"; KIP-98.
 
-use std::io::Read;
-
 use buttress_core::{Code, Error, limits::RECORD_BATCH_BYTES_MAX};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::compression::unpack;
 
 /// Bytes before the first record.
 pub const HEADER_BYTES: usize = 61;
@@ -67,8 +67,8 @@ pub enum RecordError {
     Trailing(usize),
     #[error("records are compressed with {0}, which cannot be decoded here")]
     Codec(Codec),
-    #[error("compressed records are not valid gzip")]
-    Gzip,
+    #[error("compressed records are not valid {0}")]
+    Packed(Codec),
     #[error("records unpack to more than {DECOMPRESSED_BYTES_MAX} bytes")]
     Bomb,
     #[error("there is no record batch")]
@@ -78,7 +78,7 @@ pub enum RecordError {
 impl RecordError {
     pub fn code(&self) -> Code {
         match self {
-            Self::TooLarge(_) => Code::TOO_LARGE,
+            Self::TooLarge(_) | Self::Bomb => Code::TOO_LARGE,
             Self::Codec(_) => Code::UNSUPPORTED,
             _ => Code::BATCH_INVALID,
         }
@@ -89,7 +89,10 @@ impl From<RecordError> for Error {
     fn from(error: RecordError) -> Self {
         let answer = Error::new(error.code(), error.to_string());
         match error {
-            RecordError::Codec(_) => answer.hint("set the producer's compression to none or gzip"),
+            RecordError::Codec(_) => answer.hint("set the producer's compression to none, gzip, snappy, lz4 or zstd"),
+            RecordError::Bomb => {
+                answer.hint("produce smaller batches, or records that do not repeat themselves as much")
+            }
             RecordError::Magic(_) => answer.hint("use a client that speaks Kafka 0.11 or newer"),
             _ => answer,
         }
@@ -318,15 +321,10 @@ impl BatchView {
     /// Iterates over the records, unpacking them where they are compressed.
     ///
     /// # Errors
-    /// A codec that is not decoded here, gzip that is not, or content that unpacks beyond its limit. What is wrong with
+    /// A codec that nobody knows, content that is not of its codec, or that unpacks beyond its limit. What is wrong with
     /// a single record comes from the iterator, which then ends.
     pub fn records(&self) -> Result<Records, RecordError> {
-        let packed = self.bytes.slice(HEADER_BYTES..);
-        let content = match self.codec() {
-            Codec::None => packed,
-            Codec::Gzip => gunzip(&packed)?,
-            other => return Err(RecordError::Codec(other)),
-        };
+        let content = unpack(self.codec(), self.bytes.slice(HEADER_BYTES..))?;
         Ok(Records {
             content,
             next: 0,
@@ -396,17 +394,6 @@ fn framed_length(bytes: &[u8]) -> Result<usize, RecordError> {
     match usize::try_from(stated) {
         Ok(length) if length >= 17 - LENGTH_END => Ok(length + LENGTH_END),
         _ => Err(RecordError::Length { stated, actual: bytes.len() - LENGTH_END }),
-    }
-}
-
-fn gunzip(packed: &[u8]) -> Result<Bytes, RecordError> {
-    let mut content = Vec::new();
-    let read =
-        flate2::read::MultiGzDecoder::new(packed).take(DECOMPRESSED_BYTES_MAX as u64 + 1).read_to_end(&mut content);
-    match read {
-        Err(_) => Err(RecordError::Gzip),
-        Ok(size) if size > DECOMPRESSED_BYTES_MAX => Err(RecordError::Bomb),
-        Ok(_) => Ok(content.into()),
     }
 }
 

@@ -187,7 +187,7 @@ fn what_is_wrong_is_said() {
 }
 
 #[test]
-fn gzip_is_unpacked_within_bounds_and_other_codecs_say_so() {
+fn gzip_is_unpacked_within_bounds() {
     let plain = unhex(GOLDEN)[HEADER_BYTES..].to_vec();
     let view = BatchView::parse(gzip(&plain, 3)).unwrap();
     assert_eq!(view.codec(), Codec::Gzip);
@@ -198,8 +198,133 @@ fn gzip_is_unpacked_within_bounds_and_other_codecs_say_so() {
     // Forty kilobytes that hold 40 MiB of zeros.
     check(gzip(&vec![0; 40 << 20], 3).into(), expect!["records: records unpack to more than 33685504 bytes"]);
     check(with(22, &[1]), expect!["records: compressed records are not valid gzip"]);
-    check(with(22, &[4]), expect!["records: records are compressed with zstd, which cannot be decoded here"]);
     check(with(22, &[7]), expect!["records: records are compressed with codec 7, which cannot be decoded here"]);
+}
+
+/// The golden batch with its records packed, by whoever can pack.
+fn packed(codec: u8, content: &[u8]) -> Bytes {
+    let mut batch = unhex(GOLDEN)[..HEADER_BYTES].to_vec();
+    batch.extend_from_slice(content);
+    batch[22] = codec;
+    seal(batch).into()
+}
+
+/// As snappy-java frames it: blocks of at most so many bytes.
+fn xerial(plain: &[u8], block: usize) -> Vec<u8> {
+    let mut out = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01".to_vec();
+    for part in plain.chunks(block) {
+        let part = snap::raw::Encoder::new().compress_vec(part).unwrap();
+        out.extend_from_slice(&(part.len() as u32).to_be_bytes());
+        out.extend_from_slice(&part);
+    }
+    out
+}
+
+fn lz4(plain: &[u8], info: lz4_flex::frame::FrameInfo) -> Vec<u8> {
+    let mut encoder = lz4_flex::frame::FrameEncoder::with_frame_info(info, Vec::new());
+    encoder.write_all(plain).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(plain: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(plain, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+#[test]
+fn what_kafka_s_own_client_packs_is_read_with_every_codec() {
+    let golden = include_str!("../testdata/kafka_packed.txt");
+    let mut seen = Vec::new();
+    for line in golden.lines().filter(|line| !line.starts_with('#')) {
+        let (name, hex) = line.split_once(' ').unwrap();
+        let view = BatchView::parse(unhex(hex).into()).unwrap();
+        assert_eq!(view.codec().to_string(), name);
+        let records: Vec<Record> = view.records().unwrap().map(Result::unwrap).collect();
+        assert_eq!(records.len(), 20);
+        for (n, record) in records.iter().enumerate() {
+            let value = format!(r#"{{"machine":"press-{n}","temperature":21.5}}"#);
+            assert_eq!(
+                (record.key.as_deref(), record.value.as_deref()),
+                (Some(format!("m{n}").as_bytes()), Some(value.as_bytes()))
+            );
+            assert_eq!((record.offset, record.timestamp_ms), (n as i64, 1_700_000_000_000 + n as i64));
+        }
+        seen.push(name);
+    }
+    assert_eq!(seen, ["gzip", "snappy", "lz4", "zstd"]);
+}
+
+/// The forms that clients other than Kafka's own send.
+#[test]
+fn every_form_of_a_codec_is_read() {
+    use lz4_flex::frame::{BlockMode, BlockSize, FrameInfo};
+    let plain = unhex(GOLDEN)[HEADER_BYTES..].to_vec();
+    let skipped = [&0x184d_2a5bu32.to_le_bytes()[..], &3u32.to_le_bytes(), b"abc"].concat();
+    let linked = FrameInfo::new().block_mode(BlockMode::Linked).block_size(BlockSize::Max256KB).content_checksum(true);
+    let sized = FrameInfo::new().content_size(Some(plain.len() as u64)).block_checksums(true);
+    let forms = [
+        ("a raw block of snappy", 2, snap::raw::Encoder::new().compress_vec(&plain).unwrap()),
+        ("frames of snappy-java", 2, xerial(&plain, 10)),
+        ("lz4 with linked blocks", 3, lz4(&plain, linked)),
+        ("lz4 with a size and checksums", 3, lz4(&plain, sized)),
+        ("two frames of lz4", 3, [lz4(&plain[..9], FrameInfo::new()), lz4(&plain[9..], FrameInfo::new())].concat()),
+        ("a frame of lz4 behind one to skip", 3, [&skipped[..], &lz4(&plain, FrameInfo::new())].concat()),
+        ("zstd", 4, zstd(&plain)),
+        ("two frames of zstd", 4, [zstd(&plain[..9]), zstd(&plain[9..])].concat()),
+        ("a frame of zstd behind one to skip", 4, [&skipped[..], &zstd(&plain)].concat()),
+    ];
+    for (form, codec, content) in forms {
+        let records = BatchView::parse(packed(codec, &content)).unwrap().records().expect(form);
+        assert_eq!(records.map(|record| record.expect(form)).count(), 3, "{form}");
+        // Half of it is an error, of the codec or of the records, and never a panic.
+        let half = BatchView::parse(packed(codec, &content[..content.len() / 2])).unwrap();
+        assert!(half.records().and_then(|records| records.collect::<Result<Vec<_>, _>>()).is_err(), "half of {form}");
+    }
+}
+
+#[test]
+fn what_unpacks_to_too_much_is_refused_in_every_codec() {
+    let zeros = vec![0; 40 << 20];
+    for (codec, content) in [
+        (
+            2,
+            snap::raw::Encoder::new()
+                .compress_vec(&vec![0; 20 << 20])
+                .map(|one| {
+                    let frame = [&(one.len() as u32).to_be_bytes()[..], &one].concat();
+                    [b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01", &frame[..], &frame[..]].concat()
+                })
+                .unwrap(),
+        ),
+        (3, lz4(&zeros, lz4_flex::frame::FrameInfo::new().block_size(lz4_flex::frame::BlockSize::Max4MB))),
+        (4, zstd(&zeros)),
+    ] {
+        let whole = packed(codec, &content);
+        if whole.len() > 1 << 20 {
+            // snappy packs to a twentieth at best, so that the limit of a batch is met first.
+            assert_eq!((codec, BatchView::parse(whole).unwrap_err().code()), (2, buttress_core::Code::TOO_LARGE));
+            continue;
+        }
+        let error = BatchView::parse(whole).unwrap().records().unwrap_err();
+        assert_eq!(error, RecordError::Bomb, "codec {codec}");
+        assert_eq!(error.code(), buttress_core::Code::TOO_LARGE);
+    }
+}
+
+#[test]
+fn what_is_of_no_codec_says_so() {
+    check(with(22, &[2]), expect!["records: compressed records are not valid snappy"]);
+    check(with(22, &[3]), expect!["records: compressed records are not valid lz4"]);
+    check(with(22, &[4]), expect!["records: compressed records are not valid zstd"]);
+    // Sizes that lie: 4 GiB of snappy in a few bytes, and a window of zstd that nobody makes room for.
+    check(packed(2, b"\xff\xff\xff\xff\x0f\0\0").into(), expect!["records: compressed records are not valid snappy"]);
+    check(
+        packed(2, b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01\xff\xff\xff\xff").into(),
+        expect!["records: compressed records are not valid snappy"],
+    );
+    check(
+        packed(4, b"\x28\xb5\x2f\xfd\0\xff\x01\0\0").into(),
+        expect!["records: compressed records are not valid zstd"],
+    );
 }
 
 #[test]

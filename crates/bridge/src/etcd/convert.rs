@@ -106,12 +106,15 @@ pub(super) fn error(status: &Status) -> Error {
                 .hint("split the entry, or raise --max-request-bytes and --max-txn-ops of the etcd")
         }
         Grpc::InvalidArgument if text.contains("key not found") => Error::new(Code::KEY_UNKNOWN, said()),
-        Grpc::Unauthenticated | Grpc::PermissionDenied => {
-            Error::new(Code::CONFIG, said()).hint("check the user, the password and the roles that the etcd has for it")
+        Grpc::PermissionDenied => Error::new(Code::FORBIDDEN, said())
+            .hint("give the user's role readwrite on the ledger's namespace: etcdctl role grant-permission --prefix"),
+        Grpc::InvalidArgument if text.contains("user name is empty") => {
+            Error::new(Code::CREDENTIALS, said()).hint("the etcd wants a user: etcd://USER@HOST:PORT")
         }
-        Grpc::InvalidArgument if text.contains("user name is empty") || text.contains("authentication failed") => {
-            Error::new(Code::CONFIG, said()).hint("check the user, the password and the roles that the etcd has for it")
+        Grpc::InvalidArgument if text.contains("authentication failed") => {
+            Error::new(Code::CREDENTIALS, said()).hint("check the user and the password")
         }
+        Grpc::Unauthenticated => Error::new(Code::CREDENTIALS, said()).hint("check the user and the password"),
         Grpc::InvalidArgument => Error::new(Code::BAD_REQUEST, said()),
         Grpc::Unimplemented => Error::new(Code::UNSUPPORTED, said()).hint("etcd 3.5 or newer is needed"),
         Grpc::DataLoss => Error::new(Code::CORRUPT, said()),
@@ -126,6 +129,7 @@ pub(super) fn fault(fault: &Fault) -> Error {
             let error = Error::new(Code::UNREACHABLE, format!("the etcd does not answer: {why}"));
             error.hint("is a majority of its members up, and is the address one of theirs?").retryable()
         }
+        Fault::Refused(error) => error.clone(),
     }
 }
 
@@ -174,6 +178,17 @@ pub(super) fn txn_request(ns: &Namespace, txn: &Txn) -> pb::TxnRequest {
         compare: txn.compares.iter().map(|c| compare(ns, c)).collect(),
         success: ops(&txn.success),
         failure: ops(&txn.failure),
+    }
+}
+
+/// Makes every range of a transaction one that any member answers as it stands.
+pub(super) fn serializable(txn: &mut pb::TxnRequest) {
+    for op in txn.success.iter_mut().chain(&mut txn.failure) {
+        match &mut op.request {
+            Some(Request::RequestRange(range)) => range.serializable = true,
+            Some(Request::RequestTxn(txn)) => serializable(txn),
+            _ => {}
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use std::{sync::Arc, time::Duration};
 
 use buttress_core::{
     BoxFuture, Code, Consistency, Entry, Error, KeyRange, LeaseId, Ledger, RangeOp, RangeResult, Receipt, Revision,
-    Scope, SubmitError,
-    ledger::{KeyValues, LeaseView, Watch},
+    Scope, SubmitError, Txn, TxnResult,
+    ledger::{KeyValues, KeyWatch, KeysHash, KeysView, LeaseView, Watch, WatchOptions},
 };
 use buttress_etcd_proto::{
     client::Channel,
@@ -30,6 +30,11 @@ use session::Sessions;
 pub use submit::{TXN_BYTES_MAX, TXN_OPS_MAX};
 use watch::EtcdWatch;
 
+use crate::{
+    secure::{Tls, User},
+    url::Parts,
+};
+
 /// Keys of one page of a read. Sixteen values of the largest size would fill a response; usual ones come all at once.
 const PAGE_KEYS: i64 = 1024;
 /// The largest answer that is taken: a page of values of 64 KiB each.
@@ -42,18 +47,60 @@ const VERSION_MIN: (u32, u32) = (3, 5);
 /// How an etcd is reached.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `http://HOST:PORT` of its members, [`ENDPOINTS_MAX`] at most; any of them will do.
+    /// `http://HOST:PORT` of its members, or `https://…`, [`ENDPOINTS_MAX`] at most; any of them will do.
     pub endpoints: Vec<String>,
     /// A prefix under which all keys lie; empty for none.
     pub namespace: String,
     /// How long a call is repeated before it is given up. Longer than an election, which takes an etcd a second or two.
     pub deadline: Duration,
+    /// TLS to the members. With `https://` and nothing here, the authorities count that this machine trusts.
+    pub tls: Option<Tls>,
+    /// Who we say that we are; `None` where nobody asks, or where our certificate says it.
+    pub user: Option<User>,
+    /// The password may go over a connection that anybody can read. Not needed on one machine.
+    pub cleartext: bool,
 }
+
+/// Where the password of an etcd's user is looked for, unless something else is said.
+pub const PASSWORD_VARIABLE: &str = "BUTTRESS_ETCD_PASSWORD";
+const URL_FORM: &str = "etcd://[USER@]HOST:PORT[,HOST:PORT…][?tls=ca.pem|system&cert=PEM&key=PEM&\
+                        password-file=PATH|password-env=NAME&namespace=PREFIX&cleartext=yes]";
 
 impl Options {
     pub fn new(endpoints: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let endpoints = endpoints.into_iter().map(Into::into).collect();
-        Self { endpoints, namespace: String::new(), deadline: Duration::from_secs(20) }
+        Self {
+            endpoints,
+            namespace: String::new(),
+            deadline: Duration::from_secs(20),
+            tls: None,
+            user: None,
+            cleartext: false,
+        }
+    }
+
+    /// Takes `etcd://[USER@]HOST:PORT,…[?NAME=VALUE&…]`, `HOST:PORT,…`, or a list of `http://HOST:PORT` or
+    /// `https://HOST:PORT`.
+    ///
+    /// | name | value |
+    /// |---|---|
+    /// | `tls` | a PEM file of the authorities that count, or `system`; without it there is no TLS |
+    /// | `cert`, `key` | PEM files: a certificate of ours, and its key |
+    /// | `password-file`, `password-env` | where the user's password is; else in `BUTTRESS_ETCD_PASSWORD` |
+    /// | `cleartext` | `yes`: the password without TLS to another machine |
+    /// | `namespace` | [`Options::namespace`] |
+    ///
+    /// # Errors
+    /// `CONFIG`, with the form that is right.
+    pub fn from_url(url: &str) -> Result<Self, Error> {
+        if url.starts_with("http://") || url.starts_with("https://") {
+            return Ok(Self::new(url.split(',')));
+        }
+        let mut parts = Parts::read(url, "etcd", URL_FORM)?;
+        let (tls, user) = (parts.tls(false)?, parts.user(PASSWORD_VARIABLE)?);
+        let cleartext = parts.switch("cleartext")?;
+        let namespace = parts.take("namespace").unwrap_or_default();
+        Ok(Self { namespace, tls, user, cleartext, ..Self::new(parts.end()?) })
     }
 }
 
@@ -73,14 +120,26 @@ impl EtcdLedger {
     /// Connects to an etcd, and looks at its version.
     ///
     /// # Errors
-    /// `CONFIG` for options that cannot be used, `UNREACHABLE`, `UNSUPPORTED` for an etcd that is too old.
+    /// `CONFIG` for options that cannot be used, `UNREACHABLE`, `TLS`, `CREDENTIALS`, `UNSUPPORTED` for an etcd that is too
+    /// old.
     pub async fn connect(options: Options) -> Result<Self, Error> {
-        let endpoints = Arc::new(Endpoints::new(&options.endpoints, options.deadline)?);
+        let endpoints = Arc::new(Endpoints::new(
+            &options.endpoints,
+            options.tls,
+            options.user,
+            options.cleartext,
+            options.deadline,
+        )?);
         let call = |channel| async move { MaintenanceClient::new(channel).status(pb::StatusRequest {}).await };
         let status = endpoints.call(call).await.map_err(|fault| {
             let error = convert::fault(&fault);
-            let message = format!("no etcd can be reached at {}: {}", endpoints.addresses(), error.message);
-            Error { message, ..error }
+            match error.code {
+                Code::UNREACHABLE => {
+                    let message = format!("no etcd can be reached at {}: {}", endpoints.addresses(), error.message);
+                    Error { message, ..error }
+                }
+                _ => error,
+            }
         })?;
         let version = status.into_inner().version;
         let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
@@ -103,6 +162,24 @@ impl EtcdLedger {
             async move { kv(channel).range(request).await }
         };
         Ok(self.endpoints.call(call).await.map_err(|fault| convert::fault(&fault))?.into_inner())
+    }
+
+    /// The least revision that can be read, of which there is one up to `now`; 0 where nothing was compacted.
+    async fn compacted(&self, now: Revision) -> Result<Revision, Error> {
+        // Reads are refused below `high` or one after it, and not at `high`.
+        let (mut low, mut high) = (0, number(now));
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            let key = self.ns.key(convert::OWN);
+            let request =
+                pb::RangeRequest { key, revision: middle, count_only: true, serializable: true, ..Default::default() };
+            match self.range(request).await {
+                Ok(_) => high = middle,
+                Err(error) if error.code == Code::COMPACTED => low = middle,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Revision(if low == 0 { 0 } else { high as u64 }))
     }
 
     /// Reads a range in pages, all of one revision.
@@ -177,8 +254,38 @@ impl Ledger for EtcdLedger {
 
     fn watch(&self, range: KeyRange, from: Option<Revision>) -> BoxFuture<'_, Result<Box<dyn Watch>, Error>> {
         Box::pin(async move {
-            let watch = EtcdWatch::start(self.endpoints.clone(), self.ns.clone(), range, from).await?;
+            let options = WatchOptions { from, ..WatchOptions::new(range) };
+            let watch = EtcdWatch::start(self.endpoints.clone(), self.ns.clone(), options).await?;
             Ok(Box::new(watch) as Box<dyn Watch>)
+        })
+    }
+
+    fn watch_with(&self, options: WatchOptions) -> BoxFuture<'_, Result<Box<dyn KeyWatch>, Error>> {
+        Box::pin(async move {
+            let watch = EtcdWatch::start(self.endpoints.clone(), self.ns.clone(), options).await?;
+            Ok(Box::new(watch) as Box<dyn KeyWatch>)
+        })
+    }
+
+    /// One transaction of etcd, which is read at one revision.
+    fn read_txn(&self, txn: Txn, consistency: Consistency) -> BoxFuture<'_, Result<(Revision, TxnResult), Error>> {
+        Box::pin(async move {
+            if !txn.is_read_only() {
+                let error = Error::new(Code::BAD_REQUEST, "a transaction that changes something is no read");
+                return Err(error.hint("submit it as an entry's transaction"));
+            }
+            txn.check().map_err(Error::from)?;
+            let mut request = convert::txn_request(&self.ns, &txn);
+            if consistency == Consistency::Serializable {
+                convert::serializable(&mut request);
+            }
+            let call = |channel| {
+                let request = request.clone();
+                async move { kv(channel).txn(request).await }
+            };
+            let answer = self.endpoints.call(call).await.map_err(|fault| convert::fault(&fault))?.into_inner();
+            let at = convert::revision(answer.header.as_ref().map_or(0, |header| header.revision));
+            Ok((at, convert::txn_result(&self.ns, answer.succeeded, &answer.responses, at)?))
         })
     }
 
@@ -216,6 +323,37 @@ impl Ledger for EtcdLedger {
             keys.sort_unstable();
             let ms = |seconds: i64| seconds.max(0) as u64 * 1000;
             Ok(Some(LeaseView { lease, ttl_ms: ms(answer.granted_ttl), remaining_ms: ms(answer.ttl), keys }))
+        })
+    }
+
+    /// Counts the keys of the namespace. Where history begins etcd does not tell, so it is searched for, which takes as many
+    /// reads of one key as the revision has digits in binary. `unswept` is not known of an etcd.
+    fn keys(&self, consistency: Consistency) -> BoxFuture<'_, Result<KeysView, Error>> {
+        Box::pin(async move {
+            let count = |range: &KeyRange| {
+                let (key, range_end) = self.ns.range(range);
+                let serializable = consistency == Consistency::Serializable;
+                self.range(pb::RangeRequest { key, range_end, count_only: true, serializable, ..Default::default() })
+            };
+            let all = count(&KeyRange { from: Bytes::new(), to: Some(Bytes::new()) }).await?;
+            let hidden = count(&KeyRange::prefix(Bytes::from_static(convert::OWN))).await?;
+            let revision = convert::revision(all.header.map_or(0, |header| header.revision));
+            Ok(KeysView {
+                revision,
+                compacted: self.compacted(revision).await?,
+                keys: (all.count - hidden.count).max(0) as u64,
+                unswept: false,
+            })
+        })
+    }
+
+    fn hash_keys(&self, _: Option<Revision>) -> BoxFuture<'_, Result<KeysHash, Error>> {
+        Box::pin(async {
+            let error = Error::new(
+                Code::UNSUPPORTED,
+                "each member of an etcd hashes its own keys, in a way that is its version's own",
+            );
+            Err(error.hint("compare the members with etcdctl endpoint hashkv --cluster"))
         })
     }
 

@@ -303,6 +303,12 @@ impl EtcdLedger {
                     }
                     continue;
                 }
+                Err(Attempt::Fault(Fault::Refused(error))) => {
+                    return Err(match open {
+                        true => unknown(&error.message),
+                        false => SubmitError::Failed(error),
+                    });
+                }
                 Err(Attempt::NotSent(why)) => {
                     if !patience.pause().await {
                         return Err(match open {
@@ -403,6 +409,7 @@ impl EtcdLedger {
                     }
                     return Err(decided(error));
                 }
+                Err(Attempt::Fault(Fault::Refused(error))) => return Err(SubmitError::Failed(error)),
                 Err(Attempt::Fault(Fault::Open(why)) | Attempt::NotSent(why)) => {
                     open = true;
                     if !patience.pause().await {
@@ -467,6 +474,12 @@ impl EtcdLedger {
                                 _ => decided(error),
                             });
                         }
+                        Err(Attempt::Fault(Fault::Refused(error))) => {
+                            return Err(match open {
+                                true => unknown(&error.message),
+                                false => SubmitError::Failed(error),
+                            });
+                        }
                         Err(Attempt::Fault(Fault::Open(why)) | Attempt::NotSent(why)) => {
                             open = true;
                             if !patience.pause().await {
@@ -486,6 +499,7 @@ impl EtcdLedger {
         match self.endpoints.call(call).await {
             Ok(answer) => Ok(receipt(answer.into_inner().header.as_ref())),
             Err(Fault::Answer(status)) => Err(decided(convert::error(&status))),
+            Err(Fault::Refused(error)) => Err(SubmitError::Failed(error)),
             Err(Fault::Open(why)) => Err(unknown(&why)),
         }
     }

@@ -7,7 +7,7 @@
 //! Source: Kafka's protocol guide; KIP-511 (ApiVersions), KIP-584 (features), KIP-890 (transactions).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     sync::{
         Arc, Mutex,
@@ -23,16 +23,24 @@ use buttress_wire::kafka::{
     decode_response, encode_request,
     find_coordinator::{FindCoordinatorRequest, FindCoordinatorResponse},
     metadata::{MetadataRequest, MetadataRequestTopic, MetadataResponse},
+    sasl_authenticate::{SaslAuthenticateRequest, SaslAuthenticateResponse},
+    sasl_handshake::{SaslHandshakeRequest, SaslHandshakeResponse},
 };
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     sync::Semaphore,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
-use crate::patience::lock;
+use super::{
+    errors,
+    sasl::{self, Mechanism, Scram},
+};
+use crate::{
+    patience::lock,
+    secure::{self, Connector, Dial, User, Wire},
+};
 
 /// Requests on their way to one broker at the same time, each on a connection of its own.
 pub const CONNECTIONS_PER_BROKER_MAX: usize = 128;
@@ -67,7 +75,8 @@ impl Failure {
         match self {
             Self::Refused(error) => error,
             Self::Unreachable(_) | Self::Open { .. } => {
-                let hint = "is the address one of a broker's, and can what it advertises be reached from here?";
+                let hint = "is the address one of a broker's, can what it advertises be reached from here, and does it want \
+                            TLS (tls=) or a user?";
                 Error::new(Code::UNREACHABLE, self.to_string()).hint(hint).retryable()
             }
         }
@@ -77,9 +86,20 @@ impl Failure {
 type Versions = BTreeMap<i16, (i16, i16)>;
 
 struct Connection {
-    stream: TcpStream,
+    stream: Wire,
     address: String,
     versions: Arc<Versions>,
+    /// When the broker no longer counts us as who we are.
+    until: Option<Instant>,
+}
+
+/// Who a client says that it is.
+#[derive(Debug)]
+pub(super) struct Login {
+    pub(super) mechanism: Mechanism,
+    pub(super) user: User,
+    /// PLAIN may go over a connection that anybody can read.
+    pub(super) cleartext: bool,
 }
 
 struct Broker {
@@ -104,11 +124,15 @@ pub(super) struct TopicMeta {
 struct Known {
     brokers: HashMap<i32, String>,
     topics: HashMap<String, TopicMeta>,
+    /// Topics that may not be looked at.
+    denied: BTreeSet<String>,
     coordinators: HashMap<(i8, String), String>,
 }
 
 pub(super) struct Client {
     bootstrap: Vec<String>,
+    connector: Connector,
+    login: Option<Login>,
     client_id: String,
     correlation: AtomicI32,
     brokers: Mutex<HashMap<String, Arc<Broker>>>,
@@ -118,7 +142,15 @@ pub(super) struct Client {
 impl Client {
     /// # Errors
     /// `CONFIG` for a list that cannot be used.
-    pub(super) fn new(bootstrap: &[String], client_id: String) -> Result<Self, Error> {
+    pub(super) fn new(
+        bootstrap: &[String],
+        client_id: String,
+        connector: Connector,
+        login: Option<Login>,
+    ) -> Result<Self, Error> {
+        if let Some(login) = &login {
+            login.user.password()?;
+        }
         let config = |message: String| Error::new(Code::CONFIG, message).hint("HOST:PORT[,HOST:PORT…]");
         if bootstrap.is_empty() || bootstrap.len() > BOOTSTRAP_MAX {
             return Err(config(format!("{} brokers are given, 1 to {BOOTSTRAP_MAX} can be", bootstrap.len())));
@@ -131,6 +163,8 @@ impl Client {
         }
         Ok(Self {
             bootstrap: bootstrap.to_vec(),
+            connector,
+            login,
             client_id,
             correlation: AtomicI32::new(1),
             brokers: Mutex::default(),
@@ -145,13 +179,11 @@ impl Client {
 
     async fn connect(&self, address: &str) -> Result<Connection, Failure> {
         let unreachable = |why: String| Failure::Unreachable(format!("{address}: {why}"));
-        let stream = match timeout(CONNECT_MAX, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(unreachable(error.to_string())),
-            Err(_) => return Err(unreachable(format!("no connection in {CONNECT_MAX:?}"))),
-        };
-        let _ = stream.set_nodelay(true);
-        let mut connection = Connection { stream, address: address.to_owned(), versions: Arc::default() };
+        let stream = self.connector.connect(address, CONNECT_MAX).await.map_err(|dial| match dial {
+            Dial::Refused(error) => Failure::Refused(error),
+            Dial::Unreachable(why) => Failure::Unreachable(why),
+        })?;
+        let mut connection = Connection { stream, address: address.to_owned(), versions: Arc::default(), until: None };
         let hello = ApiVersionsRequest {
             client_software_name: "buttress".into(),
             client_software_version: env!("CARGO_PKG_VERSION").into(),
@@ -167,7 +199,76 @@ impl Client {
         check_features(&answer).map_err(Failure::Refused)?;
         let versions = answer.api_keys.iter().map(|api| (api.api_key, (api.min_version, api.max_version)));
         connection.versions = Arc::new(versions.collect());
+        if let Some(login) = &self.login {
+            self.log_in(&mut connection, login).await.map_err(|failure| match failure {
+                Failure::Open { why, .. } => unreachable(why),
+                other => other,
+            })?;
+        }
         Ok(connection)
+    }
+
+    /// Says who we are, before anything else is asked.
+    async fn log_in(&self, connection: &mut Connection, login: &Login) -> Result<(), Failure> {
+        let address = connection.address.clone();
+        let config = |message: String| Error::new(Code::CONFIG, message);
+        let Login { mechanism, user, cleartext } = login;
+        if *mechanism == Mechanism::Plain {
+            secure::check_cleartext(&address, self.connector.is_secure(), *cleartext).map_err(Failure::Refused)?;
+        }
+        let asked = SaslHandshakeRequest { mechanism: mechanism.name().into() };
+        let answer: SaslHandshakeResponse = self.exchange(connection, 1, &asked, ANSWER_MAX).await?;
+        match answer.error_code {
+            ErrorCode::NONE => {}
+            ErrorCode::UNSUPPORTED_SASL_MECHANISM => {
+                let offered = answer.mechanisms.join(", ").to_lowercase();
+                let error = config(format!("broker {address} does not take {}", mechanism.name()));
+                return Err(Failure::Refused(error.hint(format!("it takes sasl={offered}"))));
+            }
+            code => {
+                let error = config(format!("broker {address} takes no users there: {code}"));
+                return Err(Failure::Refused(error.hint("leave the user out, or name a listener with SASL")));
+            }
+        }
+        let password = user.password().map_err(Failure::Refused)?;
+        let lifetime_ms = match mechanism {
+            Mechanism::Plain => self.authenticate(connection, user, sasl::plain(&user.name, &password)).await?.1,
+            _ => {
+                let mut random = [0; 18];
+                getrandom::fill(&mut random).map_err(|error| {
+                    Failure::Refused(Error::new(Code::LIMITS, format!("no random number: {error}")))
+                })?;
+                let nonce = random.iter().map(|byte| format!("{byte:02x}")).collect();
+                let mut scram = Scram::new(*mechanism, &user.name, nonce);
+                let (answer, _) = self.authenticate(connection, user, scram.first()).await?;
+                let second = scram.second(&answer, &password).map_err(Failure::Refused)?;
+                let (answer, lifetime_ms) = self.authenticate(connection, user, second).await?;
+                scram.third(&answer).map_err(Failure::Refused)?;
+                lifetime_ms
+            }
+        };
+        if let Ok(lifetime_ms @ 1..) = u64::try_from(lifetime_ms) {
+            // A broker that has been told connections.max.reauth.ms hangs up on who is late; a new connection costs little.
+            connection.until = Some(Instant::now() + Duration::from_millis(lifetime_ms) * 4 / 5);
+        }
+        Ok(())
+    }
+
+    async fn authenticate(
+        &self,
+        connection: &mut Connection,
+        user: &User,
+        bytes: Vec<u8>,
+    ) -> Result<(Bytes, i64), Failure> {
+        let asked = SaslAuthenticateRequest { auth_bytes: bytes.into() };
+        let answer: SaslAuthenticateResponse = self.exchange(connection, 2, &asked, ANSWER_MAX).await?;
+        if answer.error_code.is_error() {
+            let said = answer.error_message.unwrap_or_else(|| answer.error_code.to_string());
+            let message = format!("broker {} does not take user '{}': {said}", connection.address, user.name);
+            let error = Error::new(Code::CREDENTIALS, message);
+            return Err(Failure::Refused(error.hint("check the user, the password and its mechanism (sasl=)")));
+        }
+        Ok((answer.auth_bytes, answer.session_lifetime_ms))
     }
 
     async fn exchange<Q: Body, A: Body>(
@@ -185,12 +286,17 @@ impl Client {
             for chunk in &frame {
                 connection.stream.write_all(chunk).await?;
             }
+            connection.stream.flush().await?;
             read_frame(&mut connection.stream).await
         });
         let open = |why: String| Failure::Open { address: connection.address.clone(), why };
         let message = match answer.await {
             Ok(Ok(message)) => message,
-            Ok(Err(error)) => return Err(open(error.to_string())),
+            // With TLS 1.3 a server looks at our certificate after the handshake, and says then what it thinks of it.
+            Ok(Err(error)) => match secure::tls_error(&connection.address, &error) {
+                Some(error) => return Err(Failure::Refused(error)),
+                None => return Err(open(error.to_string())),
+            },
             Err(_) => return Err(open(format!("nothing in {within:?}"))),
         };
         match decode_response::<A>(version, message) {
@@ -215,7 +321,7 @@ impl Client {
             let pooled = lock(&broker.idle).pop();
             let was_idle = pooled.is_some();
             let mut connection = match pooled {
-                Some(connection) if is_quiet(&connection.stream) => connection,
+                Some(connection) if connection.is_fresh() => connection,
                 Some(_) => continue,
                 None => self.connect(address).await?,
             };
@@ -262,7 +368,14 @@ impl Client {
         let mut known = lock(&self.known);
         known.brokers = answer.brokers.iter().map(|b| (b.node_id, format!("{}:{}", b.host, b.port))).collect();
         for topic in answer.topics {
-            let Some(name) = topic.name else { continue };
+            // Names that nobody asked for are not remembered.
+            let Some(name) = topic.name.filter(|name| topics.contains(name)) else { continue };
+            if topic.error_code == ErrorCode::TOPIC_AUTHORIZATION_FAILED {
+                known.topics.remove(&name);
+                known.denied.insert(name);
+                continue;
+            }
+            known.denied.remove(&name);
             if topic.error_code.is_error() {
                 if topic.error_code == ErrorCode::UNKNOWN_TOPIC_OR_PARTITION {
                     known.topics.remove(&name);
@@ -279,6 +392,15 @@ impl Client {
 
     pub(super) fn topic(&self, name: &str) -> Option<TopicMeta> {
         lock(&self.known).topics.get(name).cloned()
+    }
+
+    /// # Errors
+    /// `FORBIDDEN` for a topic that may not be looked at.
+    pub(super) fn check_allowed(&self, topic: &str) -> Result<(), Error> {
+        match lock(&self.known).denied.contains(topic) {
+            true => Err(errors::of(ErrorCode::TOPIC_AUTHORIZATION_FAILED, &format!("a look at topic '{topic}'"))),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn forget_topic(&self, name: &str) {
@@ -317,19 +439,22 @@ impl Client {
     }
 }
 
-/// A connection that was idle is of use if nothing has come on it, not even its end.
-fn is_quiet(stream: &TcpStream) -> bool {
-    let mut byte = [0];
-    matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+impl Connection {
+    fn is_fresh(&self) -> bool {
+        self.until.is_none_or(|until| Instant::now() < until) && self.stream.is_quiet()
+    }
 }
 
-async fn read_frame(stream: &mut TcpStream) -> io::Result<Bytes> {
+async fn read_frame(stream: &mut Wire) -> io::Result<Bytes> {
     let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
     let mut buffer = BytesMut::with_capacity(READ_STEP);
     while buffer.len() < 4 {
         if stream.read_buf(&mut buffer).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+    }
+    if buffer.starts_with(b"\x15\x03") {
+        return Err(invalid("it speaks TLS there: tls=ca.pem".into()));
     }
     let stated = buffer.get_i32();
     let length = usize::try_from(stated).ok().filter(|length| *length <= RESPONSE_BYTES_MAX);
@@ -357,11 +482,12 @@ fn version_of<Q: Body>(versions: &Versions, min: i16) -> Result<i16, Error> {
     Ok(version)
 }
 
-/// The newest version that we ask in. From 13 on Produce and Fetch name topics by their ids, which we have no use for.
+/// The newest version that we ask in. From 13 on a Fetch names topics by their ids, which is what we want; a Produce of that
+/// version is not served by Kafka 4.0.
 fn ceiling(api: &Api) -> i16 {
     match api.key {
         key if key == Api::PRODUCE.key => 12,
-        key if key == Api::FETCH.key => 12,
+        key if key == Api::FETCH.key => 13,
         _ => api.max,
     }
 }

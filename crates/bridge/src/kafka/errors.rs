@@ -26,11 +26,15 @@ pub(super) fn of(code: ErrorCode, what: &str) -> Error {
         | ErrorCode::NOT_ENOUGH_REPLICAS_AFTER_APPEND
         | ErrorCode::KAFKA_STORAGE_ERROR => new(Code::NO_LEADER).retryable(),
         // A topic that was just made is not known everywhere yet.
-        ErrorCode::UNKNOWN_TOPIC_OR_PARTITION | ErrorCode::UNKNOWN_TOPIC_ID => new(Code::TOPIC_UNKNOWN).retryable(),
+        ErrorCode::UNKNOWN_TOPIC_OR_PARTITION
+        | ErrorCode::UNKNOWN_TOPIC_ID
+        | ErrorCode::INCONSISTENT_TOPIC_ID => new(Code::TOPIC_UNKNOWN).retryable(),
         ErrorCode::PRODUCER_FENCED
         | ErrorCode::INVALID_PRODUCER_EPOCH
         | ErrorCode::TRANSACTION_COORDINATOR_FENCED
-        | ErrorCode::INVALID_PRODUCER_ID_MAPPING => {
+        | ErrorCode::INVALID_PRODUCER_ID_MAPPING
+        | ErrorCode::INVALID_TXN_STATE
+        | ErrorCode::TRANSACTION_ABORTABLE => {
             new(Code::EPOCH_STALE).hint("another host has claimed this partition, or the transaction took too long")
         }
         ErrorCode::OFFSET_OUT_OF_RANGE => new(Code::OFFSET_OUT_OF_RANGE),
@@ -40,6 +44,9 @@ pub(super) fn of(code: ErrorCode, what: &str) -> Error {
         ErrorCode::CORRUPT_MESSAGE | ErrorCode::INVALID_RECORD | ErrorCode::INVALID_TIMESTAMP => {
             new(Code::BATCH_INVALID)
         }
+        ErrorCode::INVALID_TRANSACTION_TIMEOUT => new(Code::CONFIG)
+            .hint("a transaction may not last as long: lower transaction_max, or raise the Kafka's transaction.max.timeout.ms"),
+        ErrorCode::SASL_AUTHENTICATION_FAILED => new(Code::CREDENTIALS).hint("check the user and the password"),
         ErrorCode::TOPIC_ALREADY_EXISTS => new(Code::TOPIC_EXISTS),
         ErrorCode::INVALID_TOPIC_EXCEPTION
         | ErrorCode::INVALID_PARTITIONS
@@ -48,7 +55,7 @@ pub(super) fn of(code: ErrorCode, what: &str) -> Error {
         ErrorCode::TOPIC_AUTHORIZATION_FAILED
         | ErrorCode::GROUP_AUTHORIZATION_FAILED
         | ErrorCode::CLUSTER_AUTHORIZATION_FAILED
-        | ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED => new(Code::CONFIG)
+        | ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED => new(Code::FORBIDDEN)
             .hint("the user needs Read, Write and Create on topics, Read on the group, Write on the transactional id"),
         _ => new(Code::REFUSED),
     }

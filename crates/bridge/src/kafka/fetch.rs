@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use buttress_core::{Code, Error, Index, Offset, TimeMs, ledger::Batch};
 use buttress_wire::{
     kafka::{
-        ErrorCode,
+        ErrorCode, Uuid,
         fetch::{AbortedTransaction, FetchPartition, FetchPartitionResponse, FetchRequest, FetchResponse, FetchTopic},
         list_offsets::{ListOffsetsPartition, ListOffsetsRequest, ListOffsetsResponse, ListOffsetsTopic},
     },
@@ -17,6 +17,7 @@ use buttress_wire::{
 };
 
 use super::{
+    Place,
     client::{Client, Failure},
     errors,
 };
@@ -36,8 +37,7 @@ pub(super) struct Page {
 
 pub(super) async fn fetch(
     client: &Client,
-    topic: &str,
-    partition: i32,
+    place: &Place,
     offset: Offset,
     bytes_max: usize,
     wait: Duration,
@@ -45,14 +45,20 @@ pub(super) async fn fetch(
 ) -> Result<Page, Error> {
     let wait = wait.min(WAIT_MAX);
     let bytes = i32::try_from(bytes_max).unwrap_or(i32::MAX);
-    let place =
-        FetchPartition { partition, fetch_offset: offset.0, partition_max_bytes: bytes, ..FetchPartition::default() };
+    let asked = FetchPartition {
+        partition: place.partition,
+        fetch_offset: offset.0,
+        partition_max_bytes: bytes,
+        ..FetchPartition::default()
+    };
+    // By its id, so that a topic of the same name which was made since does not answer for it.
+    let topic = FetchTopic { topic_id: Uuid(place.id), partitions: vec![asked], ..FetchTopic::default() };
     let request = FetchRequest {
         max_wait_ms: wait.as_millis() as i32,
         min_bytes: 1,
         max_bytes: bytes,
         isolation_level: READ_COMMITTED,
-        topics: vec![FetchTopic { topic: topic.to_owned(), partitions: vec![place], ..FetchTopic::default() }],
+        topics: vec![topic],
         ..FetchRequest::default()
     };
     let of = |answer: FetchResponse| {
@@ -67,66 +73,101 @@ pub(super) async fn fetch(
             None => Err(ErrorCode::UNKNOWN_SERVER_ERROR),
         }
     };
-    let found: FetchPartitionResponse = at_leader(client, topic, partition, deadline, 12, &request, wait, of).await?;
-    let end = Offset(found.last_stable_offset.max(0));
-    let batches = committed(found, offset);
-    Ok(Page { start: Offset(batches.0.max(0)), end, batches: batches.1 })
+    let found: FetchPartitionResponse = at_leader(client, place, deadline, 13, &request, wait, of).await?;
+    let (start, end) = (Offset(found.log_start_offset.max(0)), Offset(found.last_stable_offset.max(0)));
+    let batches = committed(found, offset, end).map_err(|why| {
+        let error = Error::new(Code::BATCH_INVALID, format!("the broker's records of {place} from {offset} on {why}"));
+        error
+            .hint("nothing of them was handed on; read again, and if it stays: kafka-dump-log.sh --verify-index-only")
+            .retryable()
+    })?;
+    Ok(Page { start, end, batches })
 }
 
-/// The batches that hold the wanted offset or come after it, and the partition's start.
-fn committed(found: FetchPartitionResponse, wanted: Offset) -> (i64, Vec<Batch>) {
+/// The topic that a place is in is still there.
+///
+/// # Errors
+/// `TOPIC_UNKNOWN`, `FORBIDDEN`.
+pub(super) fn check(client: &Client, place: &Place) -> Result<(), Error> {
+    let Place { topic, id, .. } = place;
+    client.check_allowed(topic)?;
+    match client.topic(topic) {
+        Some(meta) if meta.id == *id => Ok(()),
+        Some(_) => {
+            let message = format!("topic '{topic}' was deleted, and another one made under its name");
+            Err(Error::new(Code::TOPIC_UNKNOWN, message).hint("look at the topic again: its partitions are others"))
+        }
+        None => Err(Error::new(Code::TOPIC_UNKNOWN, format!("there is no topic '{topic}'"))),
+    }
+}
+
+/// The batches that hold the wanted offset or come after it. A reader relies on them: they follow each other, they are whole,
+/// and at least one gets it further, or there is none.
+fn committed(found: FetchPartitionResponse, wanted: Offset, end: Offset) -> Result<Vec<Batch>, String> {
     let mut aborted = found.aborted_transactions.unwrap_or_default();
     aborted.sort_unstable_by_key(|transaction| transaction.first_offset);
     let mut aborted = aborted.into_iter().peekable();
     let mut gone: BTreeSet<i64> = BTreeSet::new();
-    let mut batches = Vec::new();
-    for raw in split_stored(found.records.concat()) {
+    let mut batches: Vec<Batch> = Vec::new();
+    let set = found.records.concat();
+    let something = !set.is_empty();
+    for raw in split_stored(set) {
         let Some((base, last)) = stored_offsets(&raw) else { continue };
         while let Some(AbortedTransaction { producer_id, .. }) = aborted.next_if(|a| a.first_offset <= last) {
             gone.insert(producer_id);
         }
         let mut bytes = raw.clone();
-        let mut max_timestamp_ms = 0;
-        // What is malformed is handed on as it is, so that the reader can say so.
-        if let Ok(view) = BatchView::parse_stored(raw) {
-            max_timestamp_ms = view.max_timestamp_ms();
-            let producer = view.producer().map(|producer| producer.id);
-            if view.is_control() {
-                // The marker of an abort ends it; that of a commit is never among the aborted.
-                if let Some(id) = producer {
-                    gone.remove(&id);
-                }
-            } else if view.is_transactional() && producer.is_some_and(|id| gone.contains(&id)) {
-                bytes = view.as_control();
+        let view = match BatchView::parse_stored(raw) {
+            Ok(view) => view,
+            // What is good before it goes on; the next read begins at what is not.
+            Err(_) if !batches.is_empty() => break,
+            Err(error) => return Err(format!("cannot be read: {error}")),
+        };
+        let producer = view.producer().map(|producer| producer.id);
+        if view.is_control() {
+            // The marker of an abort ends it; that of a commit is never among the aborted.
+            if let Some(id) = producer {
+                gone.remove(&id);
             }
+        } else if view.is_transactional() && producer.is_some_and(|id| gone.contains(&id)) {
+            bytes = view.as_control();
         }
-        if last >= wanted.0 {
-            batches.push(Batch {
-                base_offset: Offset(base),
-                last_offset: Offset(last),
-                max_timestamp_ms,
-                index: Index(0),
-                committed_at: TimeMs(max_timestamp_ms.max(0) as u64),
-                bytes,
-            });
+        if last < wanted.0 {
+            continue;
         }
+        if last >= end.0 {
+            return Err(format!("go on to {last}, behind what it says is committed ({end})"));
+        }
+        if batches.last().is_some_and(|before| base <= before.last_offset.0) {
+            return Err(format!("go back to {base}"));
+        }
+        batches.push(Batch {
+            base_offset: Offset(base),
+            last_offset: Offset(last),
+            max_timestamp_ms: view.max_timestamp_ms(),
+            index: Index(0),
+            committed_at: TimeMs(view.max_timestamp_ms().max(0) as u64),
+            bytes,
+        });
     }
-    (found.log_start_offset, batches)
+    if something && batches.is_empty() {
+        return Err("hold nothing that was asked for, or no whole batch".into());
+    }
+    Ok(batches)
 }
 
 /// The offset that Kafka has for a timestamp or one of its special values, with the record's timestamp; `None` where there is
 /// none.
 pub(super) async fn list_offset(
     client: &Client,
-    topic: &str,
-    partition: i32,
+    place: &Place,
     timestamp: i64,
     deadline: Duration,
 ) -> Result<Option<(Offset, i64)>, Error> {
-    let asked = ListOffsetsPartition { partition_index: partition, timestamp, ..ListOffsetsPartition::default() };
+    let asked = ListOffsetsPartition { partition_index: place.partition, timestamp, ..ListOffsetsPartition::default() };
     let request = ListOffsetsRequest {
         isolation_level: READ_COMMITTED,
-        topics: vec![ListOffsetsTopic { name: topic.to_owned(), partitions: vec![asked] }],
+        topics: vec![ListOffsetsTopic { name: place.topic.clone(), partitions: vec![asked] }],
         ..ListOffsetsRequest::default()
     };
     let of = |answer: ListOffsetsResponse| {
@@ -137,15 +178,13 @@ pub(super) async fn list_offset(
             None => Err(ErrorCode::UNKNOWN_SERVER_ERROR),
         }
     };
-    at_leader(client, topic, partition, deadline, 2, &request, Duration::ZERO, of).await
+    at_leader(client, place, deadline, 2, &request, Duration::ZERO, of).await
 }
 
 /// Asks the partition's leader, and whoever leads after it.
-#[allow(clippy::too_many_arguments)]
 async fn at_leader<Q: buttress_wire::kafka::Body, A: buttress_wire::kafka::Body, T>(
     client: &Client,
-    topic: &str,
-    partition: i32,
+    place: &Place,
     deadline: Duration,
     min: i16,
     request: &Q,
@@ -154,13 +193,13 @@ async fn at_leader<Q: buttress_wire::kafka::Body, A: buttress_wire::kafka::Body,
 ) -> Result<T, Error> {
     let mut patience = Patience::new(deadline);
     loop {
-        let error = match client.leader(topic, partition) {
-            None => errors::no_leader(&[format!("{topic}/{partition}")]),
+        let error = match client.leader(&place.topic, place.partition) {
+            None => errors::no_leader(&[place.to_string()]),
             Some((address, _)) => match client.ask::<Q, A>(&address, min, request, wait).await {
                 Ok(answer) => match of(answer) {
                     Ok(found) => return Ok(found),
                     Err(code) => {
-                        let error = errors::of(code, &format!("{} of {topic}/{partition}", Q::API.name));
+                        let error = errors::of(code, &format!("{} of {place}", Q::API.name));
                         if !error.retryable {
                             return Err(error);
                         }
@@ -174,12 +213,10 @@ async fn at_leader<Q: buttress_wire::kafka::Body, A: buttress_wire::kafka::Body,
         if !patience.pause().await {
             return Err(error);
         }
-        match client.refresh(&[topic.to_owned()]).await {
+        match client.refresh(std::slice::from_ref(&place.topic)).await {
             Err(Failure::Refused(error)) => return Err(error),
-            Ok(()) if client.topic(topic).is_none() => {
-                return Err(Error::new(Code::TOPIC_UNKNOWN, format!("there is no topic '{topic}'")));
-            }
-            Ok(()) | Err(_) => {}
+            Ok(()) => check(client, place)?,
+            Err(_) => {}
         }
     }
 }

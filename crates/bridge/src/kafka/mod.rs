@@ -13,6 +13,7 @@
 mod client;
 mod errors;
 mod fetch;
+mod sasl;
 mod session;
 mod state;
 
@@ -33,6 +34,7 @@ use buttress_core::{
 use buttress_wire::{
     kafka::{
         ErrorCode,
+        create_partitions::{CreatePartitionsRequest, CreatePartitionsResponse, CreatePartitionsTopic},
         create_topics::{CreatableTopic, CreatableTopicConfig, CreateTopicsRequest, CreateTopicsResponse},
         delete_topics::{DeleteTopicState, DeleteTopicsRequest, DeleteTopicsResponse},
         list_offsets::{EARLIEST, LATEST},
@@ -42,7 +44,8 @@ use buttress_wire::{
 use bytes::Bytes;
 
 pub use client::{BOOTSTRAP_MAX, CONNECTIONS_PER_BROKER_MAX};
-use client::{Client, Failure};
+use client::{Client, Failure, Login};
+pub use sasl::Mechanism;
 use session::{Move, Session, Target};
 use state::Rows;
 pub use state::STATE_BYTES_MAX;
@@ -50,10 +53,14 @@ pub use state::STATE_BYTES_MAX;
 use crate::{
     patience::{Patience, lock},
     scope,
+    secure::{Connector, Tls, User},
+    url::Parts,
 };
 
 /// Topics that are followed at most; their metadata is asked for together.
 pub const TOPICS_MAX: usize = 4096;
+/// How long the end of a partition is asked for, when nobody waits for it.
+const BOUNDS_MAX: Duration = Duration::from_secs(2);
 /// How often metadata and ends of partitions are looked at when nobody reads them.
 const REFRESH_EVERY: Duration = Duration::from_secs(5);
 
@@ -70,7 +77,25 @@ pub struct Options {
     pub deadline: Duration,
     /// Kafka aborts a transaction that is open for longer.
     pub transaction_max: Duration,
+    /// TLS to the brokers; `None` for none.
+    pub tls: Option<Tls>,
+    /// Who we say that we are; `None` where nobody asks.
+    pub sasl: Option<Sasl>,
 }
+
+/// A user, and how it shows itself to the brokers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sasl {
+    pub mechanism: Mechanism,
+    pub user: User,
+    /// With [`Mechanism::Plain`]: the password may go over a connection that anybody can read. Not needed on one machine.
+    pub cleartext: bool,
+}
+
+/// Where the password of a Kafka's user is looked for, unless something else is said.
+pub const PASSWORD_VARIABLE: &str = "BUTTRESS_KAFKA_PASSWORD";
+const URL_FORM: &str = "kafka://[USER@]HOST:PORT[,HOST:PORT…][?tls=ca.pem|system&cert=PEM&key=PEM&sasl=scram-sha-512|\
+                        scram-sha-256|plain&password-file=PATH|password-env=NAME&prefix=TEXT&cleartext=yes]";
 
 impl Options {
     pub fn new(bootstrap: impl IntoIterator<Item = impl Into<String>>) -> Self {
@@ -80,7 +105,52 @@ impl Options {
             prefix: "buttress".into(),
             deadline: Duration::from_secs(20),
             transaction_max: Duration::from_secs(60),
+            tls: None,
+            sasl: None,
         }
+    }
+
+    /// Takes `kafka://[USER@]HOST:PORT,…[?NAME=VALUE&…]`, or `HOST:PORT,…`.
+    ///
+    /// | name | value |
+    /// |---|---|
+    /// | `tls` | a PEM file of the authorities that count, or `system`; without it there is no TLS |
+    /// | `cert`, `key` | PEM files: a certificate of ours, and its key |
+    /// | `sasl` | `scram-sha-512` (where there is a user and nothing is said), `scram-sha-256`, `plain` |
+    /// | `password-file`, `password-env` | where the password is; else in `BUTTRESS_KAFKA_PASSWORD` |
+    /// | `cleartext` | `yes`: `plain` without TLS to another machine |
+    /// | `prefix` | [`Options::prefix`] |
+    ///
+    /// # Errors
+    /// `CONFIG`, with the form that is right.
+    pub fn from_url(url: &str) -> Result<Self, Error> {
+        let config = |message: String| Error::new(Code::CONFIG, message).hint(URL_FORM);
+        let mut parts = Parts::read(url, "kafka", URL_FORM)?;
+        let tls = parts.tls(false)?;
+        let mechanism = match parts.take("sasl").map(|name| name.to_uppercase()) {
+            None => None,
+            Some(name) => {
+                let known = Mechanism::ALL.into_iter().find(|mechanism| mechanism.name() == name);
+                Some(known.ok_or_else(|| config(format!("there is no sasl={}", name.to_lowercase())))?)
+            }
+        };
+        let cleartext = parts.switch("cleartext")?;
+        let sasl = match (parts.user(PASSWORD_VARIABLE)?, mechanism) {
+            (Some(user), mechanism) => {
+                Some(Sasl { mechanism: mechanism.unwrap_or(Mechanism::ScramSha512), user, cleartext })
+            }
+            (None, Some(_)) => return Err(config("sasl is given, and no user before an '@'".into())),
+            (None, None) => None,
+        };
+        let prefix = parts.take("prefix");
+        let mut options = Self { tls, sasl, ..Self::new(parts.end()?) };
+        if let Some(prefix) = prefix {
+            if prefix.is_empty() || !prefix.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')) {
+                return Err(config(format!("prefix '{prefix}' is not the beginning of a topic's name")));
+            }
+            options.prefix = prefix;
+        }
+        Ok(options)
     }
 }
 
@@ -112,10 +182,24 @@ struct Claim {
     position: Option<Offset>,
 }
 
+/// A partition of one topic. A topic that was deleted and made again is another one: its id says so.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) topic: String,
+    pub(crate) id: [u8; 16],
+    pub(crate) partition: i32,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.topic, self.partition)
+    }
+}
+
 #[derive(Default)]
 struct Logs {
-    by_place: BTreeMap<(String, i32), LogId>,
-    places: Vec<(String, i32)>,
+    by_place: BTreeMap<Place, LogId>,
+    places: Vec<Place>,
     bounds: HashMap<LogId, (Offset, Offset)>,
 }
 
@@ -158,7 +242,8 @@ impl Kafka {
     /// Connects to a Kafka, and looks at what it can do.
     ///
     /// # Errors
-    /// `CONFIG` for options that cannot be used, `UNREACHABLE`, `UNSUPPORTED` for a Kafka that is too old.
+    /// `CONFIG` for options that cannot be used, `UNREACHABLE`, `TLS`, `CREDENTIALS`, `FORBIDDEN` for a topic that may not
+    /// be looked at, `UNSUPPORTED` for a Kafka that is too old.
     pub async fn connect(options: Options) -> Result<Self, Error> {
         if options.topics.len() > TOPICS_MAX {
             return Err(Error::new(
@@ -166,7 +251,10 @@ impl Kafka {
                 format!("{} topics are named, {TOPICS_MAX} can be", options.topics.len()),
             ));
         }
-        let client = Client::new(&options.bootstrap, format!("{}-bridge", options.prefix))?;
+        let connector = Connector::new(options.tls.clone(), &[])?;
+        let login =
+            options.sasl.clone().map(|Sasl { mechanism, user, cleartext }| Login { mechanism, user, cleartext });
+        let client = Client::new(&options.bootstrap, format!("{}-bridge", options.prefix), connector, login)?;
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|error| Error::new(Code::LIMITS, format!("no random number: {error}")))?;
         let inner = Arc::new(Inner {
@@ -224,7 +312,7 @@ impl Kafka {
         let mut lag: Vec<_> = cursors
             .into_iter()
             .filter_map(|((group, log), position)| {
-                let (topic, partition) = logs.places.get(log.0 as usize)?.clone();
+                let Place { topic, partition, .. } = logs.places.get(log.0 as usize)?.clone();
                 let end = logs.bounds.get(&log).map_or(position, |bounds| bounds.1);
                 Some(Lag { group, topic, partition, position, end })
             })
@@ -249,21 +337,18 @@ impl Inner {
         self.options.deadline
     }
 
-    fn place(&self, log: LogId) -> Result<(String, i32), Error> {
+    fn place(&self, log: LogId) -> Result<Place, Error> {
         let place = lock(&self.logs).places.get(log.0 as usize).cloned();
-        let (topic, partition) =
-            place.ok_or_else(|| Error::new(Code::TOPIC_UNKNOWN, format!("there is no log {log}")))?;
-        if self.client.topic(&topic).is_none() {
-            return Err(Error::new(Code::TOPIC_UNKNOWN, format!("there is no topic '{topic}'")));
-        }
-        Ok((topic, partition))
+        let place = place.ok_or_else(|| Error::new(Code::TOPIC_UNKNOWN, format!("there is no log {log}")))?;
+        fetch::check(&self.client, &place)?;
+        Ok(place)
     }
 
-    /// The numbers of a topic's partitions; given out here, and good for as long as this process.
-    fn logs_of(&self, topic: &str, partitions: usize) -> Vec<LogId> {
+    /// The numbers of a topic's partitions; given out here, and good for as long as this process and the topic.
+    fn logs_of(&self, topic: &str, id: [u8; 16], partitions: usize) -> Vec<LogId> {
         let mut logs = lock(&self.logs);
         let number = |partition| {
-            let place = (topic.to_owned(), partition as i32);
+            let place = Place { topic: topic.to_owned(), id, partition: partition as i32 };
             if let Some(log) = logs.by_place.get(&place) {
                 return *log;
             }
@@ -282,27 +367,43 @@ impl Inner {
     async fn refresh(&self) -> Result<(), Error> {
         let topics: Vec<String> = lock(&self.topics).iter().cloned().collect();
         self.client.refresh(&topics).await.map_err(Failure::into_error)?;
+        let mut denied = Ok(());
         for name in topics {
+            denied = denied.and(self.client.check_allowed(&name));
             let Some(meta) = self.client.topic(&name) else { continue };
-            let logs = self.logs_of(&name, meta.partitions.len());
+            let logs = self.logs_of(&name, meta.id, meta.partitions.len());
             let bounds = logs.iter().enumerate().map(|(partition, log)| {
-                let (name, deadline) = (&name, self.deadline());
+                let place = Place { topic: name.clone(), id: meta.id, partition: partition as i32 };
                 async move {
-                    let of = |timestamp| fetch::list_offset(&self.client, name, partition as i32, timestamp, deadline);
-                    let (start, end) = futures::future::try_join(of(EARLIEST), of(LATEST)).await?;
-                    let offset = |found: Option<(Offset, i64)>| found.map_or(Offset(0), |(offset, _)| offset);
-                    self.saw(*log, offset(start), offset(end));
-                    Ok::<_, Error>(())
+                    let of = |timestamp| fetch::list_offset(&self.client, &place, timestamp, BOUNDS_MAX);
+                    match futures::future::try_join(of(EARLIEST), of(LATEST)).await {
+                        Ok((start, end)) => {
+                            let offset = |found: Option<(Offset, i64)>| found.map_or(Offset(0), |(offset, _)| offset);
+                            self.saw(*log, offset(start), offset(end));
+                        }
+                        // What was seen last stays; a partition without a leader is no reason to know nothing of the others.
+                        Err(error) => {
+                            tracing::debug!(plane = "bridge", topic = place.topic, partition, %error, "no end of a partition");
+                        }
+                    }
                 }
             });
-            futures::future::try_join_all(bounds).await?;
+            futures::future::join_all(bounds).await;
         }
-        Ok(())
+        self.let_go();
+        denied
+    }
+
+    /// Forgets claims on topics that are not there any more, and the state that they hold.
+    fn let_go(&self) {
+        let gone = |log: &LogId| matches!(self.place(*log), Err(Error { code: Code::TOPIC_UNKNOWN, .. }));
+        lock(&self.claims).retain(|(_, log), _| !gone(log));
+        lock(&self.cursors).retain(|(_, log), _| !gone(log));
     }
 
     fn view(&self, name: &str) -> Option<TopicView> {
         let meta = self.client.topic(name)?;
-        let logs = self.logs_of(name, meta.partitions.len());
+        let logs = self.logs_of(name, meta.id, meta.partitions.len());
         let known = lock(&self.logs);
         let partition = |log: LogId| {
             let (start, end) = known.bounds.get(&log).copied().unwrap_or_default();
@@ -313,11 +414,12 @@ impl Inner {
     }
 
     async fn claim(&self, group: &str, log: LogId, with_state: bool) -> Result<Claimed, Error> {
-        let (topic, partition) = self.place(log)?;
+        let place = self.place(log)?;
+        let Place { topic, partition, .. } = &place;
         let (client, prefix, deadline) = (&self.client, &self.options.prefix, self.deadline());
-        let changelog = with_state.then(|| state::changelog(prefix, group, &topic));
+        let changelog = with_state.then(|| state::changelog(prefix, group, topic));
         if let Some(changelog) = &changelog {
-            let partitions = client.topic(&topic).map_or(1, |meta| meta.partitions.len());
+            let partitions = client.topic(topic).map_or(1, |meta| meta.partitions.len());
             self.ensure(changelog, partitions as u32, &[("cleanup.policy", "compact".into())]).await?;
         }
         // The old claim is out of use before the new one is begun, whatever becomes of it.
@@ -326,9 +428,9 @@ impl Inner {
         lock(&self.cursors).remove(&cursor);
         let id = format!("{prefix}.{group}.{topic}.{partition}");
         let session = Session::claim(client, id, self.options.transaction_max, deadline).await?;
-        let position = session::position(client, group, &topic, partition, deadline).await?;
+        let position = session::position(client, group, topic, *partition, deadline).await?;
         let rows = match &changelog {
-            Some(changelog) => Rows::restore(client, changelog, partition, deadline).await?,
+            Some(changelog) => Rows::restore(client, &self.now_at(changelog, *partition)?, deadline).await?,
             None => Rows::default(),
         };
         let count = rows.spaces.values().map(HashMap::len).sum();
@@ -343,13 +445,56 @@ impl Inner {
     /// Makes a topic where it is missing.
     async fn ensure(&self, name: &str, partitions: u32, configs: &[(&str, String)]) -> Result<(), Error> {
         self.client.refresh(&[name.to_owned()]).await.map_err(Failure::into_error)?;
-        if self.client.topic(name).is_some() {
-            return Ok(());
+        self.client.check_allowed(name)?;
+        match self.client.topic(name).map(|meta| meta.partitions.len()) {
+            Some(count) if count >= partitions as usize => Ok(()),
+            // The source has got more partitions since.
+            Some(_) => self.extend(name, partitions).await,
+            None => match self.create(name, partitions, configs).await {
+                Err(error) if error.code == Code::TOPIC_EXISTS => self.appears(name, Some(partitions)).await,
+                made => made,
+            },
         }
-        match self.create(name, partitions, configs).await {
-            Err(error) if error.code == Code::TOPIC_EXISTS => self.appears(name, None).await,
-            made => made,
+    }
+
+    /// The place of a partition of the topic that has this name now.
+    fn now_at(&self, topic: &str, partition: i32) -> Result<Place, Error> {
+        let unknown = || Error::new(Code::TOPIC_UNKNOWN, format!("there is no topic '{topic}'"));
+        let id = self.client.topic(topic).ok_or_else(unknown)?.id;
+        Ok(Place { topic: topic.to_owned(), id, partition })
+    }
+
+    async fn extend(&self, name: &str, partitions: u32) -> Result<(), Error> {
+        let topic = CreatePartitionsTopic {
+            name: name.to_owned(),
+            count: partitions as i32,
+            ..CreatePartitionsTopic::default()
+        };
+        let request =
+            CreatePartitionsRequest { topics: vec![topic], timeout_ms: 15_000, ..CreatePartitionsRequest::default() };
+        let mut patience = Patience::new(self.deadline());
+        loop {
+            let error = match self.client.ask_any::<_, CreatePartitionsResponse>(2, &request).await {
+                Ok(answer) => match answer.results.first().map(|result| result.error_code) {
+                    // Somebody else may have done it, or we, and the answer was lost.
+                    Some(ErrorCode::NONE | ErrorCode::INVALID_PARTITIONS) => break,
+                    Some(code) => {
+                        let error = errors::of(code, &format!("more partitions for topic '{name}'"));
+                        if !error.retryable {
+                            return Err(error);
+                        }
+                        error
+                    }
+                    None => Error::new(Code::UNREACHABLE, "the broker says nothing about the topic"),
+                },
+                Err(Failure::Refused(error)) => return Err(error),
+                Err(failure) => failure.into_error(),
+            };
+            if !patience.pause().await {
+                return Err(error);
+            }
         }
+        self.appears(name, Some(partitions)).await
     }
 
     async fn create(&self, name: &str, partitions: u32, configs: &[(&str, String)]) -> Result<(), Error> {
@@ -406,10 +551,11 @@ impl Inner {
             if let Err(Failure::Refused(error)) = refreshed {
                 return Err(error);
             }
+            self.client.check_allowed(name)?;
             if let Some(meta) = self.client.topic(name) {
                 let count = meta.partitions.len();
                 let led = (0..count).all(|partition| self.client.leader(name, partition as i32).is_some());
-                if count > 0 && led && partitions.is_none_or(|wanted| wanted as usize == count) {
+                if count > 0 && led && partitions.is_none_or(|wanted| wanted as usize <= count) {
                     return Ok(());
                 }
             }
@@ -454,7 +600,8 @@ impl Inner {
                 }
                 self.create(name, *partitions, &configs).await.map_err(refuse)?;
                 lock(&self.topics).insert(name.clone());
-                let logs = self.logs_of(name, *partitions as usize);
+                let id = self.client.topic(name).map_or([0; 16], |meta| meta.id);
+                let logs = self.logs_of(name, id, *partitions as usize);
                 logs.iter().for_each(|log| self.saw(*log, Offset(0), Offset(0)));
                 receipt.created.push((name.clone(), logs));
             }
@@ -472,10 +619,27 @@ impl Inner {
                 }
                 lock(&self.topics).remove(name);
                 self.client.forget_topic(name);
+                self.let_go();
             }
-            TopicChange::Configure { name, .. } | TopicChange::Extend { name, .. } => {
+            TopicChange::Extend { name, partitions } => {
+                let before = self.client.topic(name).map_or(0, |meta| meta.partitions.len());
+                if before >= *partitions as usize || *partitions > PARTITIONS_PER_TOPIC_MAX {
+                    let message = format!(
+                        "topic '{name}' has {before} partitions, it can only get more, {PARTITIONS_PER_TOPIC_MAX} at most"
+                    );
+                    return Err(part(Code::TOPIC_INVALID, message));
+                }
+                self.extend(name, *partitions).await.map_err(refuse)?;
+                let meta = self
+                    .client
+                    .topic(name)
+                    .ok_or_else(|| part(Code::TOPIC_UNKNOWN, format!("there is no topic '{name}'")))?;
+                let logs = self.logs_of(name, meta.id, meta.partitions.len()).split_off(before);
+                receipt.created.push((name.clone(), logs));
+            }
+            TopicChange::Configure { name, .. } => {
                 let message = format!("topic \"{name}\" lives in Kafka, whose own tools change it");
-                let hint = "kafka-configs --alter, kafka-topics --alter --partitions N";
+                let hint = "kafka-configs.sh --alter";
                 return Err(SubmitError::Failed(Error::new(Code::UNSUPPORTED, message).hint(hint)));
             }
             TopicChange::Trim { .. } => {
@@ -490,7 +654,8 @@ impl Inner {
     fn targets(&self, entry: &Entry) -> Result<Vec<Target>, SubmitError> {
         let mut targets: BTreeMap<(String, i32), Target> = BTreeMap::new();
         for (position, append) in entry.appends.iter().enumerate() {
-            let (topic, partition) = self.place(append.log).map_err(|error| part(error.code, error.message))?;
+            let Place { topic, partition, .. } =
+                self.place(append.log).map_err(|error| part(error.code, error.message))?;
             let batch = BatchView::parse(append.batch.clone());
             let batch = batch.map_err(|error| part(Code::BATCH_INVALID, error.to_string()))?;
             batch.check_records().map_err(|error| part(Code::BATCH_INVALID, error.to_string()))?;
@@ -527,7 +692,8 @@ impl Inner {
             return Ok(Receipt { appends, ..receipt });
         };
 
-        let (topic, partition) = self.place(cursor.log).map_err(|error| part(error.code, error.message))?;
+        let place = self.place(cursor.log).map_err(|error| part(error.code, error.message))?;
+        let Place { topic, partition, .. } = place.clone();
         let key = (cursor.group.clone(), cursor.log);
         let claim = lock(&self.claims).get(&key).cloned().ok_or_else(|| {
             let message = format!("nobody has claimed the cursor of '{}' on {topic}/{partition} here", cursor.group);
@@ -551,7 +717,7 @@ impl Inner {
         let mut end = lock(&self.logs).bounds.get(&cursor.log).map_or(Offset(0), |bounds| bounds.1);
         if cursor.next > end {
             // What was seen last may be old.
-            let found = fetch::list_offset(&self.client, &topic, partition, LATEST, self.deadline()).await;
+            let found = fetch::list_offset(&self.client, &place, LATEST, self.deadline()).await;
             end = found.map_err(SubmitError::Failed)?.map_or(Offset(0), |(offset, _)| offset);
         }
         if cursor.next < Offset(0) || cursor.next > end {
@@ -601,9 +767,9 @@ impl Inner {
     }
 
     async fn fetch(&self, log: LogId, offset: Offset, bytes_max: usize, wait_ms: u64) -> Result<Fetched, Error> {
-        let (topic, partition) = self.place(log)?;
+        let place = self.place(log)?;
         let wait = Duration::from_millis(wait_ms);
-        let page = fetch::fetch(&self.client, &topic, partition, offset, bytes_max, wait, self.deadline()).await?;
+        let page = fetch::fetch(&self.client, &place, offset, bytes_max, wait, self.deadline()).await?;
         self.saw(log, page.start, page.end);
         Ok(Fetched { start: page.start, end: page.end, batches: page.batches })
     }
@@ -675,9 +841,8 @@ impl Stream for Kafka {
 
     fn offset_for_time(&self, log: LogId, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<(Offset, i64)>, Error>> {
         Box::pin(async move {
-            let (topic, partition) = self.inner.place(log)?;
-            let timestamp = timestamp_ms.max(0);
-            fetch::list_offset(&self.inner.client, &topic, partition, timestamp, self.inner.deadline()).await
+            let place = self.inner.place(log)?;
+            fetch::list_offset(&self.inner.client, &place, timestamp_ms.max(0), self.inner.deadline()).await
         })
     }
 

@@ -17,7 +17,7 @@
 //! | a broker does not answer, or does not lead any more | the same request again, to whoever leads |
 //! | Kafka refuses before 3 | the transaction is aborted; the session is given up |
 //! | the epoch is not the newest | somebody else has claimed; the session is given up |
-//! | no answer to 3 until the deadline | the outcome is unknown (`BT0102`); the session is given up |
+//! | no answer to 3 until the deadline, or a refusal after a lost answer | the outcome is unknown (`BT0102`); the session is given up |
 //!
 //! A session that is given up is claimed again by whoever still holds the partition. The claim waits for the open transaction
 //! to end, and reads where it has ended: so an unknown outcome becomes known, and no record is handled twice.
@@ -233,8 +233,17 @@ impl Session {
                 }
                 stale.sort_unstable();
                 stale.dedup();
-                if let Err(Failure::Refused(error)) = client.refresh(&stale).await {
-                    return Err(error);
+                match client.refresh(&stale).await {
+                    Err(Failure::Refused(error)) => return Err(error),
+                    Ok(()) => {
+                        for topic in stale {
+                            client.check_allowed(&topic)?;
+                            if client.topic(&topic).is_none() {
+                                return Err(Error::new(Code::TOPIC_UNKNOWN, format!("there is no topic '{topic}'")));
+                            }
+                        }
+                    }
+                    Err(_) => {}
                 }
             }
         }
@@ -338,6 +347,14 @@ impl Session {
             committed,
         };
         let mut patience = Patience::new(self.deadline);
+        let unknown = |error: Error| {
+            let message = format!("whether Kafka has committed is not known: {}", error.message);
+            Error::new(Code::TIMEOUT, message)
+                .hint("claim the partition again: the claim reads how it has ended")
+                .retryable()
+        };
+        // An earlier request may have been carried out, whatever is said to this one.
+        let mut open = false;
         loop {
             let asked = ask_coordinator(
                 client,
@@ -354,14 +371,13 @@ impl Session {
                     }
                     return Ok(());
                 }
-                Step::Again(_) if patience.pause().await => {}
                 Step::Again(error) => {
-                    let message = format!("whether Kafka has committed is not known: {}", error.message);
-                    return Err(Error::new(Code::TIMEOUT, message)
-                        .hint("claim the partition again: the claim reads how it has ended")
-                        .retryable());
+                    open |= error.code == Code::UNREACHABLE;
+                    if !patience.pause().await {
+                        return Err(unknown(error));
+                    }
                 }
-                Step::Failed(error) => return Err(error),
+                Step::Failed(error) => return Err(if open { unknown(error) } else { error }),
             }
         }
     }

@@ -17,7 +17,7 @@ use buttress_wire::{
 };
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{client::Client, fetch};
+use super::{Place, client::Client, fetch};
 
 /// Rows of one partition's state, with 64 bytes for each beside key and value. They are held in memory: a guest asks for them
 /// while it runs.
@@ -107,18 +107,13 @@ impl Rows {
     ///
     /// # Errors
     /// What Kafka answers, or a record that is none of ours.
-    pub(super) async fn restore(
-        client: &Client,
-        topic: &str,
-        partition: i32,
-        deadline: Duration,
-    ) -> Result<Self, Error> {
+    pub(super) async fn restore(client: &Client, place: &Place, deadline: Duration) -> Result<Self, Error> {
         let mut rows = Self::default();
-        let mut next = bound(client, topic, partition, EARLIEST, deadline).await?;
-        let end = bound(client, topic, partition, LATEST, deadline).await?;
+        let mut next = bound(client, place, EARLIEST, deadline).await?;
+        let end = bound(client, place, LATEST, deadline).await?;
         while next < end {
             let wait = Duration::from_secs(1);
-            let page = fetch::fetch(client, topic, partition, next, RESTORE_FETCH_BYTES, wait, deadline).await?;
+            let page = fetch::fetch(client, place, next, RESTORE_FETCH_BYTES, wait, deadline).await?;
             for batch in page.batches {
                 let (from, to) = (next, Offset(batch.last_offset.0 + 1));
                 next = next.max(to);
@@ -134,7 +129,7 @@ impl Rows {
                     let strange = || {
                         Error::new(
                             Code::CORRUPT,
-                            format!("record {} of {topic}/{partition} is no change of a state", record.offset),
+                            format!("record {} of {place} is no change of a state", record.offset),
                         )
                     };
                     let key = record.key.as_ref().ok_or_else(strange)?;
@@ -150,7 +145,7 @@ impl Rows {
 }
 
 /// The first offset of a partition, or the one behind its last.
-async fn bound(client: &Client, topic: &str, partition: i32, which: i64, deadline: Duration) -> Result<Offset, Error> {
-    let found = fetch::list_offset(client, topic, partition, which, deadline).await?;
+async fn bound(client: &Client, place: &Place, which: i64, deadline: Duration) -> Result<Offset, Error> {
+    let found = fetch::list_offset(client, place, which, deadline).await?;
     Ok(found.map_or(Offset(0), |(offset, _)| offset))
 }

@@ -12,6 +12,9 @@ use buttress_state::local::Local;
 
 use crate::{addresses, unique};
 
+/// One suite at a time on an etcd: each compacts the history of all keys.
+static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 fn real_time() -> Pass {
     Box::new(|ms| Box::pin(tokio::time::sleep(Duration::from_millis(ms))))
 }
@@ -30,6 +33,7 @@ async fn keys_of_the_embedded_machine() {
 #[tokio::test]
 async fn keys_of_an_etcd() {
     let Some(endpoints) = addresses("ETCD_ENDPOINTS", "the ledger on an etcd") else { return };
+    let _alone = ONE_AT_A_TIME.lock().await;
     let ledger = Arc::new(EtcdLedger::connect(etcd::Options::new(endpoints)).await.expect("the etcd is reached"));
     Keys { ledger: ledger.clone(), prefix: unique("contract"), pass: real_time() }.run().await;
     ledger.close().await;
@@ -38,6 +42,7 @@ async fn keys_of_an_etcd() {
 #[tokio::test]
 async fn keys_of_an_etcd_in_a_namespace() {
     let Some(endpoints) = addresses("ETCD_ENDPOINTS", "the ledger in a namespace of an etcd") else { return };
+    let _alone = ONE_AT_A_TIME.lock().await;
     let options = etcd::Options { namespace: unique("space"), ..etcd::Options::new(endpoints) };
     let ledger = Arc::new(EtcdLedger::connect(options).await.expect("the etcd is reached"));
     Keys { ledger: ledger.clone(), prefix: "contract/".into(), pass: real_time() }.run().await;

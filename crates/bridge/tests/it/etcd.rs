@@ -21,7 +21,6 @@ use crate::{addresses, unique};
 #[tokio::test]
 async fn addresses_that_cannot_be_used_are_refused_with_what_would_be_right() {
     for (endpoint, code) in [
-        ("https://127.0.0.1:2379", Code::UNSUPPORTED),
         ("127.0.0.1", Code::CONFIG),
         ("http://127.0.0.1:port", Code::CONFIG),
         ("http://:2379", Code::CONFIG),

@@ -54,7 +54,7 @@ async fn nothing_is_claimed_on_a_topic_that_is_not_there() {
     assert_eq!(error.code, Code::TOPIC_UNKNOWN);
 }
 
-fn one(log: buttress_core::LogId, value: &str) -> buttress_core::Append {
+pub fn one(log: buttress_core::LogId, value: &str) -> buttress_core::Append {
     let mut builder = buttress_wire::records::Builder::new();
     builder.push(1_700_000_000_000, None, Some(value.as_bytes()), &[]);
     buttress_core::Append {

@@ -1,12 +1,19 @@
 //! The contract, held against the embedded machine and against real engines.
 //!
 //! `ETCD_ENDPOINTS` and `KAFKA_BOOTSTRAP` (`HOST:PORT[,HOST:PORT…]`) say where the engines are; without them those tests say
-//! that they were not run. `cargo xtask conformance` starts the originals and gives the addresses.
+//! that they were not run. `cargo xtask conformance` starts the originals and gives the addresses. What kills engines starts its own
+//! (`originals.rs`).
 
 mod contract;
 mod etcd;
+mod etcd_faults;
 mod hold;
 mod kafka;
+mod kafka_faults;
+mod originals;
+mod proxy;
+mod security;
+mod tls;
 
 /// Addresses from the environment; says loudly where there are none.
 fn addresses(variable: &str, what: &str) -> Option<Vec<String>> {

@@ -72,7 +72,7 @@ impl From<RecordError> for Fault {
             RecordError::Short(_)
             | RecordError::Length { .. }
             | RecordError::Crc { .. }
-            | RecordError::Gzip
+            | RecordError::Packed(_)
             | RecordError::Bomb => ErrorCode::CORRUPT_MESSAGE,
         };
         Self::new(code, Error::from(error).to_string())
