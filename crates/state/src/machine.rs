@@ -86,14 +86,14 @@ pub struct Machine<S> {
 /// The scalars, in the row of [`Kind::Clock`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Clock {
-    time: TimeMs,
-    revision: Revision,
-    compacted: Revision,
+    pub(crate) time: TimeMs,
+    pub(crate) revision: Revision,
+    pub(crate) compacted: Revision,
     next_log: u32,
 }
 
 impl Clock {
-    fn decode(mut value: Reader) -> Result<Self, DecodeError> {
+    pub(crate) fn decode(mut value: Reader) -> Result<Self, DecodeError> {
         match value.u8("rows format")? {
             ROWS_FORMAT => {}
             got => return Err(DecodeError::Version { got, known: ROWS_FORMAT }),

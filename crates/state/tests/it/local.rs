@@ -15,7 +15,7 @@ use buttress_core::{
     Ledger, LogId, NodeId, Offset, Put, PutOp, RangeOp, Refusal, RequestId, Revision, StatePut, Stream, SubmitError,
     TimeMs, Timer, TopicChange, Txn, TxnOp,
     entry::TopicSettings,
-    ledger::{KeyValue, Member, WatchItem, WatchOptions},
+    ledger::{KeyValue, LeaseView, Member, WatchItem, WatchOptions},
     limits::VALUE_BYTES_MAX,
 };
 use buttress_state::local::{Fault, Local, opaque_batch};
@@ -312,4 +312,34 @@ fn ranges_watches_and_leases_have_etcds_options() {
     let mut late = now(local.watch_with(from)).unwrap();
     assert_eq!(now(late.next()), Ok(Some(WatchItem::Compacted { compacted: found.revision })));
     assert_eq!(now(late.next()), Ok(None));
+}
+
+#[test]
+fn an_image_has_every_change_in_order_and_stays_as_it_is() {
+    let put = |key: &'static str, value: Option<&'static str>, lease| Put {
+        key: Bytes::from(key),
+        value: value.map(Bytes::from),
+        lease,
+    };
+    let local = Local::new();
+    let submit = |entry| now(local.submit(entry)).unwrap();
+    let lease = LeaseId(-5);
+    let grant = LeaseChange::Grant { lease, ttl_ms: 9_000 };
+    let puts = vec![put("a", Some("1"), Some(lease)), put("b", Some("2"), None)];
+    submit(Entry { leases: vec![grant], puts, ..Entry::default() });
+    submit(Entry { puts: vec![put("b", None, None)], ..Entry::default() });
+    local.advance(4_000);
+    submit(Entry { puts: vec![put("c", Some("3"), None)], ..Entry::default() });
+    let image = now(local.image(Consistency::Linearizable)).unwrap();
+    submit(Entry { puts: vec![put("a", Some("late"), None)], ..Entry::default() });
+    let head = image.head();
+    assert_eq!((head.revision, head.compacted), (Revision(4), Revision(0)));
+    for _ in 0..2 {
+        let changes: Vec<_> = image.changes().map(|change| change.unwrap()).collect();
+        let told: Vec<_> = changes.iter().map(|c| (c.kv.mod_revision.0, c.sub, c.deleted, &c.kv.key[..])).collect();
+        assert_eq!(told, [(2, 0, false, &b"a"[..]), (2, 1, false, b"b"), (3, 0, true, b"b"), (4, 0, false, b"c")]);
+        assert_eq!(changes[0].kv.lease, Some(lease));
+    }
+    let leases: Vec<_> = image.leases().map(|lease| lease.unwrap()).collect();
+    assert_eq!(leases, [LeaseView { lease, ttl_ms: 9_000, remaining_ms: 5_000, keys: Vec::new() }]);
 }
