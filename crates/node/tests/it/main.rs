@@ -3,6 +3,7 @@
 mod backups;
 mod etcd;
 mod faults;
+mod formats;
 mod healthy;
 mod lanes;
 mod members;

@@ -343,3 +343,31 @@ fn an_image_has_every_change_in_order_and_stays_as_it_is() {
     let leases: Vec<_> = image.leases().map(|lease| lease.unwrap()).collect();
     assert_eq!(leases, [LeaseView { lease, ttl_ms: 9_000, remaining_ms: 5_000, keys: Vec::new() }]);
 }
+
+#[test]
+fn an_entry_of_a_format_that_is_not_known_stops_the_machine_and_changes_nothing() {
+    use buttress_core::{Index, Machine as _, Term, entry::ENTRY_FORMAT};
+    use buttress_state::{Limits, Machine, MemStore};
+
+    let limits = Limits { entry_format: ENTRY_FORMAT, ..Limits::default() };
+    let mut old = Machine::open_with(MemStore::new(), limits).unwrap();
+    let put = |key: &'static str| Put { key: Bytes::from(key), value: Some(Bytes::from("v")), lease: None };
+    let plain = Entry { puts: vec![put("a")], ..Entry::default() };
+    assert!(old.apply(Index(1), Term(1), plain.encode()).result.is_ok());
+    let store = old.store().clone();
+    let txn = Txn { success: vec![TxnOp::Put(PutOp { key: Bytes::from("b"), ..PutOp::default() })], ..Txn::default() };
+    let newer = Entry { txn: Some(txn), ..Entry::default() };
+    assert!(newer.format() > ENTRY_FORMAT);
+    let fatal = old.apply(Index(2), Term(1), newer.encode()).fatal.expect("it cannot be judged");
+    assert_eq!(fatal.code, Code::FORMAT);
+    // And nothing behind it, though it could be read: it would be applied to another state than elsewhere.
+    assert!(old.apply(Index(3), Term(1), plain.encode()).fatal.is_some());
+    assert_eq!(old.store(), &store);
+    // Raising the format is an entry that it reads.
+    let raise = buttress_state::machine::raise(3, TimeMs(1));
+    assert_eq!(raise.format(), ENTRY_FORMAT);
+    let mut old = Machine::open_with(store, limits).unwrap();
+    assert_eq!(old.entry_format().unwrap(), ENTRY_FORMAT);
+    assert!(old.apply(Index(2), Term(1), raise.encode()).fatal.is_none());
+    assert_eq!(old.entry_format().unwrap(), 3);
+}
