@@ -5,8 +5,8 @@
 //! with `compact` behind it. Format 3 is format 1 with an optional `compact` behind it, then the list of `forgets`, then an
 //! optional `txn`; its topic changes may be of the kinds that change a topic, and its settings may limit the size of a batch.
 //! An entry is written in the oldest format that can hold it, so every entry that does none of this is one that older nodes
-//! can read. A reader refuses any version byte that it does not know, so a newer node must not propose a newer format before
-//! every member understands it.
+//! can read. A node that meets a newer version byte than it knows stops, and a newer format is not proposed before every
+//! member has said that it reads it (ADR 0004).
 
 use std::fmt;
 
@@ -258,7 +258,7 @@ impl Entry {
     }
 
     /// The oldest format that can hold the entry.
-    fn format(&self) -> u8 {
+    pub fn format(&self) -> u8 {
         let is_newer = |change: &TopicChange| match change {
             TopicChange::Create { settings, .. } => settings.batch_bytes_max.is_some(),
             TopicChange::Configure { .. } | TopicChange::Extend { .. } => true,
@@ -367,6 +367,11 @@ impl Entry {
             }
         }
         w.finish()
+    }
+
+    /// The format that an encoded entry says it has, without looking further.
+    pub fn format_of(encoded: &[u8]) -> Option<u8> {
+        encoded.first().copied()
     }
 
     /// Sets the time of an encoded entry, as the leader does when it proposes what another node has encoded.

@@ -48,6 +48,7 @@ codes! {
     LAGGING = "BT0116", "the member has not caught up";
     REVISION_FUTURE = "BT0117", "the key space has not reached this revision";
     KEY_UNKNOWN = "BT0118", "there is no such key, whose value or lease was to be kept";
+    OLD_MEMBER = "BT0119", "a member runs a version that cannot read this yet";
     LOCK_LOST = "BT0120", "the lock was lost while the command ran";
     // 02xx: disk
     DISK = "BT0201", "a disk operation failed and the node stopped";

@@ -186,6 +186,40 @@ pub struct KeysHash {
     pub revision: Revision,
 }
 
+/// What a [`KeyImage`] is the image of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImageHead {
+    pub index: Index,
+    pub term: Term,
+    /// The log's clock.
+    pub time: TimeMs,
+    pub revision: Revision,
+    /// Reads below this revision are refused.
+    pub compacted: Revision,
+}
+
+/// One change of a key, as history keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageChange {
+    /// The key as the change left it, under its `mod_revision`. Of a delete: the key and the revision only.
+    pub kv: KeyValue,
+    /// The number of the change among those of its revision.
+    pub sub: u32,
+    pub deleted: bool,
+}
+
+/// Keys with their history, and leases, as they were at one entry of the log. It stays as it is however long it is read,
+/// and reading it blocks on the disk.
+pub trait KeyImage: Send + 'static {
+    fn head(&self) -> ImageHead;
+
+    /// All changes that history has, in the order in which they were made. What a compaction forgets may still be there.
+    fn changes(&self) -> Box<dyn Iterator<Item = Result<ImageChange, Error>> + '_>;
+
+    /// The leases that live, without their keys, in the order of their ids as unsigned numbers.
+    fn leases(&self) -> Box<dyn Iterator<Item = Result<LeaseView, Error>> + '_>;
+}
+
 fn unsupported<'a, T: Send + 'a>(what: &'static str) -> BoxFuture<'a, Result<T, Error>> {
     Box::pin(async move { Err(Error::new(Code::UNSUPPORTED, format!("this ledger does not serve {what}"))) })
 }
@@ -270,6 +304,16 @@ pub trait Ledger: Send + Sync + 'static {
     fn hash_keys(&self, at: Option<Revision>) -> BoxFuture<'_, Result<KeysHash, Error>> {
         let _ = at;
         unsupported("hashes of keys")
+    }
+
+    /// The key space as an image of one moment, to be read off the node's task. A linearizable one has everything that was
+    /// acknowledged before it was asked for.
+    ///
+    /// # Errors
+    /// `NO_LEADER`, `DISK`, `STOPPED`.
+    fn image(&self, consistency: Consistency) -> BoxFuture<'_, Result<Box<dyn KeyImage>, Error>> {
+        let _ = consistency;
+        unsupported("images of the key space")
     }
 
     /// Forgets the history of keys below a revision. `physical` waits until this node has removed what no read can see any

@@ -1,7 +1,7 @@
 //! What the host does or answers because of an applied entry.
 
 use buttress_core::{
-    Index, LeaseId, LogId, Offset, Receipt, Refusal, RequestId, StoreError, Term,
+    Error, Index, LeaseId, LogId, Offset, Receipt, Refusal, RequestId, Term,
     ledger::{KeyEvent, KeyValue},
 };
 
@@ -50,9 +50,9 @@ pub struct Effects {
     pub timers_fired: Vec<String>,
     /// [`crate::Machine::next_deadline`] is another one than before.
     pub deadline_changed: bool,
-    /// The store could not be read, so the entry could not be judged. The machine changes nothing from here on; the
+    /// The entry could not be judged: the store could not be read, or the entry is of a format that this version does not know. The machine changes nothing from here on; the
     /// host must stop the node, answer nothing and write no checkpoint.
-    pub fatal: Option<StoreError>,
+    pub fatal: Option<Error>,
 }
 
 impl Effects {

@@ -27,6 +27,7 @@ pub mod topics;
 
 pub mod census;
 pub mod fuzz;
+pub mod image;
 pub mod invariants;
 pub mod local;
 mod mem_store;

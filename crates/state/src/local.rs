@@ -18,14 +18,14 @@ use buttress_core::{
     TopicChange, Txn, TxnResult,
     entry::TopicSettings,
     ledger::{
-        ClusterView, CursorView, Fetched, KeyEvent, KeyValues, KeyWatch, KeysHash, KeysView, LeaseView, Member,
-        TopicView, Watch, WatchItem, WatchOptions,
+        ClusterView, CursorView, Fetched, KeyEvent, KeyImage, KeyValues, KeyWatch, KeysHash, KeysView, LeaseView,
+        Member, TopicView, Watch, WatchItem, WatchOptions,
     },
     limits::ENTRY_BYTES_MAX,
 };
 use bytes::{Bytes, BytesMut};
 
-use crate::{Effects, Machine, MemStore, PageLimits, ReadError, topics::BATCH_HEADER_BYTES};
+use crate::{Effects, Machine, MemStore, PageLimits, ReadError, image::Image, topics::BATCH_HEADER_BYTES};
 
 /// Events that a watch takes at a time.
 const WATCH_EVENTS: usize = 1024;
@@ -316,6 +316,14 @@ impl Ledger for Local {
             let state = self.inner.lock();
             let read = state.machine.read_txn(&txn).map_err(|error| Error::new(Code::DISK, error.to_string()))?;
             Ok((state.machine.revision(), read.map_err(Refusal::into_error)?))
+        })
+    }
+
+    fn image(&self, _: Consistency) -> BoxFuture<'_, Result<Box<dyn KeyImage>, Error>> {
+        Box::pin(async move {
+            let (store, applied) = self.with(|machine| (machine.store().clone(), machine.applied()));
+            let image: Box<dyn KeyImage> = Box::new(Image::new(store, applied)?);
+            Ok(image)
         })
     }
 

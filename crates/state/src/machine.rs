@@ -8,9 +8,9 @@
 use std::collections::BTreeSet;
 
 use buttress_core::{
-    Code, DecodeError, Entry, Index, KeyRange, LeaseChange, LeaseId, LogId, Mutant, Offset, Reader, Receipt, Refusal,
-    Revision, Store, StoreError, Table, Term, TimeMs, TopicChange, Txn, TxnResult, Writer,
-    entry::Timer,
+    Code, DecodeError, Entry, Error, Index, KeyRange, LeaseChange, LeaseId, LogId, Mutant, Offset, Reader, Receipt,
+    Refusal, Revision, StatePut, Store, StoreError, Table, Term, TimeMs, TopicChange, Txn, TxnResult, Writer,
+    entry::{ENTRY_FORMAT, ENTRY_FORMAT_MAX, Timer},
     ledger::{KeyValue, KeyValues, KeysView, LeaseView, PartitionView, TopicView},
     limits::{PRODUCERS_PER_PARTITION_MAX, REQUEST_CLIENTS_MAX, REQUEST_RESULTS_PER_CLIENT_MAX},
     mutant,
@@ -32,6 +32,18 @@ use crate::{
     topics::{At, Topics},
 };
 
+/// Where the machine keeps what the cluster has agreed on. Names of functions have no slash.
+pub(crate) const CLUSTER_SPACE: &str = "/cluster";
+const ENTRY_FORMAT_KEY: &[u8] = b"entry format";
+
+/// The entry that raises the cluster's format. It is of the oldest format itself, and a row like any other, so that
+/// members of before there was such a thing keep it too.
+pub fn raise(format: u8, time: TimeMs) -> Entry {
+    let key = Bytes::from_static(ENTRY_FORMAT_KEY);
+    let value = Some(Bytes::copy_from_slice(&[format]));
+    Entry { time, state: vec![StatePut { space: CLUSTER_SPACE.into(), key, value }], ..Entry::default() }
+}
+
 /// The format of all rows, in the row of [`Kind::Clock`].
 const ROWS_FORMAT: u8 = 1;
 
@@ -51,6 +63,8 @@ pub struct Limits {
     pub producers_per_partition: usize,
     pub ends_per_entry: usize,
     pub sweep_per_entry: usize,
+    /// The newest format of entries that this machine reads. Replicas may differ in it: one that meets a newer entry stops.
+    pub entry_format: u8,
 }
 
 impl Default for Limits {
@@ -61,6 +75,7 @@ impl Default for Limits {
             producers_per_partition: PRODUCERS_PER_PARTITION_MAX,
             ends_per_entry: ENDS_PER_ENTRY,
             sweep_per_entry: SWEEP_PER_ENTRY,
+            entry_format: ENTRY_FORMAT_MAX,
         }
     }
 }
@@ -78,7 +93,7 @@ pub struct Machine<S> {
     pub(crate) leases: Leases,
     pub(crate) timers: Timers,
     pub(crate) requests: Requests,
-    fatal: Option<StoreError>,
+    fatal: Option<Error>,
     #[cfg(feature = "mutants")]
     opened_at: Index,
 }
@@ -86,14 +101,14 @@ pub struct Machine<S> {
 /// The scalars, in the row of [`Kind::Clock`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Clock {
-    time: TimeMs,
-    revision: Revision,
-    compacted: Revision,
+    pub(crate) time: TimeMs,
+    pub(crate) revision: Revision,
+    pub(crate) compacted: Revision,
     next_log: u32,
 }
 
 impl Clock {
-    fn decode(mut value: Reader) -> Result<Self, DecodeError> {
+    pub(crate) fn decode(mut value: Reader) -> Result<Self, DecodeError> {
         match value.u8("rows format")? {
             ROWS_FORMAT => {}
             got => return Err(DecodeError::Version { got, known: ROWS_FORMAT }),
@@ -299,6 +314,15 @@ impl<S: Store> Machine<S> {
     /// Where the store cannot be read.
     pub fn state_get(&self, space: &str, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.store.get(Table::State, &state_key(space, key))
+    }
+
+    /// The newest format of entries that every member is known to read; see [`raise`].
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub fn entry_format(&self) -> Result<u8, StoreError> {
+        let row = self.state_get(CLUSTER_SPACE, ENTRY_FORMAT_KEY)?;
+        Ok(row.and_then(|value| value.first().copied()).unwrap_or(ENTRY_FORMAT))
     }
 
     /// When the next lease expires or timer fires; the leader then proposes an entry with `expire`.
@@ -696,9 +720,16 @@ impl<S: Store> buttress_core::Machine for Machine<S> {
         let applied = if entry.is_empty() {
             let receipt = Receipt { index, term, revision: self.revision(), time: self.clock, ..Receipt::default() };
             Ok(Effects::new(index, term, Ok(receipt)))
+        } else if let Some(format) = Entry::format_of(&entry).filter(|format| *format > self.limits.entry_format) {
+            // Others may read it. To go on without it would be to have another state than they.
+            let known = self.limits.entry_format;
+            let message = format!("entry {index} is of format {format}, and this version reads up to {known}");
+            Err(Error::new(Code::FORMAT, message).hint("run the version of buttress that the other members run"))
         } else {
             match Entry::decode(entry) {
-                Ok(entry) => self.apply_entry((index, term), entry, &mut changes),
+                Ok(entry) => self
+                    .apply_entry((index, term), entry, &mut changes)
+                    .map_err(|error| Error::new(Code::DISK, format!("the state cannot be read: {error}"))),
                 Err(error) => {
                     let message = format!("entry {index} cannot be read: {error}");
                     Ok(Effects::new(index, term, Err(Refusal::Part { code: Code::CORRUPT, message })))
@@ -722,7 +753,7 @@ impl<S: Store> buttress_core::Machine for Machine<S> {
     }
 }
 
-fn fatal(index: Index, term: Term, error: StoreError) -> Effects {
-    let refusal = Refusal::Part { code: Code::DISK, message: error.to_string() };
+fn fatal(index: Index, term: Term, error: Error) -> Effects {
+    let refusal = Refusal::Part { code: error.code, message: error.message.clone() };
     Effects { fatal: Some(error), ..Effects::new(index, term, Err(refusal)) }
 }

@@ -35,6 +35,7 @@ use buttress_consensus::{
 };
 use buttress_core::{
     Code, Consistency, Entry, Error, Index, LogId, NodeId, Receipt, Refusal, RequestId, Revision, SubmitError, Term,
+    entry::ENTRY_FORMAT,
     ledger::{ClusterView, CursorView},
     limits::{ENTRY_PARTS_MAX, REQUEST_RESULTS_PER_CLIENT_MAX},
 };
@@ -207,6 +208,12 @@ pub(super) struct Core {
     started: Instant,
     /// Entries of this node that are not under way, in order.
     waiting: VecDeque<Waiting>,
+    /// Those that need a newer format than the cluster has agreed on. Others may overtake them.
+    parked: VecDeque<Waiting>,
+    /// The newest format that every member is known to read, as this node has applied it.
+    format: u8,
+    /// The tag of the entry that raises it.
+    raising: Option<u64>,
     /// Entries of this node by request number, in order.
     pending: BTreeMap<u64, Pending>,
     /// Those of them that are [`Place::Unsent`].
@@ -297,7 +304,8 @@ impl Core {
                 });
             })?
         };
-        let machine = Machine::open(store)
+        let limits = buttress_state::Limits { entry_format: options.entry_format, ..Default::default() };
+        let machine = Machine::open_with(store, limits)
             .map_err(|error| Error::new(Code::CORRUPT, format!("the state cannot be rebuilt: {error}")))?;
         let consensus = buttress_consensus::Config {
             log_tail_bytes: options.log_tail_bytes,
@@ -310,6 +318,7 @@ impl Core {
         let own = config.members.iter().find(|m| m.id == config.node && config.join).map(|m| m.peer.clone());
         let (transport, frames) =
             Transport::start(config.cluster_id.clone(), config.node, own, peers, peer_listener, incoming);
+        transport.set_reads(options.entry_format);
         let view = ClusterView {
             cluster_id: config.cluster_id.clone(),
             node: config.node,
@@ -345,6 +354,9 @@ impl Core {
             notify,
             started: Instant::now(),
             waiting: VecDeque::new(),
+            parked: VecDeque::new(),
+            format: ENTRY_FORMAT,
+            raising: None,
             pending: BTreeMap::new(),
             unsent: BTreeSet::new(),
             unsent_paused: None,
@@ -395,7 +407,7 @@ impl Core {
     /// Tells those who wait that the node has stopped, and whether anything may have come of their entries.
     fn give_up(&mut self, inbox: &mut mpsc::Receiver<Command>) {
         inbox.close();
-        let waiting = self.waiting.drain(..).map(|waiting| (waiting.reply, false));
+        let waiting = self.parked.drain(..).chain(self.waiting.drain(..)).map(|waiting| (waiting.reply, false));
         let pending = std::mem::take(&mut self.pending).into_values().map(|pending| (pending.reply, pending.ever_sent));
         for (reply, ever_sent) in waiting.chain(pending) {
             let error = if ever_sent { unknown_at_stop() } else { stopped() };
@@ -421,6 +433,8 @@ impl Core {
         // What the machine holds after a restart is visible before the first entry is applied.
         self.publish(self.replica.machine());
         self.publish_view();
+        let format = format_of(self.replica.machine())?;
+        self.take_format(format)?;
         let mut more = false;
         loop {
             self.headroom = None;
@@ -532,6 +546,10 @@ impl Core {
                 self.waiting.pop_front();
                 continue;
             }
+            if waiting.entry.format() > self.format {
+                self.parked.extend(self.waiting.pop_front());
+                continue;
+            }
             let Waiting { mut entry, reply, since, room } = self.waiting.pop_front().expect("the front was just there");
             self.next_request += 1;
             entry.request = Some(RequestId { client: self.config.client, number, acknowledged_below: oldest });
@@ -638,6 +656,7 @@ impl Core {
     fn on_transport(&mut self, event: transport::Event, inputs: &mut Vec<Input<Machine>>) -> Result<(), Error> {
         let (from, frame) = match event {
             transport::Event::Unreachable { peer } => {
+                self.on_unreachable(peer);
                 inputs.push(Input::Unreachable { peer });
                 return Ok(());
             }
@@ -646,6 +665,10 @@ impl Core {
                 return Ok(());
             }
             transport::Event::Told { peer, verdict } => return self.on_told(peer, verdict),
+            transport::Event::Reads { peer, format } => {
+                self.on_reads(peer, format);
+                return Ok(());
+            }
             transport::Event::Sync { peer, us } => {
                 self.on_sync(peer, us);
                 return Ok(());
@@ -661,6 +684,10 @@ impl Core {
                 Ok(message) => inputs.push(Input::Receive { from, message }),
                 Err(error) => tracing::warn!(peer = from.0, %error, "a peer's message is malformed"),
             },
+            Frame::Propose { entry, .. } if Entry::format_of(&entry).is_some_and(|f| f > self.options.entry_format) => {
+                // No node proposes it before the cluster has agreed on it, and then this node would have stopped.
+                tracing::warn!(peer = from.0, "a peer's proposal is of a format that is not known here");
+            }
             Frame::Propose { number, entry } => {
                 if self.role.is_leader && self.from_peers.contains(&(from, number)) {
                     // It was sent again while the first one is under way.
@@ -730,6 +757,17 @@ impl Core {
             self.shared.counters.failed.fetch_add(1, Ordering::Relaxed);
             let _ = waiting.reply.send(Err(SubmitError::Failed(self.not_sent().retryable())));
         }
+        let wait = self.options.format_wait.min(deadline);
+        while self.parked.front().is_some_and(|parked| now - parked.since > wait) {
+            let parked = self.parked.pop_front().expect("the front was just there");
+            self.shared.counters.failed.fetch_add(1, Ordering::Relaxed);
+            let message =
+                "not every member is known to read what this needs: one runs an older version, or was not there yet";
+            let error = Error::new(Code::OLD_MEMBER, message)
+                .retryable()
+                .hint("upgrade, start or remove that member; see: buttress cluster status");
+            let _ = parked.reply.send(Err(SubmitError::Failed(error)));
+        }
         let silent = |p: &Pending| matches!(p.place, Place::SentTo { at, .. } if now - at > p.patience);
         let again: Vec<u64> = self.pending.iter().filter(|(_, p)| silent(p)).map(|(number, _)| *number).collect();
         for number in again {
@@ -789,6 +827,13 @@ impl Core {
         if self.sweep.is_none() && self.expiry.is_none() && self.replica.machine().keys().unswept() {
             let data = Entry { time: now, ..Entry::default() }.encode();
             self.sweep = Some(self.propose(data, Proposer::Clock, inputs));
+        }
+        if self.raising.is_none() && self.format < self.options.entry_format && self.knows_members() {
+            let format = self.all_read();
+            if format > self.format {
+                let data = buttress_state::machine::raise(format, now).encode();
+                self.raising = Some(self.propose(data, Proposer::Clock, inputs));
+            }
         }
         if !trims.is_empty() {
             let data = Entry { time: now, topics: trims, ..Entry::default() }.encode();
@@ -947,11 +992,14 @@ impl Core {
     fn install(&mut self, meta: SnapshotMeta, received: ReceivedSnapshot) -> Result<Input<Machine>, Error> {
         tracing::info!(index = meta.index.0, event_type = "snapshot_installed", "installing a snapshot");
         let store = self.store.install(received)?;
-        let machine = Machine::open(store)
+        let limits = buttress_state::Limits { entry_format: self.options.entry_format, ..Default::default() };
+        let machine = Machine::open_with(store, limits)
             .map_err(|error| Error::new(Code::CORRUPT, format!("the snapshot's state cannot be rebuilt: {error}")))?;
         self.shared.counters.snapshots_installed.fetch_add(1, Ordering::Relaxed);
         self.checkpoint = None;
         self.publish(&machine);
+        let format = format_of(&machine)?;
+        self.take_format(format)?;
         Ok(Input::Installed { snapshot: meta, machine })
     }
 
@@ -972,7 +1020,11 @@ impl Core {
         let Some(last) = applied.last() else { return Ok(()) };
         if let Some(error) = &last.effects.fatal {
             // The machine changes nothing any more from the entry on that it could not judge, so the last one tells.
-            return Err(Error::new(Code::DISK, format!("the state cannot be read: {error}")));
+            return Err(error.clone());
+        }
+        if self.format < self.options.entry_format {
+            let format = format_of(self.replica.machine())?;
+            self.take_format(format)?;
         }
         self.group.applied_term = last.term;
         self.shared.counters.applied_entries.fetch_add(applied.len() as u64, Ordering::Relaxed);
@@ -1054,9 +1106,28 @@ impl Core {
         grown
     }
 
+    /// The cluster has agreed on a format: what waited for it goes on, ahead of what came later.
+    fn take_format(&mut self, format: u8) -> Result<(), Error> {
+        let own = self.options.entry_format;
+        if format > own {
+            let message = format!("the cluster writes entries of format {format}, and this version reads up to {own}");
+            return Err(
+                Error::new(Code::FORMAT, message).hint("run the version of buttress that the other members run")
+            );
+        }
+        if format > self.format {
+            tracing::info!(format, event_type = "entry_format", "every member reads this format of entries");
+            self.format = format;
+            while let Some(parked) = self.parked.pop_back() {
+                self.waiting.push_front(parked);
+            }
+        }
+        Ok(())
+    }
+
     /// A proposal is no longer under way in this leader's log.
     fn settle_proposal(&mut self, tag: u64) -> Option<Proposer> {
-        for clock in [&mut self.expiry, &mut self.sweep] {
+        for clock in [&mut self.expiry, &mut self.sweep, &mut self.raising] {
             if *clock == Some(tag) {
                 *clock = None;
             }
@@ -1172,6 +1243,10 @@ impl Core {
             changed
         });
     }
+}
+
+fn format_of(machine: &Machine) -> Result<u8, Error> {
+    machine.entry_format().map_err(|error| Error::new(Code::DISK, format!("the state cannot be read: {error}")))
 }
 
 /// What a submitter is told when the node stops while its entry is under way.

@@ -16,8 +16,8 @@ use buttress_core::{
     Cluster, Code, Consistency, Entry, Error, Index, KeyRange, LeaseId, Ledger, LogId, Offset, RangeOp, RangeResult,
     Receipt, Refusal, Revision, Scope, Stream, SubmitError, TimeMs, Txn, TxnResult,
     ledger::{
-        BoxFuture, ClusterView, CursorView, Fetched, KeyEvent, KeyValue, KeyValues, KeyWatch, KeysHash, KeysView,
-        LeaseView, PartitionView, TopicView, Watch, WatchItem, WatchOptions,
+        BoxFuture, ClusterView, CursorView, Fetched, KeyEvent, KeyImage, KeyValue, KeyValues, KeyWatch, KeysHash,
+        KeysView, LeaseView, PartitionView, TopicView, Watch, WatchItem, WatchOptions,
     },
     limits::{ENTRY_BYTES_MAX, ENTRY_PARTS_MAX},
 };
@@ -323,10 +323,7 @@ impl Handle {
     /// # Errors
     /// `NO_LEADER` where a read barrier does not come about or nothing was applied yet, `DISK`, `STOPPED`.
     pub async fn backup(&self, consistency: Consistency) -> Result<BackupStream, Error> {
-        let index = self.ask(consistency, |machine| Ok(buttress_core::Machine::applied(machine).0)).await?;
-        let (reply, reached) = oneshot::channel();
-        self.commands.send(Command::Checkpoint { index, reply }).await.map_err(|_| stopped())?;
-        reached.await.map_err(|_| stopped())?;
+        self.checkpoint(consistency).await?;
         let (store, taken_at, view) = (self.shared.store.clone(), wall_clock(), self.view());
         let begin = move || {
             let export = store.export()?;
@@ -342,6 +339,15 @@ impl Handle {
             Ok(BackupStream::new(export, view.node, taken_at, linearizable, view.members, voters))
         };
         tokio::task::spawn_blocking(begin).await.map_err(|_| stopped())?
+    }
+
+    /// Waits until a checkpoint has everything that was acknowledged before, or that this node has applied.
+    async fn checkpoint(&self, consistency: Consistency) -> Result<(), Error> {
+        let index = self.ask(consistency, |machine| Ok(buttress_core::Machine::applied(machine).0)).await?;
+        let (reply, reached) = oneshot::channel();
+        self.commands.send(Command::Checkpoint { index, reply }).await.map_err(|_| stopped())?;
+        reached.await.map_err(|_| stopped())?;
+        Ok(())
     }
 
     /// Runs `ask` on the machine, after a read barrier where `consistency` wants one.
@@ -642,6 +648,15 @@ impl Ledger for Handle {
 
     fn hash_keys(&self, at: Option<Revision>) -> BoxFuture<'_, Result<KeysHash, Error>> {
         Box::pin(self.hash_pages(at))
+    }
+
+    fn image(&self, consistency: Consistency) -> BoxFuture<'_, Result<Box<dyn KeyImage>, Error>> {
+        Box::pin(async move {
+            self.checkpoint(consistency).await?;
+            let store = self.shared.store.clone();
+            let begin = move || -> Result<Box<dyn KeyImage>, Error> { Ok(Box::new(store.image()?)) };
+            tokio::task::spawn_blocking(begin).await.map_err(|_| stopped())?
+        })
     }
 
     fn compact(&self, at: Revision, physical: bool) -> BoxFuture<'_, Result<Receipt, SubmitError>> {

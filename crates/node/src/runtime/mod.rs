@@ -27,7 +27,7 @@ use std::{
 
 use tokio::{net::TcpListener, sync::mpsc};
 
-use buttress_core::{Error, NodeId, ledger::Member, limits};
+use buttress_core::{Error, NodeId, entry::ENTRY_FORMAT_MAX, ledger::Member, limits};
 
 pub use admin::{MemberDone, MemberRequest};
 pub use core_loop::Running;
@@ -90,6 +90,11 @@ pub struct Options {
     pub stop_deadline: Duration,
     /// A node that the leader does not know gives up after this long.
     pub unknown_deadline: Duration,
+    /// The newest format of entries that this node reads and proposes. Less than this version's only in tests, where it
+    /// makes an older node.
+    pub entry_format: u8,
+    /// What needs a newer format than the cluster has agreed on waits so long for it.
+    pub format_wait: Duration,
     /// Puts a disk that misbehaves in the place of the real one.
     pub wrap_disk: Option<WrapDisk>,
 }
@@ -112,6 +117,9 @@ impl Default for Options {
             give_way: GiveWayOptions::default(),
             stop_deadline: Duration::from_secs(3),
             unknown_deadline: Duration::from_secs(5),
+            entry_format: ENTRY_FORMAT_MAX,
+            // Members say what they read once a second.
+            format_wait: Duration::from_secs(3),
             wrap_disk: None,
         }
     }

@@ -36,6 +36,7 @@ use std::{
 };
 
 use buttress_core::{Code, Error, Index, LogId, Store, StoreError, Table, Term, WriteBatch};
+use buttress_state::image::Image;
 use bytes::Bytes;
 
 use crate::wal::{
@@ -46,7 +47,7 @@ use digests::Digests;
 use frames::Segment;
 use logs::{Logs, lock, log_dir, segment_base, segment_path};
 use root::{Current, Root, dir_name};
-use rows::{DirGuard, Head, Rows, rows_error, table_at};
+use rows::{DirGuard, Head, Rows, View, rows_error, table_at};
 use worker::{Frozen, Overlay, Shared, Work, Worker};
 
 pub use digests::{Digest, WINDOW};
@@ -633,6 +634,24 @@ impl StoreHandle {
     /// Bytes that the rows take on disk, for metrics.
     pub fn rows_disk_bytes(&self) -> u64 {
         lock(&self.core.live).parts.as_ref().map_or(0, |(rows, _, _)| rows.disk_bytes())
+    }
+
+    /// The key space as the last checkpoint has it. While the image lives, its rows stay on the disk.
+    ///
+    /// # Errors
+    /// `STOPPED` if there is no store at the moment, `NO_LEADER` where nothing was applied yet, `CORRUPT`, `DISK`.
+    pub fn image(&self) -> Result<Image<View>, Error> {
+        let view = {
+            let live = lock(&self.core.live);
+            let Some((rows, _, _)) = &live.parts else {
+                return Err(Error::new(Code::STOPPED, "the store is stopping").retryable());
+            };
+            rows.view()
+        };
+        let Some(head) = view.head()?.filter(|head| head.index.0 > 0) else {
+            return Err(Error::new(Code::NO_LEADER, "this node has applied nothing yet").retryable().hint("retry"));
+        };
+        Image::new(view, (head.index, head.term))
     }
 
     /// Begins to read the last checkpoint as a snapshot.

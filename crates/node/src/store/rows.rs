@@ -309,6 +309,13 @@ pub struct LogView {
     pub segments: Vec<Segment>,
 }
 
+impl buttress_state::image::Rows for View {
+    fn prefix(&self, table: Table, prefix: &[u8]) -> buttress_state::image::RowIter<'_> {
+        let rows = View::prefix(self, table, prefix);
+        Box::new(rows.map(|row| row.map_err(|e| rows_error("cannot read rows for an image", &e))))
+    }
+}
+
 impl View {
     /// The head; `None` for a store that never had a checkpoint.
     pub fn head(&self) -> Result<Option<Head>, Error> {
@@ -350,6 +357,14 @@ impl View {
             logs[at].segments.push(segment);
         }
         Ok(logs)
+    }
+
+    /// Rows whose key begins with `prefix`.
+    pub fn prefix(&self, table: Table, prefix: &[u8]) -> impl Iterator<Item = fjall::Result<(Bytes, Bytes)>> + use<> {
+        self.snapshot.prefix(&self.rows.tables[table_at(table)], prefix).map(|guard| {
+            let (key, value) = guard.into_inner()?;
+            Ok((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
+        })
     }
 
     pub fn table(&self, table: Table) -> impl Iterator<Item = fjall::Result<(Bytes, Bytes)>> + Send + use<> {

@@ -6,10 +6,10 @@
 //! dropped and reported, which Raft treats as a lost message. A receiver that does not keep up stops reading, so TCP's
 //! window and then the sender's queue push back.
 //!
-//! The receiver of a lane writes one byte a second. A sender that hears none for a while connects anew: a link that was cut
+//! The receiver of a lane writes a byte or two a second. A sender that hears none for a while connects anew: a link that was cut
 //! and comes back would else be as silent as TCP's last pause between two attempts was long. Over the snapshot lane the one
-//! byte says that the snapshot was taken; over the control lane it says how long the receiver's disk takes to sync
-//! ([`signal`]); and before a connection is closed for good it says why.
+//! byte says that the snapshot was taken; over the control lane it says how long the receiver's disk takes to sync and
+//! which entries it reads ([`signal`]); and before a connection is closed for good it says why.
 //!
 //! Who may connect follows the log ([`Roll`]). A node whose log ends early may not know a member that joined later, and
 //! may need it to learn the rest: whoever has a higher id than it ever saw and names its address is a *guest*, heard and
@@ -90,6 +90,8 @@ pub enum Event {
     Told { peer: NodeId, verdict: Verdict },
     /// How long this peer's disk takes to sync, in microseconds.
     Sync { peer: NodeId, us: u64 },
+    /// The newest format of entries that this peer reads.
+    Reads { peer: NodeId, format: u8 },
 }
 
 /// Whose connections are taken.
@@ -175,6 +177,8 @@ struct Shared {
     roll: RwLock<Roll>,
     /// The byte that receivers of the control lane write.
     alive: AtomicU8,
+    /// The one behind it.
+    reads: AtomicU8,
     /// The connection that counts, per peer and lane; telling the one before closes it.
     newest: Mutex<BTreeMap<(NodeId, Lane), Arc<Closing>>>,
 }
@@ -262,6 +266,7 @@ impl Transport {
             counters: Arc::default(),
             roll: RwLock::new(roll),
             alive: AtomicU8::new(signal::ALIVE),
+            reads: AtomicU8::new(signal::ALIVE),
             newest: Mutex::default(),
         });
         let mut transport = Self {
@@ -329,6 +334,11 @@ impl Transport {
         self.shared.alive.store(us.map_or(signal::ALIVE, signal::sync), Ordering::Relaxed);
     }
 
+    /// Tells peers which entries we read.
+    pub fn set_reads(&self, format: u8) {
+        self.shared.reads.store(signal::reads(format), Ordering::Relaxed);
+    }
+
     /// How a connection to this peer opens.
     pub fn hello(&self, to: NodeId, lane: Lane) -> Hello {
         Hello { cluster_id: self.cluster_id.clone(), from: self.node, to, lane, address: self.address.clone() }
@@ -367,6 +377,7 @@ async fn send(hello: Hello, address: String, queue: Arc<Queue>, events: mpsc::Se
                 let told = |signal| match signal {
                     Signal::Told(verdict) => Some(Event::Told { peer: hello.to, verdict }),
                     Signal::Sync(us) => Some(Event::Sync { peer: hello.to, us }),
+                    Signal::Reads(format) => Some(Event::Reads { peer: hello.to, format }),
                     Signal::Alive => None,
                 };
                 let error = drain(stream, &queue, &counters, |signal| {
@@ -561,9 +572,10 @@ async fn receive<S: AsyncRead + AsyncWrite + Unpin>(
         (Standing::Stranger | Standing::Guest, _) => return Err(ReceiveError::Stranger(hello.from)),
     }
     let (mut reader, mut writer) = tokio::io::split(stream);
+    let shown = [&incoming.shared.alive, &incoming.shared.reads];
     let alive = || match hello.lane {
-        Lane::Control => incoming.shared.alive.load(Ordering::Relaxed),
-        Lane::Data | Lane::Snapshot => signal::ALIVE,
+        Lane::Control => shown.map(|byte| byte.load(Ordering::Relaxed)),
+        Lane::Data | Lane::Snapshot => [signal::ALIVE; 2],
     };
     tokio::select! {
         whole_snapshot = read_frames(&mut reader, &hello, incoming) => {
@@ -595,12 +607,12 @@ async fn say_last<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, verdict: Ve
     let _ = tokio::time::timeout(LAST_WORD_MAX, exchange).await;
 }
 
-/// Writes a byte now and then until the connection breaks.
-async fn show_alive<W: AsyncWrite + Unpin>(writer: &mut W, lane: Lane, alive: impl Fn() -> u8) {
+/// Writes two bytes now and then until the connection breaks.
+async fn show_alive<W: AsyncWrite + Unpin>(writer: &mut W, lane: Lane, alive: impl Fn() -> [u8; 2]) {
     if lane == Lane::Snapshot {
         return std::future::pending().await;
     }
-    while writer.write_all(&[alive()]).await.is_ok() {
+    while writer.write_all(&alive()).await.is_ok() {
         tokio::time::sleep(ALIVE_EVERY).await;
     }
 }

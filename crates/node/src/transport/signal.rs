@@ -8,6 +8,7 @@
 //!   2         the sender was removed from the cluster
 //!   3         the sender was never added to the cluster
 //!   16..=80   it is there, and its disk takes about 2^((n - 16) / 2) µs to sync
+//!   96..=127  it reads entries up to format n - 96 (control lane, behind each of the others)
 //! ```
 //!
 //! Half an octave is exact enough to tell a slow disk from a good one, and covers 1 µs to an hour.
@@ -18,6 +19,8 @@ const REMOVED: u8 = 2;
 const UNKNOWN: u8 = 3;
 const SYNC_FIRST: u8 = 16;
 const SYNC_LAST: u8 = 80;
+const FORMAT_FIRST: u8 = 96;
+const FORMAT_LAST: u8 = 127;
 
 /// Why a peer does not take our connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +46,8 @@ pub enum Signal {
     Told(Verdict),
     /// Microseconds.
     Sync(u64),
+    /// The newest format of entries that the receiver reads.
+    Reads(u8),
 }
 
 impl Signal {
@@ -57,9 +62,15 @@ impl Signal {
                 // 181/128 is the square root of two.
                 Self::Sync(if half_octaves.is_multiple_of(2) { octave } else { octave * 181 / 128 })
             }
+            FORMAT_FIRST..=FORMAT_LAST => Self::Reads(byte - FORMAT_FIRST),
             _ => Self::Alive,
         }
     }
+}
+
+/// The byte that says which entries are read.
+pub fn reads(format: u8) -> u8 {
+    FORMAT_FIRST + format.min(FORMAT_LAST - FORMAT_FIRST)
 }
 
 /// The byte for a duration, rounded down.
@@ -89,8 +100,11 @@ mod tests {
         for verdict in [Verdict::Removed, Verdict::Unknown] {
             assert_eq!(Signal::of(verdict.byte()), Signal::Told(verdict));
         }
-        for byte in [ALIVE, TAKEN, 4, 15, 81, 255] {
+        for byte in [ALIVE, TAKEN, 4, 15, 81, 95, 128, 255] {
             assert_eq!(Signal::of(byte), Signal::Alive);
+        }
+        for format in 0..32 {
+            assert_eq!(Signal::of(reads(format)), Signal::Reads(format));
         }
     }
 }

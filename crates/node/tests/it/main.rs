@@ -4,6 +4,7 @@ mod backups;
 mod contract;
 mod etcd;
 mod faults;
+mod formats;
 mod healthy;
 mod lanes;
 mod members;

@@ -103,7 +103,7 @@ pub struct Page {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
     main: u64,
-    sub: u32,
+    pub(crate) sub: u32,
 }
 
 impl Place {
@@ -171,7 +171,7 @@ pub(crate) struct KeyRow {
 
 impl KeyRow {
     /// The key as this change left it; of a delete, only the key and the revision.
-    fn kv(&self, place: Place) -> KeyValue {
+    pub(crate) fn kv(&self, place: Place) -> KeyValue {
         KeyValue {
             key: self.key.clone(),
             value: self.value.clone().unwrap_or_default(),
@@ -206,7 +206,7 @@ impl KeyRow {
     }
 }
 
-fn parse_row(key: &[u8], value: Bytes) -> Result<(Place, KeyRow), StoreError> {
+pub(crate) fn parse_row(key: &[u8], value: Bytes) -> Result<(Place, KeyRow), StoreError> {
     let bad = |what: String| StoreError(format!("row {} of the key space: {what}", key.escape_ascii()));
     let key: &[u8; 12] = key.try_into().map_err(|_| bad(format!("its key has {} bytes, not 12", key.len())))?;
     let (main, sub) = key.split_at(8);

@@ -15,7 +15,7 @@ use buttress_core::{
     Ledger, LogId, NodeId, Offset, Put, PutOp, RangeOp, Refusal, RequestId, Revision, StatePut, Stream, SubmitError,
     TimeMs, Timer, TopicChange, Txn, TxnOp,
     entry::TopicSettings,
-    ledger::{KeyValue, Member, WatchItem, WatchOptions},
+    ledger::{KeyValue, LeaseView, Member, WatchItem, WatchOptions},
     limits::VALUE_BYTES_MAX,
 };
 use buttress_state::local::{Fault, Local, opaque_batch};
@@ -312,4 +312,62 @@ fn ranges_watches_and_leases_have_etcds_options() {
     let mut late = now(local.watch_with(from)).unwrap();
     assert_eq!(now(late.next()), Ok(Some(WatchItem::Compacted { compacted: found.revision })));
     assert_eq!(now(late.next()), Ok(None));
+}
+
+#[test]
+fn an_image_has_every_change_in_order_and_stays_as_it_is() {
+    let put = |key: &'static str, value: Option<&'static str>, lease| Put {
+        key: Bytes::from(key),
+        value: value.map(Bytes::from),
+        lease,
+    };
+    let local = Local::new();
+    let submit = |entry| now(local.submit(entry)).unwrap();
+    let lease = LeaseId(-5);
+    let grant = LeaseChange::Grant { lease, ttl_ms: 9_000 };
+    let puts = vec![put("a", Some("1"), Some(lease)), put("b", Some("2"), None)];
+    submit(Entry { leases: vec![grant], puts, ..Entry::default() });
+    submit(Entry { puts: vec![put("b", None, None)], ..Entry::default() });
+    local.advance(4_000);
+    submit(Entry { puts: vec![put("c", Some("3"), None)], ..Entry::default() });
+    let image = now(local.image(Consistency::Linearizable)).unwrap();
+    submit(Entry { puts: vec![put("a", Some("late"), None)], ..Entry::default() });
+    let head = image.head();
+    assert_eq!((head.revision, head.compacted), (Revision(4), Revision(0)));
+    for _ in 0..2 {
+        let changes: Vec<_> = image.changes().map(|change| change.unwrap()).collect();
+        let told: Vec<_> = changes.iter().map(|c| (c.kv.mod_revision.0, c.sub, c.deleted, &c.kv.key[..])).collect();
+        assert_eq!(told, [(2, 0, false, &b"a"[..]), (2, 1, false, b"b"), (3, 0, true, b"b"), (4, 0, false, b"c")]);
+        assert_eq!(changes[0].kv.lease, Some(lease));
+    }
+    let leases: Vec<_> = image.leases().map(|lease| lease.unwrap()).collect();
+    assert_eq!(leases, [LeaseView { lease, ttl_ms: 9_000, remaining_ms: 5_000, keys: Vec::new() }]);
+}
+
+#[test]
+fn an_entry_of_a_format_that_is_not_known_stops_the_machine_and_changes_nothing() {
+    use buttress_core::{Index, Machine as _, Term, entry::ENTRY_FORMAT};
+    use buttress_state::{Limits, Machine, MemStore};
+
+    let limits = Limits { entry_format: ENTRY_FORMAT, ..Limits::default() };
+    let mut old = Machine::open_with(MemStore::new(), limits).unwrap();
+    let put = |key: &'static str| Put { key: Bytes::from(key), value: Some(Bytes::from("v")), lease: None };
+    let plain = Entry { puts: vec![put("a")], ..Entry::default() };
+    assert!(old.apply(Index(1), Term(1), plain.encode()).result.is_ok());
+    let store = old.store().clone();
+    let txn = Txn { success: vec![TxnOp::Put(PutOp { key: Bytes::from("b"), ..PutOp::default() })], ..Txn::default() };
+    let newer = Entry { txn: Some(txn), ..Entry::default() };
+    assert!(newer.format() > ENTRY_FORMAT);
+    let fatal = old.apply(Index(2), Term(1), newer.encode()).fatal.expect("it cannot be judged");
+    assert_eq!(fatal.code, Code::FORMAT);
+    // And nothing behind it, though it could be read: it would be applied to another state than elsewhere.
+    assert!(old.apply(Index(3), Term(1), plain.encode()).fatal.is_some());
+    assert_eq!(old.store(), &store);
+    // Raising the format is an entry that it reads.
+    let raise = buttress_state::machine::raise(3, TimeMs(1));
+    assert_eq!(raise.format(), ENTRY_FORMAT);
+    let mut old = Machine::open_with(store, limits).unwrap();
+    assert_eq!(old.entry_format().unwrap(), ENTRY_FORMAT);
+    assert!(old.apply(Index(2), Term(1), raise.encode()).fatal.is_none());
+    assert_eq!(old.entry_format().unwrap(), 3);
 }

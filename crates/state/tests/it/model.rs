@@ -12,7 +12,7 @@ use buttress_core::{
     Append, AppendOutcome, Code, Compare, Cursor, DeleteOp, Entry, Forget, Guard, Index, KeyRange, LeaseChange,
     LeaseId, LogId, Machine as _, Offset, OpResult, Operand, Put, PutOp, RangeOp, RangeResult, Receipt, Refusal,
     Relation, RequestId, Revision, Sequence, StatePut, Table, Term, TimeMs, Timer, TopicChange, Txn, TxnOp, TxnResult,
-    entry::TopicSettings,
+    entry::{ENTRY_FORMAT_MAX, TopicSettings},
     ledger::{KeyEvent, KeyValue},
     txn::{SortOrder, SortTarget, TxnFault},
 };
@@ -29,6 +29,7 @@ const LIMITS: Limits = Limits {
     ends_per_entry: 1000,
     // So few that sweeping goes on over many entries.
     sweep_per_entry: 3,
+    entry_format: ENTRY_FORMAT_MAX,
 };
 
 /// A result without its prose.

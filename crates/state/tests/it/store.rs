@@ -70,7 +70,8 @@ fn a_store_that_cannot_be_read_stops_the_machine_where_it_is() {
     broken.store(true, Ordering::SeqCst);
     let rows = machine.store().store.clone();
     let effects = machine.apply(Index(2), Term(1), guarded.clone());
-    assert_eq!(effects.fatal, Some(StoreError("the disk is gone".into())));
+    let fatal = effects.fatal.expect("it cannot be judged");
+    assert_eq!((fatal.code, fatal.message.as_str()), (Code::DISK, "the state cannot be read: store: the disk is gone"));
     assert!(matches!(effects.result, Err(Refusal::Part { code: Code::DISK, .. })));
     // Even if the disk comes back: an entry is missing, so nothing may follow it.
     broken.store(false, Ordering::SeqCst);

@@ -615,6 +615,7 @@ impl World {
                     producers_per_partition: w.named("producers").unwrap_or(all.producers_per_partition),
                     ends_per_entry: w.named("ends").unwrap_or(all.ends_per_entry),
                     sweep_per_entry: w.named("sweep").unwrap_or(all.sweep_per_entry),
+                    ..all
                 });
             }
             other => panic!("no command {other:?}"),

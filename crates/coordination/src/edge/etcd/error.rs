@@ -92,6 +92,7 @@ pub fn status(error: &Error) -> Status {
         Ours::QUORUM => NOT_ENOUGH_STARTED,
         Ours::LAGGING => LEARNER_NOT_READY,
         Ours::MEMBERS_BUSY => UNHEALTHY,
+        Ours::OLD_MEMBER => return Status::failed_precondition(told(error)),
         Ours::UNSUPPORTED => return Status::unimplemented(told(error)),
         Ours::BAD_REQUEST => return Status::invalid_argument(told(error)),
         _ => return Status::unknown(told(error)),

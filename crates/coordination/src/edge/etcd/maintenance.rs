@@ -2,11 +2,11 @@
 
 use std::pin::Pin;
 
-use buttress_core::{NodeId, ledger::MemberRole};
+use buttress_core::{Consistency, NodeId, ledger::MemberRole};
 use futures::Stream;
 use tonic::{Request, Response, Status};
 
-use super::{Etcd, VERSION, convert, error};
+use super::{Etcd, VERSION, convert, error, snapshot};
 use crate::pb::etcdserverpb::{self as pb, alarm_request::AlarmAction, maintenance_server::Maintenance};
 
 impl Etcd {
@@ -77,11 +77,19 @@ impl Maintenance for Etcd {
 
     type SnapshotStream = Pin<Box<dyn Stream<Item = Result<pb::SnapshotResponse, Status>> + Send>>;
 
-    /// A snapshot of etcd is a file of its own database, which other tools open. Ours would be of another format under
-    /// the same name, so it is refused.
+    /// See `snapshot.rs`: a file that etcd's own tools open and restore from.
     async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        let text = "etcdserver: no snapshot in etcd's file format; take a backup with: buttress backup --to FILE.btb";
-        Err(Status::unimplemented(text))
+        let Ok(permit) = self.snapshots.clone().try_acquire_owned() else {
+            return Err(error::TOO_MANY_REQUESTS.into());
+        };
+        // As etcd does: of what this member has applied.
+        let image = self.ledger.image(Consistency::Serializable).await.map_err(|e| error::status(&e))?;
+        let pieces = snapshot::stream(image, permit);
+        let stream = futures::stream::unfold(pieces, |mut pieces| async move {
+            let piece = pieces.recv().await?;
+            Some((piece, pieces))
+        });
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn move_leader(

@@ -5,6 +5,7 @@
 //! transport reaches it. So another implementation of the framing can take tonic's place.
 
 mod auth;
+mod bolt;
 mod cluster;
 mod convert;
 mod counters;
@@ -19,6 +20,7 @@ mod lease;
 mod lock;
 mod maintenance;
 mod queue;
+mod snapshot;
 mod watches;
 
 #[cfg(test)]
@@ -33,7 +35,7 @@ use std::{
 };
 
 use buttress_core::{BoxFuture, Cluster, Consistency, Error, Ledger, NodeId, Revision};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 
 pub use convert::{REQUEST_BYTES_MAX, TXN_OPS_MAX};
@@ -114,6 +116,7 @@ pub struct Etcd {
     options: Options,
     feeds: feed::Feeds,
     gateway: gateway::Gateway,
+    snapshots: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
     cluster_number: u64,
     member: NodeId,
@@ -148,6 +151,7 @@ impl Etcd {
             options,
             feeds,
             gateway,
+            snapshots: Arc::new(Semaphore::new(snapshot::RUNNING_MAX)),
             stopping,
             cluster_number,
             member,

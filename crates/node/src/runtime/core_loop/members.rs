@@ -23,6 +23,7 @@ use std::{
 use buttress_consensus::{Contact, Input, MEMBERS_MAX, MemberChange, MemberStep, Members, ProposalError, Role};
 use buttress_core::{
     Code, Error, Index, NodeId, Term,
+    entry::ENTRY_FORMAT,
     ledger::{Member, MemberRole, Progress},
 };
 use bytes::Bytes;
@@ -90,6 +91,8 @@ pub(super) struct Group {
     guests: BTreeMap<NodeId, String>,
     heard: BTreeMap<NodeId, Instant>,
     syncs: BTreeMap<NodeId, (u64, Instant)>,
+    /// The newest format of entries that peers read, as they said since we were last connected.
+    reads: BTreeMap<NodeId, u8>,
     promoter: Promoter,
     give_way: GiveWay,
     disk: DiskWatch,
@@ -115,6 +118,7 @@ impl Group {
             guests: BTreeMap::new(),
             heard: BTreeMap::new(),
             syncs: BTreeMap::new(),
+            reads: BTreeMap::new(),
             promoter: Promoter::default(),
             give_way: GiveWay::new(options.give_way),
             disk: DiskWatch::default(),
@@ -210,7 +214,7 @@ impl Core {
 
     /// Whether this leader knows of every change of members that is committed: it has applied an entry of its own term, and
     /// with it all before.
-    fn knows_members(&self) -> bool {
+    pub(super) fn knows_members(&self) -> bool {
         self.role.is_leader && self.group.applied_term == self.role.term
     }
 
@@ -323,6 +327,26 @@ impl Core {
 
     pub(super) fn on_sync(&mut self, peer: NodeId, us: u64) {
         self.group.syncs.insert(peer, (us, Instant::now()));
+    }
+
+    pub(super) fn on_reads(&mut self, peer: NodeId, format: u8) {
+        self.group.reads.insert(peer, format);
+    }
+
+    /// It may come back as another version.
+    pub(super) fn on_unreachable(&mut self, peer: NodeId) {
+        self.group.reads.remove(&peer);
+    }
+
+    /// The newest format of entries that all members read. Who has not said anything may be of before there was a way to
+    /// say it.
+    pub(super) fn all_read(&self) -> u8 {
+        let own = self.config.node;
+        let reads = |id: NodeId| match id == own {
+            true => self.options.entry_format,
+            false => self.group.reads.get(&id).copied().unwrap_or(ENTRY_FORMAT),
+        };
+        self.group.members.all().into_iter().map(reads).min().unwrap_or(ENTRY_FORMAT)
     }
 
     pub(super) fn on_role_of_members(&mut self, before: Role) {

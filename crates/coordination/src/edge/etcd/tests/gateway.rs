@@ -74,7 +74,6 @@ async fn what_is_wrong_has_a_status_and_a_text() {
         ("/v3/kv/range", "{}", 400, 3, "etcdserver: key is not provided"),
         ("/v3/kv/range", r#"{"key":"YQ==","revision":"9"}"#, 400, 11, "required revision is a future revision"),
         ("/v3/lease/revoke", r#"{"ID":"9"}"#, 404, 5, "etcdserver: requested lease not found"),
-        ("/v3/maintenance/snapshot", "{}", 501, 12, "buttress backup"),
         ("/v3/kv/range", "{", 400, 3, "the body is not what this takes"),
         ("/v3/kv/range", "[]", 400, 3, "the body is not what this takes"),
         ("/v3/kv/range", r#"{"key":7}"#, 400, 3, "the body is not what this takes"),

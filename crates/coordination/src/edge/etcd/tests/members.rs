@@ -1,6 +1,8 @@
 //! Members, maintenance, users.
 
-use super::*;
+use sha2::{Digest, Sha256};
+
+use super::{super::bolt, *};
 
 #[tokio::test]
 async fn members_are_listed_and_only_what_fits_is_changed() {
@@ -51,8 +53,6 @@ async fn status_hashes_and_the_rest_of_maintenance() {
 
     assert!(maintenance.alarm(pb::AlarmRequest::default()).await.unwrap().into_inner().alarms.is_empty());
     assert_eq!(said(maintenance.defragment(pb::DefragmentRequest {}).await), "ok");
-    let snapshot = maintenance.snapshot(pb::SnapshotRequest {}).await;
-    assert!(said(snapshot).contains("buttress backup --to FILE.btb"));
     assert_eq!(said(maintenance.move_leader(pb::MoveLeaderRequest { target_id: 7 }).await), "ok");
     let bad = maintenance.move_leader(pb::MoveLeaderRequest { target_id: 8 }).await;
     assert_eq!(said(bad), "FailedPrecondition etcdserver: bad leader transferee");
@@ -86,4 +86,48 @@ async fn authentication_is_off_and_says_so() {
     assert_eq!(said(auth.user_add(user).await), "InvalidArgument etcdserver: user name is empty");
     let user = pb::AuthUserAddRequest { name: "root".into(), ..Default::default() };
     assert!(said(auth.user_add(user).await).starts_with("Unimplemented "));
+}
+
+#[tokio::test]
+async fn a_snapshot_is_a_file_of_etcds_with_its_checksum_behind_it() {
+    let world = World::start().await;
+    for n in 0..200 {
+        world.put(&format!("k/{n}"), &"v".repeat(1000)).await;
+    }
+    let mut pieces = world.maintenance().snapshot(pb::SnapshotRequest {}).await.unwrap().into_inner();
+    // What comes later is not in it.
+    world.put("later", "1").await;
+    let (mut file, mut last, mut told) = (Vec::new(), None::<pb::SnapshotResponse>, Vec::new());
+    while let Some(piece) = soon("a piece", pieces.message()).await.unwrap() {
+        if let Some(before) = last.replace(piece) {
+            file.extend_from_slice(&before.blob);
+            told.push((file.len() as u64, before.remaining_bytes));
+        }
+    }
+    assert!(told.iter().all(|(sent, left)| sent + left == file.len() as u64), "every piece says how much is left");
+    let checksum = last.unwrap();
+    assert_eq!((checksum.remaining_bytes, &checksum.blob[..]), (0, &Sha256::digest(&file)[..]));
+    assert_eq!(bolt::reader::Reader::read(&file)["key"].len(), 200);
+}
+
+#[tokio::test]
+async fn snapshots_that_nobody_takes_are_bounded_and_end() {
+    let world = World::start().await;
+    for n in 0..600 {
+        world.put(&format!("k/{n}"), &"v".repeat(8000)).await;
+    }
+    let mut running = Vec::new();
+    for _ in 0..2 {
+        running.push(world.maintenance().snapshot(pb::SnapshotRequest {}).await.unwrap());
+    }
+    let third = world.maintenance().snapshot(pb::SnapshotRequest {}).await;
+    assert_eq!(said(third), "ResourceExhausted etcdserver: too many requests");
+    drop(running);
+    // Their places are free again once the threads that read for them have seen it.
+    soon("room", async {
+        while world.maintenance().snapshot(pb::SnapshotRequest {}).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
