@@ -7,7 +7,7 @@ use buttress_coordination::edge::etcd;
 use buttress_core::{Cluster, Code, Error, Ledger, Stream};
 use buttress_engine::WasmEngine;
 use buttress_events::{http as events_http, ingest, kafka, mqtt};
-use buttress_functions::{Deps as FunctionsDeps, FunctionsPlane};
+use buttress_functions::{Deps as FunctionsDeps, FunctionsPlane, Home};
 use tokio::{io::AsyncReadExt, net::TcpListener, sync::watch};
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     dev::{interrupted, seed},
     etcd::NodeAdmin,
-    http::Http,
+    http::{Http, OwnLog},
     logging,
     members::MembersHttp,
     metrics::{Metrics, process_metrics},
@@ -73,7 +73,7 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
     })?;
     let functions = FunctionsPlane::start(FunctionsDeps {
         ledger: ledger.clone(),
-        stream: stream.clone(),
+        homes: vec![Home { records: ledger.clone(), stream: stream.clone(), claims: None }],
         cluster: cluster.clone(),
         engine: Arc::new(engine),
         shutdown: shutdown.clone(),
@@ -140,10 +140,12 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
         events,
         functions: functions.http(),
         cluster: cluster.clone(),
-        node: node.clone(),
-        backups: Backups::new(node.clone()),
-        nurse,
-        members: MembersHttp { node: node.clone(), insecure: config.node.insecure },
+        own: Some(OwnLog {
+            members: MembersHttp { node: node.clone(), insecure: config.node.insecure },
+            node: node.clone(),
+            backups: Backups::new(node.clone()),
+            nurse,
+        }),
         metrics,
     });
 
@@ -201,7 +203,7 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
     running.await.map_err(|error| Error::new(Code::STOPPED, error.to_string()))?
 }
 
-async fn bind(address: &str) -> Result<TcpListener, Error> {
+pub(crate) async fn bind(address: &str) -> Result<TcpListener, Error> {
     let parsed: SocketAddr =
         address.parse().map_err(|_| Error::new(Code::CONFIG, format!("\"{address}\" is not IP:PORT")))?;
     TcpListener::bind(parsed).await.map_err(|error| {
@@ -212,7 +214,7 @@ async fn bind(address: &str) -> Result<TcpListener, Error> {
 }
 
 /// Returns when standard input ends: then the process that started us is gone or wants us to stop.
-async fn parent_gone() {
+pub(crate) async fn parent_gone() {
     let mut stdin = tokio::io::stdin();
     let mut scratch = [0u8; 64];
     while stdin.read(&mut scratch).await.is_ok_and(|read| read > 0) {}

@@ -31,6 +31,8 @@ pub enum Command {
     Dev(DevArgs),
     /// Run one node.
     Serve(ServeArgs),
+    /// Run functions on the Kafka and the etcd that you have, without a log of our own.
+    Host(crate::engines::host::HostArgs),
     /// Create, list and describe topics.
     #[command(subcommand)]
     Topic(TopicCommand),
