@@ -15,6 +15,12 @@ use crate::{
     cli::args::ServeArgs,
     config::Config,
     dev::{interrupted, seed},
+    engines::{
+        self, HOLD_TTL_DEFAULT, KafkaPlace,
+        book::Book,
+        edge::KafkaTopics,
+        hosts::{Host, Hosts},
+    },
     etcd::NodeAdmin,
     http::{Http, OwnLog},
     logging,
@@ -71,9 +77,22 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
         cache_dir: Some(config.node.data_dir.join("components")),
         ..buttress_engine::Options::default()
     })?;
+    let mut homes = vec![Home { records: ledger.clone(), stream: stream.clone(), claims: None }];
+    let mut elsewhere = None;
+    if let Some(engines) = &config.engines {
+        // It need not be there yet: the node's own log does not wait for it.
+        let place = KafkaPlace { bootstrap: engines.kafka.clone(), namespace: engines.namespace.clone() };
+        let kafka = Arc::new(place.open()?);
+        let me =
+            Host { id: member.id, name: member.name.clone(), http: member.http.clone(), mqtt: member.mqtt.clone() };
+        let hosts = Hosts::start(ledger.clone(), me, HOLD_TTL_DEFAULT, shutdown.clone());
+        let book = Book::start(ledger.clone(), kafka.clone(), shutdown.clone());
+        homes.push(engines::home(&kafka, &hosts));
+        elsewhere = Some(Arc::new(KafkaTopics { kafka, book }));
+    }
     let functions = FunctionsPlane::start(FunctionsDeps {
         ledger: ledger.clone(),
-        homes: vec![Home { records: ledger.clone(), stream: stream.clone(), claims: None }],
+        homes,
         cluster: cluster.clone(),
         engine: Arc::new(engine),
         shutdown: shutdown.clone(),
@@ -84,10 +103,14 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
     let ingest = ingest::Ingest::new(deps, ingest::Options::default());
     tokio::spawn(ingest.clone().run());
     let broker = mqtt::Broker::new(ingest.clone(), mqtt::Options::default());
-    let events = Arc::new(events_http::EventsHttp::new(
+    let mut events = events_http::EventsHttp::new(
         ingest.clone(),
         events_http::Options { default_topic: config.events.default_topic.clone(), ..events_http::Options::default() },
-    ));
+    );
+    if let Some(elsewhere) = &elsewhere {
+        events = events.with_elsewhere(elsewhere.clone());
+    }
+    let events = Arc::new(events);
     let kafka_counters = Arc::new(kafka::Counters::default());
 
     let mut metrics = Metrics::default();
@@ -112,6 +135,9 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
         let functions = functions.clone();
         move |out| functions.metrics(out)
     });
+    if let Some(elsewhere) = elsewhere {
+        metrics.add(move |out| elsewhere.kafka.metrics(out));
+    }
     let nurse = Arc::new(Nurse::new(node.clone(), config.node.data_dir.clone()));
     metrics.add({
         let nurse = nurse.clone();

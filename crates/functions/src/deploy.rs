@@ -391,14 +391,16 @@ impl Deployer {
         // Read after the change: a function that is deployed later is claimed later, and finds the new generation.
         let range = KeyRange::prefix(FUNCTIONS_PREFIX);
         let all = self.ledger.read(range, crate::catalogue::RESOURCES_MAX, Consistency::Linearizable).await?;
+        let mut judged_in = vec![self.homes.first().engine()];
         for kv in &all.kvs {
             let function: FunctionSpec = parse(kv)?.spec;
             if function.grants.models.contains(&spec.name) {
-                self.fence(&function).await?;
+                judged_in.extend(self.fence(&function).await?);
             }
         }
         let mut offset = None;
-        for home in self.homes.all().iter().filter(|home| home.claims.is_some()) {
+        let asks = |home: &&Home| home.claims.is_some() && judged_in.contains(&home.engine());
+        for home in self.homes.all().iter().filter(asks) {
             let audit = ensure_audit(home).await?;
             let from = spec.history.first().map(|earlier| earlier.generation);
             let now_ms = self.cluster.now().0;
@@ -413,14 +415,15 @@ impl Deployer {
         Ok(offset)
     }
 
-    /// Nothing of this function that was claimed before this is committed after it.
-    async fn fence(&self, spec: &FunctionSpec) -> Result<(), Error> {
-        let Some(trigger) = &spec.trigger else { return Ok(()) };
-        let Some((home, view)) = self.homes.find(&trigger.topic).await? else { return Ok(()) };
-        let Some(claims) = &home.claims else { return Ok(()) };
+    /// Nothing of this function that was claimed before this is committed after it. Gives the engine whose claims those were.
+    async fn fence(&self, spec: &FunctionSpec) -> Result<Option<&'static str>, Error> {
+        let Some(trigger) = &spec.trigger else { return Ok(None) };
+        let Some((home, view)) = self.homes.find(&trigger.topic).await? else { return Ok(None) };
+        let Some(claims) = &home.claims else { return Ok(None) };
         let group = group(&spec.name);
         let fences = view.partitions.iter().map(|partition| claims.fence(&group, partition.log));
-        futures::future::try_join_all(fences).await.map(drop)
+        futures::future::try_join_all(fences).await?;
+        Ok(Some(claims.engine()))
     }
 
     async fn read<S: DeserializeOwned>(&self, key: &Bytes) -> Result<Option<Stored<S>>, Error> {

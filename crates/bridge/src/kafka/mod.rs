@@ -164,6 +164,16 @@ impl Kafka {
     /// # Errors
     /// `CONFIG` for options that cannot be used, `UNREACHABLE`, `UNSUPPORTED` for a Kafka that is too old.
     pub async fn connect(options: Options) -> Result<Self, Error> {
+        let kafka = Self::open(options)?;
+        kafka.refresh().await?;
+        Ok(kafka)
+    }
+
+    /// As [`Kafka::connect`], for one that need not be there yet. Must be called on a runtime.
+    ///
+    /// # Errors
+    /// `CONFIG` for options that cannot be used.
+    pub fn open(options: Options) -> Result<Self, Error> {
         if options.topics.len() > TOPICS_MAX {
             return Err(Error::new(
                 Code::CONFIG,
@@ -183,7 +193,6 @@ impl Kafka {
             plain: tokio::sync::Mutex::new(None),
             name: u64::from_be_bytes(random),
         });
-        inner.refresh().await?;
         let weak = Arc::downgrade(&inner);
         let refresher = tokio::spawn(async move {
             loop {

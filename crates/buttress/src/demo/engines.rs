@@ -69,7 +69,8 @@ impl Engines {
     pub async fn clean(&self) -> anyhow::Result<usize> {
         anyhow::ensure!(!self.namespace.is_empty(), "without a namespace everything would be deleted");
         let etcd = self.ledger().await?;
-        let delete = TxnOp::Delete(DeleteOp { range: KeyRange::prefix(""), prev_kv: false });
+        // The bridge's own keys hang on leases that end by themselves.
+        let delete = TxnOp::Delete(DeleteOp { range: KeyRange::prefix("/buttress/"), prev_kv: false });
         let all = Txn { success: vec![delete], ..Txn::default() };
         etcd.submit(Entry { txn: Some(all), ..Entry::default() }).await.map_err(SubmitError::into_error)?;
         let kafka = self.place().connect().await?;

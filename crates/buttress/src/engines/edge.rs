@@ -13,6 +13,7 @@ use buttress_core::{
     entry::TopicSettings,
     ledger::{Fetched, KeyValues, LeaseView, TopicView, Watch},
 };
+use buttress_events::http::Elsewhere;
 use buttress_functions::resource::TopicSpec;
 use bytes::Bytes;
 
@@ -197,6 +198,55 @@ impl Ledger for HostLedger {
 
     fn scope(&self) -> Scope {
         Scope::Keys
+    }
+}
+
+/// Topics of a node that lie in a Kafka.
+pub struct KafkaTopics {
+    pub kafka: Arc<Kafka>,
+    pub book: Arc<Book>,
+}
+
+impl Elsewhere for KafkaTopics {
+    fn engine(&self) -> &'static str {
+        "kafka"
+    }
+
+    fn create<'a>(
+        &'a self,
+        name: &'a str,
+        partitions: u32,
+        settings: &'a TopicSettings,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            if settings.sequence_fields.is_some() {
+                let error = Error::new(
+                    Code::UNSUPPORTED,
+                    "a node takes no records for topics of a Kafka, so it knows no devices",
+                );
+                return Err(error.hint("leave --sequence out; or let devices send to a host (buttress host), or to a topic of the node's own log"));
+            }
+            create(&self.kafka, &self.book, name, partitions, settings).await.map(drop).map_err(SubmitError::into_error)
+        })
+    }
+
+    fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<bool, Error>> {
+        Box::pin(async move {
+            if self.book.spec(name).is_none() {
+                return Ok(false);
+            }
+            delete(&self.kafka, &self.book, name).await.map_err(SubmitError::into_error)?;
+            Ok(true)
+        })
+    }
+
+    fn topic(&self, name: &str) -> Option<TopicView> {
+        self.book.spec(name)?;
+        self.kafka.topic(name)
+    }
+
+    fn topics(&self) -> Vec<TopicView> {
+        self.kafka.topics().into_iter().filter(|view| self.book.spec(&view.name).is_some()).collect()
     }
 }
 

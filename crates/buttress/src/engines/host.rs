@@ -238,10 +238,13 @@ async fn serve(args: &HostArgs) -> Result<(), Error> {
     let ingest = ingest::Ingest::new(deps, ingest::Options { sequences_behind: true, ..ingest::Options::default() });
     tokio::spawn(ingest.clone().run());
     let broker = mqtt::Broker::new(ingest.clone(), mqtt::Options::default());
-    let events = Arc::new(events_http::EventsHttp::new(
-        ingest.clone(),
-        events_http::Options { default_topic: args.default_topic.clone(), ..events_http::Options::default() },
-    ));
+    let events = Arc::new(
+        events_http::EventsHttp::new(
+            ingest.clone(),
+            events_http::Options { default_topic: args.default_topic.clone(), ..events_http::Options::default() },
+        )
+        .on_engine("kafka"),
+    );
     let moved = Arc::new(intake::Counters::default());
     let claims = Arc::new(KafkaClaims { kafka: kafka.clone(), hosts: hosts.clone() });
     let intakes = tokio::spawn(lead_intakes(book.changes(), kafka.clone(), claims, moved.clone(), shutdown.clone()));

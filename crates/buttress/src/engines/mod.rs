@@ -28,16 +28,25 @@ pub struct KafkaPlace {
 }
 
 impl KafkaPlace {
-    /// # Errors
-    /// As [`Kafka::connect`].
-    pub async fn connect(&self) -> Result<Kafka, Error> {
+    fn options(&self) -> buttress_bridge::kafka::Options {
         let ours = self.namespace.trim_end_matches(['.', '-', '_']);
-        Kafka::connect(buttress_bridge::kafka::Options {
+        buttress_bridge::kafka::Options {
             prefix: if ours.is_empty() { "buttress".into() } else { ours.to_owned() },
             namespace: self.namespace.clone(),
             ..buttress_bridge::kafka::Options::new(self.bootstrap.iter().cloned())
-        })
-        .await
+        }
+    }
+
+    /// # Errors
+    /// As [`Kafka::connect`].
+    pub async fn connect(&self) -> Result<Kafka, Error> {
+        Kafka::connect(self.options()).await
+    }
+
+    /// # Errors
+    /// As [`Kafka::open`].
+    pub fn open(&self) -> Result<Kafka, Error> {
+        Kafka::open(self.options())
     }
 }
 
