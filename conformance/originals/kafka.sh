@@ -9,8 +9,20 @@
 #   KAFKA_SECURE=DIR            PEM files ca.pem and server.pem (the key, then the certificate): PORT + 2 takes users over TLS
 #                               (alice may do everything, mallory nothing; the password is the name and -secret), PORT + 3
 #                               takes certificates of the same authority (CN=client may do everything)
-# usage: kafka.sh DIR PORT
+# With --restart a broker that runs is stopped by a signal (KILL unless another is named) and started again on its data; the
+# command returns when it serves.
+# usage: kafka.sh DIR PORT | kafka.sh --restart DIR [SIGNAL]
 source "$(dirname "$0")/../lib.sh"
+if [ "$1" = --restart ]; then
+    dir=$2
+    before=$(cat "$dir/broker.pid") || fail "no broker runs in $dir" "start it first: kafka.sh $dir PORT"
+    rm -f "$dir/serves"
+    touch "$dir/restart"
+    kill "-${3:-KILL}" "$before"
+    again() { [ -e "$dir/serves" ]; }
+    until_true 120 again || { tail -20 "$dir/kafka.log" >&2; fail "Kafka does not come up again" "its last lines are above"; }
+    exit
+fi
 need java "apt-get install default-jre-headless (17 or newer)"
 maven_jars "$here/originals/kafka" kafka-jars
 [ "$1" = --install ] && exit
@@ -72,13 +84,25 @@ run=(java -Xms256m -Xmx512m -XX:+UseG1GC "-Dlog4j2.configurationFile=$dir/log4j2
 [ -e "$dir/data/meta.properties" ] || "${run[@]}" kafka.tools.StorageTool format --standalone --cluster-id Y29uZm9ybWFuY2UtMTIzNA --config "$dir/server.properties" "${scram[@]}" >"$dir/format.log" 2>&1 ||
     { cat "$dir/format.log" >&2; fail "Kafka's storage cannot be formatted" "the lines above say why"; }
 trap 'trap - EXIT TERM INT; kill $(jobs -p) 2>/dev/null || true; wait || true' EXIT TERM INT
-"${run[@]}" kafka.Kafka "$dir/server.properties" >>"$dir/kafka.log" 2>&1 &
-broker=$!
+start() {
+    "${run[@]}" kafka.Kafka "$dir/server.properties" >>"$dir/kafka.log" 2>&1 &
+    broker=$!
+    echo "$broker" >"$dir/broker.pid"
+}
+rm -f "$dir/restart" "$dir/serves"
+start
 serves() { kill -0 "$broker" 2>/dev/null && (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; }
 until_true 90 serves || { tail -20 "$dir/kafka.log" >&2; fail "Kafka does not come up" "its last lines are above; is a port in use?"; }
 printf '{"bootstrap":"127.0.0.1:%s","pid":%s}\n' "$port" "$broker"
 # A parent that was killed sends no signal, so it is looked for.
-while kill -0 "$parent" 2>/dev/null && kill -0 "$broker" 2>/dev/null; do
+while kill -0 "$parent" 2>/dev/null; do
+    if ! kill -0 "$broker" 2>/dev/null; then
+        [ -e "$dir/restart" ] || break
+        rm -f "$dir/restart"
+        start
+        until_true 90 serves || break
+        touch "$dir/serves"
+    fi
     sleep 0.5 &
-    wait $!
+    wait $! || true
 done

@@ -90,6 +90,7 @@ impl LocalCluster {
                 cluster: config::Cluster { id: cluster_id.to_owned() },
                 members: plans.iter().map(seen).collect(),
                 events: config::Events::default(),
+                engines: None,
             };
             let text = toml::to_string(&config).expect("a configuration is plain data");
             std::fs::write(config_path(dir, &plan.member.name), text).map_err(disk)?;
@@ -149,6 +150,7 @@ impl LocalCluster {
                 cluster: config::Cluster { id: cluster_id.to_owned() },
                 members: members.clone(),
                 events: config::Events::default(),
+                engines: None,
             };
             let text = toml::to_string(&config).expect("a configuration is plain data");
             std::fs::write(config_path(dir, &member.name), text).map_err(disk)?;
@@ -174,6 +176,22 @@ impl LocalCluster {
             children: Mutex::default(),
             _lock: lock,
         })
+    }
+
+    /// Lets topics lie in a Kafka of the user's, from the next start of each node on.
+    ///
+    /// # Errors
+    /// `CONFIG`, `DISK`.
+    pub fn use_kafka(&self, kafka: &[String]) -> Result<(), Error> {
+        for member in &self.members {
+            let path = config_path(&self.dir, &member.name);
+            let engines = config::Engines { kafka: kafka.to_vec(), namespace: String::new() };
+            let config = Config { engines: Some(engines), ..Config::load(&path)? };
+            let text = toml::to_string(&config).expect("a configuration is plain data");
+            std::fs::write(&path, text)
+                .map_err(|error| Error::new(Code::DISK, format!("cannot write \"{}\": {error}", path.display())))?;
+        }
+        Ok(())
     }
 
     /// Lets a node join through one that runs, and starts it. A later run takes it up with the others.

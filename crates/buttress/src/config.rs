@@ -17,6 +17,9 @@ pub struct Config {
     pub members: Vec<MemberConfig>,
     #[serde(default)]
     pub events: Events,
+    /// Engines of the user's own, in which topics may lie.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engines: Option<Engines>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -70,6 +73,16 @@ impl Default for Events {
     }
 }
 
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Engines {
+    /// `HOST:PORT` of some brokers of a Kafka.
+    pub kafka: Vec<String>,
+    /// What our topics, groups and transactional ids begin with there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+}
+
 impl Config {
     /// Reads and checks a file.
     ///
@@ -120,6 +133,13 @@ impl Config {
                         "TLS and authentication are not served yet; set node.insecure = true to serve it in the clear",
                     ));
                 }
+            }
+        }
+        if let Some(engines) = &self.engines {
+            crate::engines::check_namespace(&engines.namespace)?;
+            if engines.kafka.is_empty() {
+                return Err(Error::new(Code::CONFIG, "engines.kafka names no broker")
+                    .hint(r#"kafka = ["10.0.0.1:9092"], or leave the section out"#));
             }
         }
         self.node_config().validate()

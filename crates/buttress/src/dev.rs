@@ -28,6 +28,9 @@ async fn dev(args: &DevArgs) -> Answer {
         None => (scratch_dir("dev")?, true),
     };
     let cluster = LocalCluster::lay_out(&dir, args.nodes.into(), &format!("dev-{:08x}", seed()? as u32), seed()?)?;
+    if !args.kafka.is_empty() {
+        cluster.use_kafka(&args.kafka)?;
+    }
     if let Some(file) = &args.restore
         && let Err(error) = cluster.restore(file)
     {

@@ -51,11 +51,46 @@ pub struct Http {
     pub events: Arc<EventsHttp>,
     pub functions: Arc<FunctionsHttp>,
     pub cluster: Arc<dyn Cluster>,
+    /// What only a process with a log of its own has.
+    pub own: Option<OwnLog>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// The paths about the node's log.
+pub struct OwnLog {
     pub members: MembersHttp,
     pub node: Arc<buttress_node::runtime::Handle>,
     pub backups: Backups,
     pub nurse: Arc<Nurse>,
-    pub metrics: Arc<Metrics>,
+}
+
+impl OwnLog {
+    async fn route(&self, method: &Method, path: &str, query: Option<&str>, body: &Bytes) -> Option<Response<Body>> {
+        if let Some(response) = self.members.route(method, path, body).await {
+            return Some(response);
+        }
+        let failed = |error: Error| failure(status_of(&error), &error);
+        match (method, path) {
+            (&Method::GET, "/v1/fingerprint") => Some(self.fingerprint().await),
+            (&Method::GET, "/v1/node") => Some(match self.nurse.look().await {
+                Ok(vitals) => json(StatusCode::OK, &serde_json::to_value(vitals).expect("vitals are plain data")),
+                Err(error) => failed(error),
+            }),
+            (&Method::GET, "/v1/backup") => Some(self.backups.answer(query).await.unwrap_or_else(failed)),
+            _ => None,
+        }
+    }
+
+    /// A hash over everything that this node has applied: nodes that name the same index must name the same hash.
+    async fn fingerprint(&self) -> Response<Body> {
+        match self.node.fingerprint().await {
+            Ok((index, hash)) => {
+                let told = serde_json::json!({"index": index.0, "fingerprint": format!("{hash:016x}")});
+                json(StatusCode::OK, &told)
+            }
+            Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &error),
+        }
+    }
 }
 
 impl Http {
@@ -135,24 +170,10 @@ impl Http {
         if let Some(response) = self.own(&head.method, head.uri.path()) {
             return response;
         }
-        if let Some(response) = self.members.route(&head.method, head.uri.path(), &body).await {
+        if let Some(own) = &self.own
+            && let Some(response) = own.route(&head.method, head.uri.path(), head.uri.query(), &body).await
+        {
             return response;
-        }
-        if head.uri.path() == "/v1/fingerprint" && head.method == Method::GET {
-            return self.fingerprint().await;
-        }
-        if head.uri.path() == "/v1/node" && head.method == Method::GET {
-            return match self.nurse.look().await {
-                Ok(vitals) => json(StatusCode::OK, &serde_json::to_value(vitals).expect("vitals are plain data")),
-                Err(error) => failure(status_of(&error), &error),
-            };
-        }
-        if head.uri.path() == "/v1/backup" && head.method == Method::GET {
-            return self
-                .backups
-                .answer(head.uri.query())
-                .await
-                .unwrap_or_else(|error| failure(status_of(&error), &error));
         }
         let request = Request::from_parts(head, body);
         match self.events.watch(&request).await {
@@ -174,17 +195,6 @@ impl Http {
         }
         let error = Error::new(Code::NOT_FOUND, format!("nothing is served at {what}"));
         failure(StatusCode::NOT_FOUND, &error.hint("docs/reference/http.md lists every path"))
-    }
-
-    /// A hash over everything that this node has applied: nodes that name the same index must name the same hash.
-    async fn fingerprint(&self) -> Response<Body> {
-        match self.node.fingerprint().await {
-            Ok((index, hash)) => {
-                let told = serde_json::json!({"index": index.0, "fingerprint": format!("{hash:016x}")});
-                json(StatusCode::OK, &told)
-            }
-            Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &error),
-        }
     }
 
     fn own(&self, method: &Method, path: &str) -> Option<Response<Body>> {

@@ -13,6 +13,7 @@ pub mod config;
 pub mod demo;
 pub mod dev;
 pub mod doctor;
+pub mod engines;
 mod etcd;
 mod http;
 pub mod locks;

@@ -7,7 +7,7 @@ use buttress_coordination::edge::etcd;
 use buttress_core::{Cluster, Code, Error, Ledger, Stream};
 use buttress_engine::WasmEngine;
 use buttress_events::{http as events_http, ingest, kafka, mqtt};
-use buttress_functions::{Deps as FunctionsDeps, FunctionsPlane};
+use buttress_functions::{Deps as FunctionsDeps, FunctionsPlane, Home};
 use tokio::{io::AsyncReadExt, net::TcpListener, sync::watch};
 
 use crate::{
@@ -15,8 +15,14 @@ use crate::{
     cli::args::ServeArgs,
     config::Config,
     dev::{interrupted, seed},
+    engines::{
+        self, HOLD_TTL_DEFAULT, KafkaPlace,
+        book::Book,
+        edge::KafkaTopics,
+        hosts::{Host, Hosts},
+    },
     etcd::NodeAdmin,
-    http::Http,
+    http::{Http, OwnLog},
     logging,
     members::MembersHttp,
     metrics::{Metrics, process_metrics},
@@ -71,9 +77,22 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
         cache_dir: Some(config.node.data_dir.join("components")),
         ..buttress_engine::Options::default()
     })?;
+    let mut homes = vec![Home { records: ledger.clone(), stream: stream.clone(), claims: None }];
+    let mut elsewhere = None;
+    if let Some(engines) = &config.engines {
+        // It need not be there yet: the node's own log does not wait for it.
+        let place = KafkaPlace { bootstrap: engines.kafka.clone(), namespace: engines.namespace.clone() };
+        let kafka = Arc::new(place.open()?);
+        let me =
+            Host { id: member.id, name: member.name.clone(), http: member.http.clone(), mqtt: member.mqtt.clone() };
+        let hosts = Hosts::start(ledger.clone(), me, HOLD_TTL_DEFAULT, shutdown.clone());
+        let book = Book::start(ledger.clone(), kafka.clone(), shutdown.clone());
+        homes.push(engines::home(&kafka, &hosts));
+        elsewhere = Some(Arc::new(KafkaTopics { kafka, book }));
+    }
     let functions = FunctionsPlane::start(FunctionsDeps {
         ledger: ledger.clone(),
-        stream: stream.clone(),
+        homes,
         cluster: cluster.clone(),
         engine: Arc::new(engine),
         shutdown: shutdown.clone(),
@@ -84,10 +103,14 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
     let ingest = ingest::Ingest::new(deps, ingest::Options::default());
     tokio::spawn(ingest.clone().run());
     let broker = mqtt::Broker::new(ingest.clone(), mqtt::Options::default());
-    let events = Arc::new(events_http::EventsHttp::new(
+    let mut events = events_http::EventsHttp::new(
         ingest.clone(),
         events_http::Options { default_topic: config.events.default_topic.clone(), ..events_http::Options::default() },
-    ));
+    );
+    if let Some(elsewhere) = &elsewhere {
+        events = events.with_elsewhere(elsewhere.clone());
+    }
+    let events = Arc::new(events);
     let kafka_counters = Arc::new(kafka::Counters::default());
 
     let mut metrics = Metrics::default();
@@ -112,6 +135,9 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
         let functions = functions.clone();
         move |out| functions.metrics(out)
     });
+    if let Some(elsewhere) = elsewhere {
+        metrics.add(move |out| elsewhere.kafka.metrics(out));
+    }
     let nurse = Arc::new(Nurse::new(node.clone(), config.node.data_dir.clone()));
     metrics.add({
         let nurse = nurse.clone();
@@ -140,10 +166,12 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
         events,
         functions: functions.http(),
         cluster: cluster.clone(),
-        node: node.clone(),
-        backups: Backups::new(node.clone()),
-        nurse,
-        members: MembersHttp { node: node.clone(), insecure: config.node.insecure },
+        own: Some(OwnLog {
+            members: MembersHttp { node: node.clone(), insecure: config.node.insecure },
+            node: node.clone(),
+            backups: Backups::new(node.clone()),
+            nurse,
+        }),
         metrics,
     });
 
@@ -201,7 +229,7 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
     running.await.map_err(|error| Error::new(Code::STOPPED, error.to_string()))?
 }
 
-async fn bind(address: &str) -> Result<TcpListener, Error> {
+pub(crate) async fn bind(address: &str) -> Result<TcpListener, Error> {
     let parsed: SocketAddr =
         address.parse().map_err(|_| Error::new(Code::CONFIG, format!("\"{address}\" is not IP:PORT")))?;
     TcpListener::bind(parsed).await.map_err(|error| {
@@ -212,7 +240,7 @@ async fn bind(address: &str) -> Result<TcpListener, Error> {
 }
 
 /// Returns when standard input ends: then the process that started us is gone or wants us to stop.
-async fn parent_gone() {
+pub(crate) async fn parent_gone() {
     let mut stdin = tokio::io::stdin();
     let mut scratch = [0u8; 64];
     while stdin.read(&mut scratch).await.is_ok_and(|read| read > 0) {}

@@ -7,6 +7,7 @@
 //! [`Receipt`] or a [`Refusal`].
 
 mod bytes_debug;
+pub mod claims;
 pub mod codec;
 pub mod entry;
 pub mod error;
@@ -23,6 +24,7 @@ pub mod receipt;
 pub mod store;
 pub mod txn;
 
+pub use claims::{Claimed, Claims, Seat};
 pub use codec::{DecodeError, Reader, Writer};
 pub use entry::{
     Append, Cursor, Entry, Forget, Guard, KeyRange, LeaseChange, Put, RequestId, Sequence, StatePut, Timer, TopicChange,

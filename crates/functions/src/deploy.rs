@@ -2,11 +2,16 @@
 //! is compiled, a model is loaded. Then the blob is stored, missing topics are created, and one guarded entry makes the
 //! change. So a refused deploy changes nothing that anybody sees, and of two concurrent ones both are applied, one after
 //! the other, each under a version of its own.
+//!
+//! Where records lie in an engine of the user's, a change has a second half: the partitions that may still use what was
+//! there before are fenced ([`buttress_core::claims`]), then a model's marker is appended to the audit topic. Until both are
+//! done a key under `/buttress/owed/`, put with the change, says so: whoever asks for the same again finishes it.
 
 use std::sync::Arc;
 
 use buttress_core::{
-    Cluster, Code, Consistency, Engine, Entry, Error, Guard, KeyRange, Ledger, Refusal, Revision, Stream, SubmitError,
+    Append, Cluster, Code, Consistency, Cursor, Engine, Entry, Error, Guard, KeyRange, Ledger, LogId, Offset, Refusal,
+    Revision, StatePut, SubmitError,
     entry::{Put, TopicSettings},
     ledger::KeyValue,
     receipt::AppendOutcome,
@@ -17,12 +22,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     blob,
     catalogue::blocking,
+    home::{Home, Homes},
     plan,
     resource::{
         AUDIT_RETENTION_BYTES, AUDIT_TOPIC, FUNCTIONS_PREFIX, FunctionSpec, MODEL_BYTES_MAX, Manifest, ModelSpec,
-        Stored, check_name, dead_letter_topic, function_key, model_key,
+        Stored, check_name, dead_letter_topic, function_key, group, model_key, owed_key, state_space,
     },
-    topics,
 };
 
 /// How often a change starts over because another came between.
@@ -31,7 +36,7 @@ const RACES_MAX: usize = 8;
 /// Writes resources.
 pub struct Deployer {
     pub ledger: Arc<dyn Ledger>,
-    pub stream: Arc<dyn Stream>,
+    pub homes: Homes,
     pub cluster: Arc<dyn Cluster>,
     pub engine: Arc<dyn Engine>,
 }
@@ -91,15 +96,7 @@ impl Deployer {
             }
         };
         self.check_routes(name, &manifest).await?;
-        if let Some(trigger) = &manifest.trigger
-            && self.stream.topic(&trigger.topic).is_none()
-        {
-            return Err(Error::new(
-                Code::TOPIC_UNKNOWN,
-                format!("the trigger's topic '{}' does not exist", trigger.topic),
-            )
-            .hint(format!("create it first: buttress topic create {}", trigger.topic)));
-        }
+        let home = self.home(name, &manifest).await?;
         let (grants, limits) = ((&manifest.grants).into(), (&manifest.limits).into());
         let engine = self.engine.clone();
         let bytes = component.clone();
@@ -127,11 +124,11 @@ impl Deployer {
             }
         }
         if manifest.trigger.is_some() {
-            self.ensure_audit().await?;
-            self.ensure(&dead_letter_topic(name), 1).await?;
+            ensure_audit(&home).await?;
+            home.ensure(&dead_letter_topic(name), 1, TopicSettings::default()).await?;
         }
         for topic in &manifest.grants.topics {
-            self.ensure(topic, manifest.output_partitions).await?;
+            home.ensure(topic, manifest.output_partitions, TopicSettings::default()).await?;
         }
 
         for _ in 0..RACES_MAX {
@@ -140,6 +137,7 @@ impl Deployer {
             let spec =
                 manifest.clone().into_spec(name, version, digest.clone(), component.len() as u64, self.cluster.now().0);
             if let Some(before) = before.as_ref().filter(|b| b.spec.same_as(&spec)) {
+                self.fence_function(&before.spec).await?;
                 return Ok(Deployed {
                     name: name.to_owned(),
                     version: before.spec.version,
@@ -149,9 +147,14 @@ impl Deployer {
                     warnings,
                 });
             }
-            let entry = replace(function_key(name), before.map(|b| b.revision), Some(json(&spec)));
+            let mut entry = replace(function_key(name), before.as_ref().map(|b| b.revision), Some(json(&spec)));
+            let owes = before.as_ref().map(|before| &before.spec);
+            self.owe(&mut entry, owes).await?;
             match self.ledger.submit(entry).await {
                 Ok(receipt) => {
+                    if let Some(before) = owes {
+                        self.fence_function(before).await?;
+                    }
                     tracing::info!(
                         plane = "functions",
                         function = name,
@@ -183,8 +186,11 @@ impl Deployer {
         check_name("function", name)?;
         for _ in 0..RACES_MAX {
             let before = self.read::<FunctionSpec>(&function_key(name)).await?.ok_or_else(|| unknown_function(name))?;
-            match self.ledger.submit(replace(function_key(name), Some(before.revision), None)).await {
+            let mut entry = replace(function_key(name), Some(before.revision), None);
+            self.owe(&mut entry, Some(&before.spec)).await?;
+            match self.ledger.submit(entry).await {
                 Ok(receipt) => {
+                    self.fence_function(&before.spec).await?;
                     tracing::info!(
                         plane = "functions",
                         function = name,
@@ -215,16 +221,21 @@ impl Deployer {
         let content = bytes.clone();
         let model = blocking(move || engine.load_model(&content)).await?;
         let digest = blob::put(&*self.ledger, &bytes).await?;
-        let audit = self.ensure_audit().await?;
+        // The marker is part of the change where one commit holds both.
+        let audit = match self.homes.all().iter().find(|home| home.claims.is_none()) {
+            Some(home) => Some(ensure_audit(home).await?),
+            None => None,
+        };
         for _ in 0..RACES_MAX {
             let before = self.read::<ModelSpec>(&model_key(name)).await?;
             if let Some(before) = before.as_ref().filter(|b| b.spec.digest == digest) {
+                let audit_offset = self.fence_model(&before.spec).await?;
                 return Ok(Pushed {
                     name: name.to_owned(),
                     generation: before.spec.generation,
                     digest,
                     revision: before.revision.0,
-                    audit_offset: None,
+                    audit_offset,
                     unchanged: true,
                 });
             }
@@ -241,9 +252,13 @@ impl Deployer {
                 history: before.as_ref().map_or(Vec::new(), |b| b.spec.history_with_current()),
             };
             let mut entry = replace(model_key(name), before.map(|b| b.revision), Some(json(&spec)));
-            entry.appends.push(plan::model_pushed(audit, name, from, generation, &digest, now_ms));
+            entry.appends.extend(audit.map(|log| plan::model_pushed(log, name, from, generation, &digest, now_ms)));
+            if self.homes.all().iter().any(|home| home.claims.is_some()) {
+                entry.puts.push(owed(&model_key(name)));
+            }
             match self.ledger.submit(entry).await {
                 Ok(receipt) => {
+                    let marker = self.fence_model(&spec).await?;
                     tracing::info!(
                         plane = "functions",
                         model = name,
@@ -253,7 +268,7 @@ impl Deployer {
                     );
                     let audit_offset = match receipt.appends.first() {
                         Some(AppendOutcome::Appended { base_offset }) => Some(base_offset.0),
-                        _ => None,
+                        _ => marker,
                     };
                     return Ok(Pushed {
                         name: name.to_owned(),
@@ -304,14 +319,111 @@ impl Deployer {
         Ok(())
     }
 
-    async fn ensure_audit(&self) -> Result<buttress_core::LogId, Error> {
-        let settings = TopicSettings { retention_bytes: Some(AUDIT_RETENTION_BYTES), ..TopicSettings::default() };
-        let view = topics::ensure(&*self.ledger, &*self.stream, AUDIT_TOPIC, 1, settings).await?;
-        Ok(view.partitions[0].log)
+    /// Where the function's records lie: all of them in one place, which can hold what it does.
+    async fn home(&self, name: &str, manifest: &Manifest) -> Result<Home, Error> {
+        let Some(trigger) = &manifest.trigger else { return Ok(self.homes.first().clone()) };
+        let (home, view) = self.homes.find(&trigger.topic).await?.ok_or_else(|| {
+            Error::new(Code::TOPIC_UNKNOWN, format!("the trigger's topic '{}' does not exist", trigger.topic))
+                .hint(format!("create it first: buttress topic create {}", trigger.topic))
+        })?;
+        for topic in &manifest.grants.topics {
+            let other = match self.homes.of(topic) {
+                Some((other, _)) => Some(other),
+                None => self.homes.chosen(topic).await?,
+            };
+            if let Some(other) = other.filter(|other| other.engine() != home.engine()) {
+                let message = format!(
+                    "function '{name}' would read '{}' ({}) and write '{topic}' ({}) in one commit, which no engine can hold",
+                    trigger.topic,
+                    home.engine(),
+                    other.engine()
+                );
+                return Err(Error::new(Code::UNSUPPORTED, message).hint(format!(
+                    "let both topics lie in one engine: buttress topic create NAME --engine {}",
+                    home.engine()
+                )));
+            }
+        }
+        if let Some(claims) = &home.claims {
+            let log = view.partitions.first().map_or(LogId(0), |partition| partition.log);
+            claims.check(&specimen(name, manifest, log))?;
+        }
+        Ok(home.clone())
     }
 
-    async fn ensure(&self, topic: &str, partitions: u32) -> Result<(), Error> {
-        topics::ensure(&*self.ledger, &*self.stream, topic, partitions, TopicSettings::default()).await.map(drop)
+    /// Lets the entry that replaces a function say that its partitions are to be fenced, where they are claimed.
+    async fn owe(&self, entry: &mut Entry, before: Option<&FunctionSpec>) -> Result<(), Error> {
+        let Some((spec, trigger)) = before.and_then(|spec| Some((spec, spec.trigger.as_ref()?))) else { return Ok(()) };
+        if self.homes.find(&trigger.topic).await?.is_some_and(|(home, _)| home.claims.is_some()) {
+            entry.puts.push(owed(&function_key(&spec.name)));
+        }
+        Ok(())
+    }
+
+    async fn is_owed(&self, resource: &Bytes) -> Result<Option<Revision>, Error> {
+        if self.homes.all().iter().all(|home| home.claims.is_none()) {
+            return Ok(None);
+        }
+        let found = self.ledger.read(KeyRange::key(owed_key(resource)), 1, Consistency::Linearizable).await?;
+        Ok(found.kvs.first().map(|kv| kv.mod_revision))
+    }
+
+    /// Takes the debt away, unless a later change has made a new one.
+    async fn paid(&self, resource: &Bytes, revision: Revision) -> Result<(), Error> {
+        match self.ledger.submit(replace(owed_key(resource), Some(revision), None)).await {
+            Ok(_) | Err(SubmitError::Refused(Refusal::Guard { .. })) => Ok(()),
+            Err(error) => Err(error.into_error()),
+        }
+    }
+
+    /// Fences the partitions of a function that was changed, if that is owed.
+    async fn fence_function(&self, spec: &FunctionSpec) -> Result<(), Error> {
+        let key = function_key(&spec.name);
+        let Some(revision) = self.is_owed(&key).await? else { return Ok(()) };
+        self.fence(spec).await?;
+        self.paid(&key, revision).await
+    }
+
+    /// Fences the partitions of all functions that may ask a model that was changed, and appends its marker behind them.
+    async fn fence_model(&self, spec: &ModelSpec) -> Result<Option<i64>, Error> {
+        let key = model_key(&spec.name);
+        let Some(revision) = self.is_owed(&key).await? else { return Ok(None) };
+        // Read after the change: a function that is deployed later is claimed later, and finds the new generation.
+        let range = KeyRange::prefix(FUNCTIONS_PREFIX);
+        let all = self.ledger.read(range, crate::catalogue::RESOURCES_MAX, Consistency::Linearizable).await?;
+        let mut judged_in = vec![self.homes.first().engine()];
+        for kv in &all.kvs {
+            let function: FunctionSpec = parse(kv)?.spec;
+            if function.grants.models.contains(&spec.name) {
+                judged_in.extend(self.fence(&function).await?);
+            }
+        }
+        let mut offset = None;
+        let asks = |home: &&Home| home.claims.is_some() && judged_in.contains(&home.engine());
+        for home in self.homes.all().iter().filter(asks) {
+            let audit = ensure_audit(home).await?;
+            let from = spec.history.first().map(|earlier| earlier.generation);
+            let now_ms = self.cluster.now().0;
+            let marker = plan::model_pushed(audit, &spec.name, from, spec.generation, &spec.digest, now_ms);
+            let entry = Entry { appends: vec![marker], ..Entry::default() };
+            let receipt = home.records.submit(entry).await.map_err(SubmitError::into_error)?;
+            if let Some(AppendOutcome::Appended { base_offset }) = receipt.appends.first() {
+                offset = Some(base_offset.0);
+            }
+        }
+        self.paid(&key, revision).await?;
+        Ok(offset)
+    }
+
+    /// Nothing of this function that was claimed before this is committed after it. Gives the engine whose claims those were.
+    async fn fence(&self, spec: &FunctionSpec) -> Result<Option<&'static str>, Error> {
+        let Some(trigger) = &spec.trigger else { return Ok(None) };
+        let Some((home, view)) = self.homes.find(&trigger.topic).await? else { return Ok(None) };
+        let Some(claims) = &home.claims else { return Ok(None) };
+        let group = group(&spec.name);
+        let fences = view.partitions.iter().map(|partition| claims.fence(&group, partition.log));
+        futures::future::try_join_all(fences).await?;
+        Ok(Some(claims.engine()))
     }
 
     async fn read<S: DeserializeOwned>(&self, key: &Bytes) -> Result<Option<Stored<S>>, Error> {
@@ -326,6 +438,29 @@ fn parse<S: DeserializeOwned>(kv: &KeyValue) -> Result<Stored<S>, Error> {
             .hint("a newer version of this program may have written it; delete the key to start over")
     })?;
     Ok(Stored { spec, revision: kv.mod_revision })
+}
+
+async fn ensure_audit(home: &Home) -> Result<LogId, Error> {
+    let settings = TopicSettings { retention_bytes: Some(AUDIT_RETENTION_BYTES), ..TopicSettings::default() };
+    Ok(home.ensure(AUDIT_TOPIC, 1, settings).await?.partitions[0].log)
+}
+
+/// An entry of the kind that the function's batches will be.
+fn specimen(name: &str, manifest: &Manifest, log: LogId) -> Entry {
+    let group = group(name);
+    let append = Append { log, records: 1, max_timestamp_ms: 0, sequence: None, batch: Bytes::new() };
+    let row = StatePut { space: state_space(name, 0), key: Bytes::from_static(b"k"), value: None };
+    Entry {
+        guards: vec![Guard::Cursor { group: group.clone(), log, expected: None }],
+        state: manifest.grants.state.then_some(row).into_iter().collect(),
+        appends: (manifest.audit || !manifest.grants.topics.is_empty()).then_some(append).into_iter().collect(),
+        cursors: vec![Cursor { group, log, next: Offset(1), metadata: String::new() }],
+        ..Entry::default()
+    }
+}
+
+fn owed(resource: &Bytes) -> Put {
+    Put { key: owed_key(resource), value: Some(Bytes::new()), lease: None }
 }
 
 fn json(spec: &impl Serialize) -> Bytes {

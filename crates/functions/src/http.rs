@@ -26,7 +26,7 @@ use std::{
 };
 
 use buttress_core::{
-    Cluster, Code, Error, Guest, Stream,
+    Cluster, Code, Error, Guest,
     guest::{GuestLog, HttpAnswer, HttpCall, NamedModel},
 };
 use bytes::Bytes;
@@ -38,6 +38,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::{
     catalogue::{FunctionSlot, ModelSlot, Receiver, Serving, wait_for},
     deploy::{Deployer, unknown_function, unknown_model},
+    home::Homes,
     resource::{FunctionSpec, Manifest, group},
     stats::{Stats, lag, lock},
 };
@@ -89,7 +90,7 @@ pub struct FunctionsHttp {
     pub(crate) deployer: Deployer,
     pub(crate) catalogue: Receiver,
     pub(crate) stats: Arc<Stats>,
-    pub(crate) stream: Arc<dyn Stream>,
+    pub(crate) homes: Homes,
     pub(crate) cluster: Arc<dyn Cluster>,
     gates: Mutex<BTreeMap<String, Arc<Gate>>>,
 }
@@ -99,10 +100,10 @@ impl FunctionsHttp {
         deployer: Deployer,
         catalogue: Receiver,
         stats: Arc<Stats>,
-        stream: Arc<dyn Stream>,
+        homes: Homes,
         cluster: Arc<dyn Cluster>,
     ) -> Self {
-        Self { deployer, catalogue, stats, stream, cluster, gates: Mutex::default() }
+        Self { deployer, catalogue, stats, homes, cluster, gates: Mutex::default() }
     }
 
     /// Whether [`FunctionsHttp::route`] would answer this path. Saves a composition root from cloning requests.
@@ -248,19 +249,27 @@ impl FunctionsHttp {
         value["runs_here"] = json!(view.is_leader());
         if let Some(trigger) = &spec.trigger {
             let seen = stats.partitions();
-            let partitions: Vec<Value> = self
-                .stream
-                .topic(&trigger.topic)
+            let found = self.homes.of(&trigger.topic);
+            if let Some(claims) = found.as_ref().and_then(|(home, _)| home.claims.as_ref()) {
+                // Each partition has a host of its own.
+                value["engine"] = json!(claims.engine());
+                value["runs_on"] = Value::Null;
+                value["runs_here"] = Value::Null;
+            }
+            let partitions: Vec<Value> = found
                 .iter()
-                .flat_map(|topic| topic.partitions.iter().enumerate())
-                .map(|(n, p)| {
-                    let cursor = self.stream.cursor(&group(&spec.name), p.log);
+                .flat_map(|(home, topic)| topic.partitions.iter().enumerate().map(move |(n, p)| (home, n, p)))
+                .map(|(home, n, p)| {
+                    let cursor = home.stream.cursor(&group(&spec.name), p.log);
                     let mut status = json!(seen.get(&(n as i32)).cloned().unwrap_or_default());
                     status["partition"] = json!(n);
                     status["cursor"] = json!(cursor.map(|c| c.0));
                     status["start"] = json!(p.start.0);
                     status["end"] = json!(p.end.0);
                     status["lag"] = json!(lag(p.start, p.end, cursor));
+                    if let Some(claims) = &home.claims {
+                        status["host"] = json!(claims.runs_on(&group(&spec.name), &trigger.topic, n as i32));
+                    }
                     status
                 })
                 .collect();

@@ -12,6 +12,9 @@
 //! model, whatever else happens: a second runner, a new model or a new version makes a guard fail, and then nothing of
 //! the entry happened.
 //!
+//! Where records lie in the user's own Kafka, one transaction of it holds records, state and cursor, and no keys: there a
+//! partition is claimed before functions and models are read, and fenced after they were changed ([`home`]).
+//!
 //! | invariant | sentence |
 //! |---|---|
 //! | FN-1 | the ranges `[from, to)` of a function's audit records for one partition tile the topic: no hole, no overlap |
@@ -24,6 +27,7 @@ pub mod resource;
 pub mod blob;
 pub mod catalogue;
 pub mod deploy;
+pub mod home;
 pub mod topics;
 
 mod partitioner;
@@ -38,5 +42,6 @@ pub mod stats;
 
 mod plane;
 
+pub use home::{Home, Homes};
 pub use http::FunctionsHttp;
 pub use plane::{Deps, FunctionsPlane};

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use buttress_core::{Cluster, Code, Engine, Error, Ledger, Scope, Stream};
+use buttress_core::{Cluster, Code, Engine, Error, Ledger, Scope};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     catalogue::{self, Receiver},
     deploy::Deployer,
+    home::{Home, Homes},
     http::FunctionsHttp,
     runner::{self, Context},
     stats::Stats,
@@ -16,8 +17,10 @@ use crate::{
 /// What the plane stands on.
 #[derive(Clone)]
 pub struct Deps {
+    /// Functions, models and settings.
     pub ledger: Arc<dyn Ledger>,
-    pub stream: Arc<dyn Stream>,
+    /// Where records may lie, at least one place.
+    pub homes: Vec<Home>,
     pub cluster: Arc<dyn Cluster>,
     pub engine: Arc<dyn Engine>,
     /// Becomes true when the node stops.
@@ -36,19 +39,21 @@ impl FunctionsPlane {
     /// Starts the plane's tasks on the current runtime.
     ///
     /// # Errors
-    /// `UNSUPPORTED` where one commit cannot hold records, cursors and keys at once.
+    /// `UNSUPPORTED` where neither commits nor claims keep two runners of a partition apart.
     pub fn start(deps: Deps) -> Result<Self, Error> {
-        if deps.ledger.scope() != Scope::Entry || deps.stream.scope() != Scope::Entry {
+        let whole = |home: &Home| home.records.scope() == Scope::Entry && home.stream.scope() == Scope::Entry;
+        if !deps.homes.iter().all(|home| whole(home) || home.claims.is_some()) {
             return Err(Error::new(Code::UNSUPPORTED, "functions on topics need commits that hold everything at once")
-                .hint("use the embedded log; other engines come later"));
+                .hint("use the embedded log, or an engine whose partitions can be claimed"));
         }
-        let Deps { ledger, stream, cluster, engine, shutdown } = deps;
+        let Deps { ledger, homes, cluster, engine, shutdown } = deps;
+        let homes = Homes::new(ledger.clone(), homes);
         let stats = Arc::new(Stats::default());
         let catalogue = catalogue::start(ledger.clone(), engine.clone(), shutdown.clone());
-        let context = Context::new(ledger.clone(), stream.clone(), cluster.clone(), stats.clone());
+        let context = Context::new(ledger.clone(), homes.clone(), cluster.clone(), stats.clone());
         let supervisor = tokio::spawn(runner::supervise(Arc::new(context), catalogue.clone(), shutdown));
-        let deployer = Deployer { ledger, stream: stream.clone(), cluster: cluster.clone(), engine };
-        let http = Arc::new(FunctionsHttp::new(deployer, catalogue.clone(), stats.clone(), stream, cluster));
+        let deployer = Deployer { ledger, homes: homes.clone(), cluster: cluster.clone(), engine };
+        let http = Arc::new(FunctionsHttp::new(deployer, catalogue.clone(), stats.clone(), homes, cluster));
         Ok(Self { http, stats, catalogue, supervisor })
     }
 

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `/buttress/functions/<name>` | [`FunctionSpec`] |
 //! | `/buttress/models/<name>` | [`ModelSpec`] |
+//! | `/buttress/topics/<name>` | [`TopicSpec`], of a topic that lies in an engine of the user's |
+//! | `/buttress/owed/<function or model>` | a change whose partitions are not known to be fenced yet ([`crate::deploy`]) |
 //! | `/buttress/blobs/<digest>/<n>` | one chunk of a component or model ([`crate::blob`]) |
 //!
 //! A person writes a [`Manifest`]; deploying turns it into a spec. Unknown fields are errors in a manifest (a typo must
@@ -19,6 +21,8 @@ use serde::{Deserialize, Serialize};
 pub const FUNCTIONS_PREFIX: &str = "/buttress/functions/";
 pub const MODELS_PREFIX: &str = "/buttress/models/";
 pub const BLOBS_PREFIX: &str = "/buttress/blobs/";
+pub const TOPICS_PREFIX: &str = "/buttress/topics/";
+pub const OWED_PREFIX: &str = "/buttress/owed/";
 
 /// Every batch leaves one record here, and every pushed model a marker; the order inside its one partition is the proof
 /// of which model judged what.
@@ -139,6 +143,18 @@ pub struct FunctionSpec {
     pub created_ms: u64,
 }
 
+/// A topic that lies in an engine of the user's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicSpec {
+    pub name: String,
+    /// "kafka".
+    pub engine: String,
+    pub partitions: u32,
+    /// The fields by which a device's records are known when they come again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence_fields: Option<(String, String)>,
+}
+
 /// One generation of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Generation {
@@ -215,6 +231,15 @@ pub fn function_key(name: &str) -> Bytes {
 
 pub fn model_key(name: &str) -> Bytes {
     format!("{MODELS_PREFIX}{name}").into()
+}
+
+pub fn topic_key(name: &str) -> Bytes {
+    format!("{TOPICS_PREFIX}{name}").into()
+}
+
+pub fn owed_key(resource: &Bytes) -> Bytes {
+    let name = resource.strip_prefix(b"/buttress/").unwrap_or(resource);
+    [OWED_PREFIX.as_bytes(), name].concat().into()
 }
 
 /// The group whose cursors say how far the function has come.

@@ -23,6 +23,9 @@
 //! | the guest failed, or gave what cannot be committed | [`crate::retry`] |
 //! | records were taken by retention | one entry with a gap record moves the cursor |
 //!
+//! On a stream with claims ([`crate::home`]) a partition is run by whoever has its seat, every turn begins with a claim, and
+//! the guards on function and models are left out of the entry: the order of claims and fences stands for them.
+//!
 //! After anything but a success the instance is dropped (its memory has seen what was not committed) and the state cache
 //! is forgotten.
 
@@ -33,8 +36,8 @@ use std::{
 };
 
 use buttress_core::{
-    Cluster, Code, Consistency, Entry, Error, Guard, Guest, KeyRange, Ledger, LogId, Offset, Refusal, Revision, Stream,
-    SubmitError,
+    Claims, Cluster, Code, Consistency, Entry, Error, Guard, Guest, KeyRange, Ledger, LogId, Offset, Refusal, Revision,
+    Stream, SubmitError,
     guest::{BatchCall, BatchInstance, BatchOutcome, GuestRecord, NamedModel, StateReader},
     ledger::Batch as Stored,
 };
@@ -48,12 +51,12 @@ use tokio::{
 
 use crate::{
     catalogue::{Receiver, Serving, Snapshot},
+    home::{Home, Homes},
     plan::{self, JudgedBy, Place, Poison, Targets},
     resource::{AUDIT_TOPIC, FunctionSpec, dead_letter_topic, function_key, group, model_key, state_space},
     retry::{Failure, Next, Retry},
     state_cache::StateCache,
     stats::{FunctionStats, RunnerState, Stats},
-    topics,
 };
 
 /// Guests that run at the same time on one node. More than cores, since some wait for state; few enough to be bounded
@@ -78,7 +81,7 @@ const RECYCLE_MEMORY_PERCENT: usize = 90;
 /// What every runner needs.
 pub struct Context {
     pub ledger: Arc<dyn Ledger>,
-    pub stream: Arc<dyn Stream>,
+    pub homes: Homes,
     pub cluster: Arc<dyn Cluster>,
     pub stats: Arc<Stats>,
     workers: Arc<Semaphore>,
@@ -86,10 +89,10 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(ledger: Arc<dyn Ledger>, stream: Arc<dyn Stream>, cluster: Arc<dyn Cluster>, stats: Arc<Stats>) -> Self {
+    pub fn new(ledger: Arc<dyn Ledger>, homes: Homes, cluster: Arc<dyn Cluster>, stats: Arc<Stats>) -> Self {
         Self {
             ledger,
-            stream,
+            homes,
             cluster,
             stats,
             workers: Arc::new(Semaphore::new(WORKERS_MAX)),
@@ -119,24 +122,33 @@ impl Drop for Task {
     }
 }
 
-/// Starts and stops runners: all partitions of all triggers on the leader, none elsewhere.
+/// Starts and stops runners: all partitions of all triggers on the leader, none elsewhere; on a stream with claims, all
+/// partitions everywhere, for whoever has a partition's seat.
 pub async fn supervise(context: Arc<Context>, mut catalogue: Receiver, mut shutdown: watch::Receiver<bool>) {
     let mut running: BTreeMap<(String, i32), (String, LogId, Task)> = BTreeMap::new();
     let mut view = context.cluster.view();
     loop {
-        let mut wanted: BTreeMap<(String, i32), (String, LogId)> = BTreeMap::new();
+        let mut wanted: BTreeMap<(String, i32), (String, LogId, Home)> = BTreeMap::new();
         let snapshot = catalogue.borrow_and_update().clone();
-        if view.is_leader() {
-            for (name, slot) in &snapshot.functions {
-                let Some(trigger) = &slot.wanted.spec.trigger else { continue };
-                let Some(topic) = context.stream.topic(&trigger.topic) else {
-                    let error = Error::new(Code::TOPIC_UNKNOWN, format!("topic '{}' does not exist", trigger.topic));
+        for (name, slot) in &snapshot.functions {
+            let Some(trigger) = &slot.wanted.spec.trigger else { continue };
+            if !view.is_leader() && context.homes.all().iter().all(|home| home.claims.is_none()) {
+                continue;
+            }
+            let unknown = || Error::new(Code::TOPIC_UNKNOWN, format!("topic '{}' does not exist", trigger.topic));
+            let found = context.homes.find(&trigger.topic).await;
+            let (home, topic) = match found.and_then(|found| found.ok_or_else(unknown)) {
+                Ok(found) => found,
+                Err(error) => {
                     context.stats.function(name).failed(0, &error, context.cluster.now().0);
                     continue;
-                };
-                for (partition, p) in topic.partitions.iter().enumerate() {
-                    wanted.insert((name.clone(), partition as i32), (trigger.topic.clone(), p.log));
                 }
+            };
+            if !view.is_leader() && home.claims.is_none() {
+                continue;
+            }
+            for (partition, p) in topic.partitions.iter().enumerate() {
+                wanted.insert((name.clone(), partition as i32), (trigger.topic.clone(), p.log, home.clone()));
             }
         }
         let mut stopped = Vec::new();
@@ -159,9 +171,9 @@ pub async fn supervise(context: Arc<Context>, mut catalogue: Receiver, mut shutd
                 }
             }
         }
-        for ((name, partition), (topic, log)) in wanted {
+        for ((name, partition), (topic, log, home)) in wanted {
             running.entry((name.clone(), partition)).or_insert_with(|| {
-                let runner = Runner::new(context.clone(), catalogue.clone(), name, topic.clone(), partition, log);
+                let runner = Runner::new(context.clone(), home, catalogue.clone(), name, topic.clone(), partition, log);
                 (topic, log, Task(tokio::spawn(runner.run())))
             });
         }
@@ -389,6 +401,7 @@ struct Judges {
 
 struct Runner {
     context: Arc<Context>,
+    home: Home,
     catalogue: Receiver,
     stats: Arc<FunctionStats>,
     workers: Arc<Semaphore>,
@@ -407,11 +420,14 @@ struct Runner {
     instance: Option<Instance>,
     /// Revisions of resources that a refusal has shown to be outdated.
     outdated: HashMap<Bytes, Revision>,
+    /// With a claim: the revisions of function and models that were read after it. Nothing older may judge.
+    claimed: HashMap<Bytes, Revision>,
 }
 
 impl Runner {
     fn new(
         context: Arc<Context>,
+        home: Home,
         catalogue: Receiver,
         name: String,
         topic: String,
@@ -422,6 +438,7 @@ impl Runner {
             stats: context.stats.function(&name),
             workers: context.function_workers(&name),
             context,
+            home,
             catalogue,
             name,
             topic,
@@ -434,19 +451,45 @@ impl Runner {
             cache: StateCache::default(),
             instance: None,
             outdated: HashMap::new(),
+            claimed: HashMap::new(),
         }
     }
 
     async fn run(mut self) {
+        let Some(claims) = self.home.claims.clone() else {
+            while let Leave::Resync = self.turns().await {
+                self.resynced();
+            }
+            return;
+        };
         loop {
-            match self.turns().await {
-                Leave::Stop => return,
-                Leave::Resync => {
-                    self.stats.resyncs.fetch_add(1, Relaxed);
-                    self.status(|p| p.resyncs += 1);
+            let group = group(&self.name);
+            let mut seat = match claims.seat(&group, &self.topic, self.partition).await {
+                Ok(seat) => seat,
+                Err(error) => {
+                    self.node_failed(&error).await;
+                    continue;
+                }
+            };
+            loop {
+                // What is given up in the middle of a commit is ended by the next claim, here or elsewhere.
+                let leave = tokio::select! {
+                    leave = self.turns() => leave,
+                    () = seat.lost() => break,
+                };
+                match leave {
+                    Leave::Stop => return,
+                    Leave::Resync => self.resynced(),
                 }
             }
+            self.forget();
+            self.status(|p| p.state = RunnerState::Stopped);
         }
+    }
+
+    fn resynced(&self) {
+        self.stats.resyncs.fetch_add(1, Relaxed);
+        self.status(|p| p.resyncs += 1);
     }
 
     fn status(&self, change: impl FnOnce(&mut crate::stats::PartitionStatus)) {
@@ -483,23 +526,67 @@ impl Runner {
         self.pause(after_ms).await;
     }
 
-    /// Reads the position, then works until it must be read again.
-    async fn turns(&mut self) -> Leave {
-        self.forget();
+    /// Claims the partition, and then reads what may judge it: function and models at least as new as the claim. `None` where
+    /// the function is gone.
+    async fn claim(&mut self, claims: &dyn Claims) -> Result<Option<(Offset, Offset)>, Error> {
+        let snapshot = self.catalogue.borrow().clone();
+        let mut state = snapshot.functions.get(&self.name).is_some_and(|slot| slot.wanted.spec.grants.state);
+        loop {
+            let claimed = claims.claim(&group(&self.name), self.log, state).await?;
+            self.claimed.clear();
+            let ledger = &self.context.ledger;
+            let key = function_key(&self.name);
+            let read = ledger.read(KeyRange::key(key.clone()), 1, Consistency::Linearizable).await?;
+            let Some(kv) = read.kvs.first() else { return Ok(None) };
+            self.claimed.insert(key, kv.mod_revision);
+            let spec: FunctionSpec = serde_json::from_slice(&kv.value).map_err(|e| {
+                Error::new(Code::CORRUPT, format!("the resource of function '{}' cannot be read: {e}", self.name))
+            })?;
+            for model in &spec.grants.models {
+                let key = model_key(model);
+                let read = ledger.read(KeyRange::key(key.clone()), 1, Consistency::Linearizable).await?;
+                self.claimed.extend(read.kvs.first().map(|kv| (key, kv.mod_revision)));
+            }
+            if spec.grants.state && !state {
+                state = true;
+                continue;
+            }
+            for topic in
+                spec.grants.topics.iter().map(String::as_str).chain([AUDIT_TOPIC, &dead_letter_topic(&self.name)])
+            {
+                claims.follow(topic).await?;
+            }
+            self.cursor = claimed.position;
+            return Ok(Some((claimed.start, claimed.end)));
+        }
+    }
+
+    /// Reads the position behind everything that was acknowledged, and the bounds of the partition.
+    async fn read_position(&mut self) -> Result<Option<(Offset, Offset)>, Error> {
         // The barrier makes this node apply everything that was acknowledged anywhere. An entry of ours whose outcome is
         // unknown may still come later: then the cursor's guard refuses whatever is judged until then.
         let barrier = KeyRange::key(function_key(&self.name));
-        if let Err(error) = self.context.ledger.read(barrier, 1, Consistency::Linearizable).await {
-            self.node_failed(&error).await;
-            return Leave::Resync;
-        }
-        self.cursor = self.context.stream.cursor(&group(&self.name), self.log);
-        let bounds = self
-            .context
-            .stream
-            .topic(&self.topic)
-            .and_then(|t| t.partitions.iter().find(|p| p.log == self.log).map(|p| (p.start, p.end)));
-        let Some((start, end)) = bounds else { return Leave::Stop };
+        self.context.ledger.read(barrier, 1, Consistency::Linearizable).await?;
+        self.cursor = self.home.stream.cursor(&group(&self.name), self.log);
+        let topic = self.home.stream.topic(&self.topic);
+        Ok(topic.and_then(|t| t.partitions.iter().find(|p| p.log == self.log).map(|p| (p.start, p.end))))
+    }
+
+    /// Reads the position, then works until it must be read again.
+    async fn turns(&mut self) -> Leave {
+        self.forget();
+        let found = match self.home.claims.clone() {
+            Some(claims) => self.claim(&*claims).await,
+            None => self.read_position().await,
+        };
+        let (start, end) = match found {
+            Ok(Some(bounds)) => bounds,
+            Ok(None) => return Leave::Stop,
+            Err(error) => {
+                self.node_failed(&error).await;
+                return Leave::Resync;
+            }
+        };
         if let Some(cursor) = self.cursor
             && cursor > end
         {
@@ -517,11 +604,15 @@ impl Runner {
             return self.gap(cursor, start).await;
         }
         self.position = self.cursor.unwrap_or(start);
-        let mut feed = Feed::start(self.context.stream.clone(), self.log, self.partition, self.position);
+        let mut feed = Feed::start(self.home.stream.clone(), self.log, self.partition, self.position);
         let mut pending: VecDeque<Piece> = VecDeque::new();
         let mut begun: Option<Instant> = None;
         loop {
             let Some(judges) = self.judges().await else { return Leave::Stop };
+            if self.claimed.get(&function_key(&self.name)).is_some_and(|claimed| judges.function.revision > *claimed) {
+                // A version that came after the claim may ask models that were not read after it.
+                return Leave::Resync;
+            }
             let trigger = judges.function.spec.trigger.as_ref().expect("judges have a trigger");
             if self.configured != Some(judges.function.revision) {
                 self.configured = Some(judges.function.revision);
@@ -632,7 +723,9 @@ impl Runner {
         if slot.wanted.spec.trigger.as_ref().is_none_or(|trigger| trigger.topic != self.topic) {
             return Ok(None);
         }
-        let fresh = |key: Bytes, revision: Revision| self.outdated.get(&key) != Some(&revision);
+        let fresh = |key: Bytes, revision: Revision| {
+            self.outdated.get(&key) != Some(&revision) && self.claimed.get(&key).is_none_or(|least| revision >= *least)
+        };
         let function =
             slot.current().filter(|serving| fresh(function_key(&self.name), serving.revision)).ok_or_else(|| {
                 match &slot.error {
@@ -778,7 +871,7 @@ impl Runner {
                 known.insert(record.key.clone(), row.flatten());
             }
             if !missing.is_empty() {
-                let rows = self.context.ledger.state(&space, missing.clone()).await?;
+                let rows = self.home.rows(&group(&self.name), self.log, &space, missing.clone()).await?;
                 assert_eq!(rows.len(), missing.len(), "the ledger answers every row");
                 known.extend(missing.into_iter().zip(rows));
             }
@@ -825,11 +918,12 @@ impl Runner {
             Ok(Judged { records, instance, result, rows: rows.known, elapsed })
         };
         let mut call = std::pin::pin!(crate::catalogue::blocking(call));
+        let (home, group, log) = (&self.home, group(&self.name), self.log);
         loop {
             tokio::select! {
                 judged = &mut call => return judged,
                 Some(Ask { key, answer }) = asks.recv() => {
-                    let row = self.context.ledger.state(&space, vec![key]).await.map(|mut rows| rows.pop().flatten());
+                    let row = home.rows(&group, log, &space, vec![key]).await.map(|mut rows| rows.pop().flatten());
                     // A guest past its deadline no longer waits.
                     let _ = answer.send(row);
                 }
@@ -901,7 +995,7 @@ impl Runner {
         poison.from = self.position;
         let topic = dead_letter_topic(&self.name);
         let settings = buttress_core::entry::TopicSettings::default();
-        let target = match topics::ensure(&*self.context.ledger, &*self.context.stream, &topic, 1, settings).await {
+        let target = match self.home.ensure(&topic, 1, settings).await {
             Ok(view) => view.partitions[0].log,
             Err(error) => {
                 self.node_failed(&error).await;
@@ -955,7 +1049,7 @@ impl Runner {
 
     fn place<'a>(&'a self, judges: &'a Judges, now_ms: u64) -> Place<'a> {
         let spec = &judges.function.spec;
-        let audit = spec.audit.then(|| self.context.stream.topic(AUDIT_TOPIC)).flatten();
+        let audit = spec.audit.then(|| self.home.stream.topic(AUDIT_TOPIC)).flatten();
         Place {
             spec,
             revision: judges.function.revision,
@@ -971,7 +1065,7 @@ impl Runner {
     fn targets(&self, spec: &FunctionSpec) -> Targets {
         let mut targets = Targets::new();
         for topic in &spec.grants.topics {
-            if let Some(view) = self.context.stream.topic(topic) {
+            if let Some(view) = self.home.stream.topic(topic) {
                 targets.insert(topic.clone(), view.partitions.iter().map(|p| p.log).collect());
             }
         }
@@ -981,15 +1075,26 @@ impl Runner {
     async fn create_targets(&mut self, spec: &FunctionSpec) -> Result<(), Error> {
         for topic in &spec.grants.topics {
             let settings = buttress_core::entry::TopicSettings::default();
-            topics::ensure(&*self.context.ledger, &*self.context.stream, topic, spec.output_partitions, settings)
-                .await?;
+            self.home.ensure(topic, spec.output_partitions, settings).await?;
         }
         Ok(())
     }
 
-    async fn commit(&mut self, entry: Entry) -> Result<(), Refused> {
-        match self.context.ledger.submit(entry).await {
+    async fn commit(&mut self, mut entry: Entry) -> Result<(), Refused> {
+        if self.home.claims.is_some() {
+            // What judged is at least as new as the claim, and whoever changed it since has fenced the claim.
+            entry.guards.retain(|guard| matches!(guard, Guard::Cursor { .. }));
+        }
+        match self.home.records.submit(entry).await {
             Ok(_) => Ok(()),
+            Err(SubmitError::Failed(error)) if self.home.claims.is_some() && error.code == Code::EPOCH_STALE => {
+                tracing::debug!(
+                    plane = "functions", function = self.name, topic = self.topic, partition = self.partition, %error,
+                    "the claim was fenced"
+                );
+                self.forget();
+                Err(Refused::Leave(Leave::Resync))
+            }
             Err(SubmitError::Refused(Refusal::Guard { guard: Guard::ModRevision { key, revision }, .. })) => {
                 let model = key != function_key(&self.name);
                 self.outdated.insert(key, revision);

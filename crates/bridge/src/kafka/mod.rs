@@ -13,6 +13,7 @@
 mod client;
 mod errors;
 mod fetch;
+mod host;
 mod sasl;
 mod session;
 mod state;
@@ -73,6 +74,8 @@ pub struct Options {
     pub topics: Vec<String>,
     /// What transactional ids and changelog topics begin with. Two installations on one Kafka need different ones.
     pub prefix: String,
+    /// What the names of topics and groups begin with in Kafka, and nowhere else; empty for nothing.
+    pub namespace: String,
     /// How long a request is repeated before it is given up.
     pub deadline: Duration,
     /// Kafka aborts a transaction that is open for longer.
@@ -103,6 +106,7 @@ impl Options {
             bootstrap: bootstrap.into_iter().map(Into::into).collect(),
             topics: Vec::new(),
             prefix: "buttress".into(),
+            namespace: String::new(),
             deadline: Duration::from_secs(20),
             transaction_max: Duration::from_secs(60),
             tls: None,
@@ -245,6 +249,16 @@ impl Kafka {
     /// `CONFIG` for options that cannot be used, `UNREACHABLE`, `TLS`, `CREDENTIALS`, `FORBIDDEN` for a topic that may not
     /// be looked at, `UNSUPPORTED` for a Kafka that is too old.
     pub async fn connect(options: Options) -> Result<Self, Error> {
+        let kafka = Self::open(options)?;
+        kafka.refresh().await?;
+        Ok(kafka)
+    }
+
+    /// As [`Kafka::connect`], for one that need not be there yet. Must be called on a runtime.
+    ///
+    /// # Errors
+    /// `CONFIG` for options that cannot be used.
+    pub fn open(options: Options) -> Result<Self, Error> {
         if options.topics.len() > TOPICS_MAX {
             return Err(Error::new(
                 Code::CONFIG,
@@ -259,7 +273,7 @@ impl Kafka {
         getrandom::fill(&mut random).map_err(|error| Error::new(Code::LIMITS, format!("no random number: {error}")))?;
         let inner = Arc::new(Inner {
             client,
-            topics: Mutex::new(options.topics.iter().cloned().collect()),
+            topics: Mutex::new(options.topics.iter().map(|topic| format!("{}{topic}", options.namespace)).collect()),
             options,
             logs: Mutex::default(),
             claims: Mutex::default(),
@@ -267,7 +281,6 @@ impl Kafka {
             plain: tokio::sync::Mutex::new(None),
             name: u64::from_be_bytes(random),
         });
-        inner.refresh().await?;
         let weak = Arc::downgrade(&inner);
         let refresher = tokio::spawn(async move {
             loop {
@@ -335,6 +348,16 @@ impl Kafka {
 impl Inner {
     fn deadline(&self) -> Duration {
         self.options.deadline
+    }
+
+    /// The name of a topic or a group as Kafka knows it.
+    fn physical(&self, name: &str) -> String {
+        format!("{}{name}", self.options.namespace)
+    }
+
+    /// Whoever has this id last may move the cursor.
+    fn transactional_id(&self, group: &str, topic: &str, partition: i32) -> String {
+        format!("{}.{group}.{topic}.{partition}", self.options.prefix)
     }
 
     fn place(&self, log: LogId) -> Result<Place, Error> {
@@ -410,6 +433,7 @@ impl Inner {
             PartitionView { log, start, end, bytes: 0 }
         };
         let partitions = logs.into_iter().map(partition).collect();
+        let name = name.strip_prefix(&self.options.namespace).unwrap_or(name);
         Some(TopicView { name: name.to_owned(), id: meta.id, settings: TopicSettings::default(), partitions })
     }
 
@@ -426,9 +450,9 @@ impl Inner {
         let cursor = (group.to_owned(), log);
         lock(&self.claims).remove(&cursor);
         lock(&self.cursors).remove(&cursor);
-        let id = format!("{prefix}.{group}.{topic}.{partition}");
+        let id = self.transactional_id(group, topic, *partition);
         let session = Session::claim(client, id, self.options.transaction_max, deadline).await?;
-        let position = session::position(client, group, topic, *partition, deadline).await?;
+        let position = session::position(client, &self.physical(group), topic, *partition, deadline).await?;
         let rows = match &changelog {
             Some(changelog) => Rows::restore(client, &self.now_at(changelog, *partition)?, deadline).await?,
             None => Rows::default(),
@@ -598,15 +622,17 @@ impl Inner {
                 if lock(&self.topics).len() >= TOPICS_MAX {
                     return Err(part(Code::TOO_LARGE, format!("{TOPICS_MAX} topics are followed already")));
                 }
-                self.create(name, *partitions, &configs).await.map_err(refuse)?;
-                lock(&self.topics).insert(name.clone());
-                let id = self.client.topic(name).map_or([0; 16], |meta| meta.id);
-                let logs = self.logs_of(name, id, *partitions as usize);
+                let physical = self.physical(name);
+                self.create(&physical, *partitions, &configs).await.map_err(refuse)?;
+                lock(&self.topics).insert(physical.clone());
+                let id = self.client.topic(&physical).map_or([0; 16], |meta| meta.id);
+                let logs = self.logs_of(&physical, id, *partitions as usize);
                 logs.iter().for_each(|log| self.saw(*log, Offset(0), Offset(0)));
                 receipt.created.push((name.clone(), logs));
             }
             TopicChange::Delete { name } => {
-                let topic = DeleteTopicState { name: Some(name.clone()), ..DeleteTopicState::default() };
+                let physical = self.physical(name);
+                let topic = DeleteTopicState { name: Some(physical.clone()), ..DeleteTopicState::default() };
                 let request = DeleteTopicsRequest { topics: vec![topic], timeout_ms: 15_000, ..Default::default() };
                 let answer: DeleteTopicsResponse = self
                     .client
@@ -617,19 +643,20 @@ impl Inner {
                 if code.is_error() {
                     return Err(refuse(errors::of(code, &format!("the deletion of topic '{name}'"))));
                 }
-                lock(&self.topics).remove(name);
-                self.client.forget_topic(name);
+                lock(&self.topics).remove(&physical);
+                self.client.forget_topic(&physical);
                 self.let_go();
             }
             TopicChange::Extend { name, partitions } => {
-                let before = self.client.topic(name).map_or(0, |meta| meta.partitions.len());
+                let physical = self.physical(name);
+                let before = self.client.topic(&physical).map_or(0, |meta| meta.partitions.len());
                 if before >= *partitions as usize || *partitions > PARTITIONS_PER_TOPIC_MAX {
                     let message = format!(
                         "topic '{name}' has {before} partitions, it can only get more, {PARTITIONS_PER_TOPIC_MAX} at most"
                     );
                     return Err(part(Code::TOPIC_INVALID, message));
                 }
-                self.extend(name, *partitions).await.map_err(refuse)?;
+                self.extend(&physical, *partitions).await.map_err(refuse)?;
                 let meta = self
                     .client
                     .topic(name)
@@ -736,7 +763,7 @@ impl Inner {
             targets.push(Target { topic: changelog.clone(), partition, batches });
         }
         let moved = Move {
-            group: cursor.group.clone(),
+            group: self.physical(&cursor.group),
             topic,
             partition,
             next: cursor.next,
@@ -826,7 +853,8 @@ impl Stream for Kafka {
     }
 
     fn topic(&self, name: &str) -> Option<TopicView> {
-        lock(&self.inner.topics).contains(name).then(|| self.inner.view(name)).flatten()
+        let name = self.inner.physical(name);
+        lock(&self.inner.topics).contains(&name).then(|| self.inner.view(&name)).flatten()
     }
 
     fn fetch(

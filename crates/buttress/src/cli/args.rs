@@ -31,6 +31,8 @@ pub enum Command {
     Dev(DevArgs),
     /// Run one node.
     Serve(ServeArgs),
+    /// Run functions on the Kafka and the etcd that you have, without a log of our own.
+    Host(crate::engines::host::HostArgs),
     /// Create, list and describe topics.
     #[command(subcommand)]
     Topic(TopicCommand),
@@ -99,6 +101,9 @@ pub struct DevArgs {
     /// Begin with the state of a backup, on nodes that have none yet.
     #[arg(long, value_name = "FILE.btb")]
     pub restore: Option<PathBuf>,
+    /// Let topics lie in this Kafka too: buttress topic create NAME --engine kafka.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub kafka: Vec<String>,
     #[arg(long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
 }
@@ -151,6 +156,9 @@ pub enum TopicCommand {
         /// JSON fields that hold a record's producer and its sequence number, so that a retry is never a duplicate.
         #[arg(long, value_name = "PRODUCER,NUMBER")]
         sequence: Option<String>,
+        /// Where it lies: "embedded" or "kafka", the user's own; left out, where topics lie by themselves.
+        #[arg(long)]
+        engine: Option<String>,
         #[command(flatten)]
         server: Server,
     },

@@ -31,6 +31,9 @@ pub fn run(args: args::Args) -> ExitCode {
         Command::Serve(serve) => {
             return ExitCode::from(if crate::serve::run(&serve) { DONE } else { FAILED });
         }
+        Command::Host(host) => {
+            return ExitCode::from(if crate::engines::host::run(&host) { DONE } else { FAILED });
+        }
         Command::Dev(dev) => crate::dev::run(&dev),
         Command::Demo(demo) => {
             let DemoKind::Fleet(options) = demo.kind();

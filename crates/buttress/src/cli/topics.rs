@@ -12,7 +12,7 @@ use crate::client::{Client, segment};
 
 pub async fn run(command: TopicCommand) -> Result<(), Error> {
     match command {
-        TopicCommand::Create { name, partitions, retention_ms, retention_bytes, sequence, server } => {
+        TopicCommand::Create { name, partitions, retention_ms, retention_bytes, sequence, engine, server } => {
             let sequence_fields = match sequence.as_deref().map(|s| s.split_once(',')) {
                 None => None,
                 Some(Some((producer, number))) => Some([producer, number]),
@@ -26,6 +26,7 @@ pub async fn run(command: TopicCommand) -> Result<(), Error> {
             settings.extend(retention_ms.map(|v| ("retention_ms".into(), v.into())));
             settings.extend(retention_bytes.map(|v| ("retention_bytes".into(), v.into())));
             settings.extend(sequence_fields.map(|v| ("sequence_fields".into(), json!(v))));
+            settings.extend(engine.map(|v| ("engine".into(), json!(v))));
             let answer = Client::new(&server.server)?.send_json(Method::POST, "/v1/topics", &body).await?;
             match server.output {
                 Output::Json => show::json(&answer).map_err(show::output_failed)?,
@@ -86,7 +87,7 @@ fn summary(topic: &serde_json::Value) -> Vec<String> {
 
 fn describe(topic: &serde_json::Value) -> std::io::Result<()> {
     let settings = &topic["settings"];
-    let fields = ["name", "id"].map(|key| (key, &topic[key]));
+    let fields = ["name", "id", "engine"].map(|key| (key, &topic[key]));
     let kept = ["retention_ms", "retention_bytes", "sequence_fields"].map(|key| (key, &settings[key]));
     for (key, value) in fields.into_iter().chain(kept).filter(|(_, value)| !value.is_null()) {
         eprintln!("{key:<16} {}", show::cell(value));

@@ -7,8 +7,11 @@ use bytes::Bytes;
 use clap::Args;
 
 use super::{
-    Assets, ClusterControl, DataOptions, FleetOptions, NodeAddress, Progress, Sessions, page, raise_limits,
-    report::Style, training,
+    Assets, ClusterControl, DataOptions, FleetOptions, NodeAddress, Progress, Sessions,
+    engines::{self, Engines, LocalHosts},
+    page, raise_limits,
+    report::Style,
+    training,
 };
 use crate::{
     cli::{Answer, args::Output},
@@ -23,7 +26,7 @@ const FAULTY: &[u8] = include_bytes!("../../../../guests/built/faulty.wasm");
 
 #[derive(Clone, Debug, Args)]
 #[command(
-    after_help = "Examples:\n  buttress demo\n  buttress demo --duration 20s --rate 2000 --machines 2000 --output json\n  buttress demo --data ai4i2020.csv --map temperature=\"Process temperature [K]\" --map speed=\"Rotational speed [rpm]\" \\\n    --map torque=\"Torque [Nm]\" --map wear=\"Tool wear [min]\" --label \"Machine failure\""
+    after_help = "Examples:\n  buttress demo\n  buttress demo --duration 20s --rate 2000 --machines 2000 --output json\n  buttress demo --kafka 127.0.0.1:9092 --etcd http://127.0.0.1:2379\n  buttress demo --data ai4i2020.csv --map temperature=\"Process temperature [K]\" --map speed=\"Rotational speed [rpm]\" \\\n    --map torque=\"Torque [Nm]\" --map wear=\"Tool wear [min]\" --label \"Machine failure\""
 )]
 pub struct FleetArgs {
     /// Machines of the plant.
@@ -59,6 +62,15 @@ pub struct FleetArgs {
     /// Fail when a verdict takes longer than promised (p99 100 ms, 2 s across the failover).
     #[arg(long)]
     pub assert_latency: bool,
+    /// Run on this Kafka, with function hosts instead of nodes; wants --etcd too.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', requires = "etcd")]
+    pub kafka: Vec<String>,
+    /// The etcd of such a run.
+    #[arg(long, value_name = "URL", value_delimiter = ',', requires = "kafka")]
+    pub etcd: Vec<String>,
+    /// Restarts the Kafka in the middle of the run: a command that returns when it serves again.
+    #[arg(long, value_name = "CMD", requires = "kafka")]
+    pub restart_broker: Option<String>,
     /// Play the rows of a CSV file instead of the plant.
     #[arg(long, value_name = "FILE.csv")]
     pub data: Option<PathBuf>,
@@ -118,6 +130,14 @@ pub fn run(args: FleetArgs) -> Answer {
         label: args.label.clone(),
         model: args.model.clone(),
     });
+    if !args.kafka.is_empty() {
+        options.engines = Some(Engines {
+            kafka: args.kafka.clone(),
+            etcd: args.etcd.clone(),
+            namespace: format!("demo-{:08x}.", seed()? as u32),
+            restart_broker: args.restart_broker.clone(),
+        });
+    }
     options.progress = Progress::Auto;
     // Whatever is wrong with the options or the file is said before anything is started.
     super::check(&options)?;
@@ -133,6 +153,9 @@ async fn play(args: FleetArgs, options: FleetOptions) -> Answer {
         Some(dir) => (dir.clone(), false),
         None => (scratch_dir("demo")?, !args.keep),
     };
+    if let Some(engines) = options.engines.clone() {
+        return play_on(args, options, engines, &dir, temporary).await;
+    }
     let cluster_id = format!("demo-{:08x}", seed()? as u32);
     let cluster = Arc::new(LocalCluster::lay_out(&dir, args.nodes.into(), &cluster_id, seed()?)?);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
@@ -157,8 +180,11 @@ async fn play(args: FleetArgs, options: FleetOptions) -> Answer {
             eprintln!("next: buttress dev --nodes {} --data-dir {}", args.nodes, dir.display());
         }
     }
-    let report = outcome?;
-    match args.output {
+    tell(&outcome?, args.output)
+}
+
+fn tell(report: &super::Report, output: Output) -> Answer {
+    match output {
         Output::Json => println!("{}", report.to_json()),
         Output::Table => {
             let color = std::io::IsTerminal::is_terminal(&std::io::stdout())
@@ -167,6 +193,60 @@ async fn play(args: FleetArgs, options: FleetOptions) -> Answer {
         }
     }
     Ok(report.exit_code() == 0)
+}
+
+/// The same on the user's own engines.
+async fn play_on(
+    args: FleetArgs,
+    options: FleetOptions,
+    engines: Engines,
+    dir: &std::path::Path,
+    temporary: bool,
+) -> Answer {
+    engines.check().await?;
+    let hosts = LocalHosts::lay_out(dir, args.nodes.into(), engines.clone(), seed()?)?;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = format!("http://{}/", listener.local_addr()?);
+    let page = tokio::spawn(page::serve(listener, options.feed.clone()));
+    eprintln!("page: {address}\nnames in your engines begin with {}", engines.namespace);
+    if args.open {
+        open(&address);
+    }
+    let run = async {
+        hosts.start_all().await?;
+        super::run(options, Arc::new(engines::Control(hosts.clone()))).await
+    };
+    let outcome = tokio::select! {
+        outcome = run => outcome,
+        () = terminated() => Err(Error::new(Code::STOPPED, "stopped by SIGTERM; there is no report").into()),
+    };
+    hosts.stop_all().await;
+    page.abort();
+    if args.keep {
+        eprintln!(
+            "left behind: the topics and keys that begin with {}, and the hosts' logs in {}",
+            engines.namespace,
+            dir.display()
+        );
+    } else {
+        match engines.clean().await {
+            Ok(topics) => eprintln!(
+                "{topics} topics and all keys of the run were deleted; what Kafka remembers of its groups and transactional ids \
+                 under {} it forgets by itself, after a week unless told otherwise",
+                engines.namespace
+            ),
+            Err(error) => eprintln!(
+                "left behind: the topics and keys that begin with {}, for they cannot be deleted: {error:#}",
+                engines.namespace
+            ),
+        }
+        if temporary && outcome.is_ok() {
+            let _ = std::fs::remove_dir_all(dir);
+        } else {
+            eprintln!("the hosts' logs are in {}", dir.display());
+        }
+    }
+    tell(&outcome?, args.output)
 }
 
 async fn fleet(options: FleetOptions, cluster: Arc<LocalCluster>) -> anyhow::Result<super::Report> {

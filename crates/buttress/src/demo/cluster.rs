@@ -65,6 +65,11 @@ impl Nodes {
         Self { list, down, control, http: HttpClient::default() }
     }
 
+    /// Hosts of functions, which have no Kafka of their own.
+    pub fn are_hosts(&self) -> bool {
+        self.list.iter().all(|node| node.kafka.is_empty())
+    }
+
     pub fn by_id(&self, id: u64) -> Option<usize> {
         self.list.iter().position(|node| node.id == id)
     }

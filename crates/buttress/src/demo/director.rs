@@ -15,10 +15,11 @@ use serde_json::json;
 
 use super::{
     cluster::Nodes,
+    engines::Engines,
     feed::{self, Command, Feed},
     http::Ask,
     players::Control,
-    report::{FAULTY, Failover, MODEL, Scorer, Swap, Trap},
+    report::{BrokerRestart, FAULTY, Failover, MODEL, Scorer, Swap, TELEMETRY, Trap},
 };
 
 /// How often the survivors are asked after a kill.
@@ -47,6 +48,7 @@ pub struct Deeds {
     pub failovers: Vec<Failover>,
     pub swaps: Vec<Swap>,
     pub trap: Option<Trap>,
+    pub broker_restart: Option<BrokerRestart>,
     /// Generation and candidate of every push.
     pub pushed: Vec<(u64, usize)>,
 }
@@ -61,6 +63,7 @@ pub struct Director {
     pub generation: u64,
     pub machines: Arc<Vec<String>>,
     pub faulty: Bytes,
+    pub engines: Option<Engines>,
 }
 
 fn lock(deeds: &Mutex<Deeds>) -> std::sync::MutexGuard<'_, Deeds> {
@@ -95,7 +98,11 @@ impl Director {
                 .retryable());
         };
         let node = self.nodes.list[leader].clone();
-        self.feed.event("kill", format!("SIGKILL to {}, the leader of term {term}", node.name));
+        let what = match self.engines {
+            None => format!("the leader of term {term}"),
+            Some(_) => format!("which runs {TELEMETRY}/0"),
+        };
+        self.feed.event("kill", format!("SIGKILL to {}, {what}", node.name));
         let killed = Instant::now();
         let at = {
             let mut deeds = lock(&self.deeds);
@@ -121,7 +128,7 @@ impl Director {
             .kill(leader)
             .await
             .map_err(|e| Error::new(Code::UNREACHABLE, format!("{} cannot be killed: {e:#}", node.name)))?;
-        Ok(format!("{} was killed; it led term {term}", node.name))
+        Ok(format!("{} was killed, {what}", node.name))
     }
 
     async fn restart(&mut self) -> Result<String, Error> {
@@ -129,6 +136,13 @@ impl Director {
         let Some(at) = at else {
             return Err(Error::new(Code::BAD_REQUEST, "no node is down").hint("kill the leader first"));
         };
+        if self.engines.is_some() {
+            // A host that is back before its lease has ended takes its own partitions again, and nobody takes over.
+            let killed = Instant::now();
+            while lock(&self.deeds).failovers[at].elected.is_none() && killed.elapsed() < ELECTION_WAIT {
+                tokio::time::sleep(ELECTION_POLL).await;
+            }
+        }
         let node_id = lock(&self.deeds).failovers[at].node_id;
         let node = self.nodes.by_id(node_id).expect("a killed node is in the list");
         let name = self.nodes.list[node].name.clone();
@@ -146,6 +160,25 @@ impl Director {
             node,
         ));
         Ok(format!("{name} starts again"))
+    }
+
+    /// Lets the user's command restart the broker.
+    ///
+    /// # Errors
+    /// What the command says.
+    pub async fn restart_broker(&mut self) -> Result<(), Error> {
+        let Some(engines) = &self.engines else { return Ok(()) };
+        self.feed.event("kill", "the broker is restarted");
+        let begun_ms = feed::now_ms();
+        let restarted = engines.restart().await;
+        lock(&self.deeds).broker_restart = Some(BrokerRestart {
+            begun_ms,
+            ended_ms: feed::now_ms(),
+            failed: restarted.as_ref().err().map(|error| error.message.clone()),
+        });
+        let took = restarted?;
+        self.feed.event("restart", format!("the broker serves again, {:.1} s later", took.as_secs_f64()));
+        Ok(())
     }
 
     /// Pushes the next candidate as the model's new generation.
@@ -263,7 +296,11 @@ async fn watch_election(nodes: Arc<Nodes>, feed: Arc<Feed>, deeds: Arc<Mutex<Dee
                 deeds.failovers[at].leaderless_ms = Some(ms);
             }
             let name = nodes.by_id(leader).map_or_else(|| leader.to_string(), |node| nodes.list[node].name.clone());
-            feed.event("election", format!("{name} leads term {term}, {ms:.0} ms after the kill"));
+            let told = match nodes.are_hosts() {
+                false => format!("{name} leads term {term}, {ms:.0} ms after the kill"),
+                true => format!("{name} takes {TELEMETRY}/0 over, {ms:.0} ms after the kill"),
+            };
+            feed.event("election", told);
             feed.leader(Some(name), term);
             return;
         }

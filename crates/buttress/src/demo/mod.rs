@@ -22,7 +22,9 @@ pub mod journal;
 pub mod mqtt;
 pub mod players;
 
+pub mod committed;
 pub mod director;
+pub mod engines;
 pub mod model;
 pub mod reader;
 pub mod report;
@@ -50,6 +52,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 pub use cluster::{ClusterControl, NodeAddress};
+pub use engines::Engines;
 pub use feed::Feed;
 pub use players::{Sessions, raise_limits};
 pub use report::Report;
@@ -86,6 +89,8 @@ const ANOMALY_PARTITIONS: i32 = 2;
 /// When things happen, as shares of the duration.
 const TRAP_AT: f64 = 0.20;
 const KILL_AT: f64 = 0.35;
+/// After the killed host is back.
+const BROKER_AT: f64 = 0.50;
 const SWAP_AT: f64 = 0.65;
 /// The killed node stays away this long, or a tenth of a short run.
 const AWAY_MAX: Duration = Duration::from_secs(6);
@@ -124,6 +129,8 @@ pub struct FleetOptions {
     pub chaos: bool,
     pub assert_latency: bool,
     pub data: Option<DataOptions>,
+    /// The user's own Kafka and etcd, instead of nodes with a log of their own.
+    pub engines: Option<Engines>,
     pub assets: Assets,
     /// Shared with the page's server.
     pub feed: Arc<Feed>,
@@ -141,6 +148,7 @@ impl FleetOptions {
             chaos: true,
             assert_latency: false,
             data: None,
+            engines: None,
             assets,
             feed: Arc::default(),
             progress: Progress::Auto,
@@ -285,6 +293,7 @@ enum Step {
     Button(Asked),
     Scheduled(Command),
     Trap,
+    Broker,
 }
 
 async fn play(
@@ -294,6 +303,7 @@ async fn play(
     interrupted: Arc<AtomicBool>,
 ) -> anyhow::Result<Report> {
     let feed = Arc::clone(&options.feed);
+    let engines = options.engines.clone();
     let nodes = Arc::new(Nodes::new(cluster));
     anyhow::ensure!(!nodes.list.is_empty(), "the cluster has no nodes");
     let names = Arc::clone(&prepared.names);
@@ -304,7 +314,8 @@ async fn play(
     let statuses = Arc::new(Mutex::new(vec![None; nodes.list.len()]));
     let _watch = Task(tokio::spawn(watch(Arc::clone(&nodes), Arc::clone(&feed), Arc::clone(&statuses))));
 
-    feed.event("start", format!("{} nodes, {} machines, seed {}", nodes.list.len(), names.len(), options.seed));
+    let kind = if engines.is_some() { "function hosts" } else { "nodes" };
+    feed.event("start", format!("{} {kind}, {} machines, seed {}", nodes.list.len(), names.len(), options.seed));
     wait_for_leader(&nodes).await?;
 
     feed.phase(Phase::Deploying);
@@ -317,6 +328,7 @@ async fn play(
         generation: 0,
         machines: Arc::clone(&names),
         faulty: options.assets.faulty.clone(),
+        engines: engines.clone(),
     };
     nodes
         .create_topic(
@@ -338,7 +350,10 @@ async fn play(
     let candidates = director.candidates.clone();
 
     feed.phase(Phase::Connecting);
-    let kafka: Arc<Vec<String>> = Arc::new(nodes.list.iter().map(|node| node.kafka.clone()).collect());
+    let kafka = Arc::new(match &engines {
+        None => reader::Kafka::Nodes(nodes.list.iter().map(|node| node.kafka.clone()).collect()),
+        Some(engines) => reader::Kafka::Engine(engines.clone()),
+    });
     let lookup = Arc::new(Names::new(&names));
     let live = Live::start(
         Arc::clone(&kafka),
@@ -380,7 +395,8 @@ async fn play(
     players.begin();
     let (steps, steps_rx) = mpsc::channel(64);
     let directing = Task(tokio::spawn(direct(director, steps_rx, players.control())));
-    let chaos = options.chaos.then(|| schedule(duration_s, nodes.can_lose_one(), candidates.len() > 1));
+    let broker = engines.as_ref().is_some_and(|engines| engines.restart_broker.is_some());
+    let chaos = options.chaos.then(|| schedule(duration_s, nodes.can_lose_one(), broker, candidates.len() > 1));
     let scheduled = Task(tokio::spawn(follow(started, chaos.unwrap_or_default(), steps.clone())));
     let buttons = Task(tokio::spawn(pass_buttons(feed.take_commands(), steps.clone())));
     while !interrupted.load(Ordering::Relaxed) {
@@ -423,6 +439,7 @@ async fn play(
         anomalies: back.anomalies,
         first_generation,
         assert_latency: options.assert_latency,
+        on_engines: engines.clone(),
         ..Evidence::default()
     };
     {
@@ -433,6 +450,7 @@ async fn play(
         evidence.failovers.clone_from(&deeds.failovers);
         evidence.swaps.clone_from(&deeds.swaps);
         evidence.trap = deeds.trap;
+        evidence.broker_restart.clone_from(&deeds.broker_restart);
         let scorers: Option<BTreeMap<_, _>> = deeds
             .pushed
             .iter()
@@ -465,12 +483,15 @@ async fn wait_for_leader(nodes: &Nodes) -> Result<(), Error> {
 }
 
 /// What happens when, in seconds from the start.
-fn schedule(duration_s: f64, kill: bool, swap: bool) -> Vec<(f64, Step)> {
+fn schedule(duration_s: f64, kill: bool, broker: bool, swap: bool) -> Vec<(f64, Step)> {
     let away = (duration_s / 10.0).min(AWAY_MAX.as_secs_f64());
     let mut steps = vec![(duration_s * TRAP_AT, Step::Trap)];
     if kill {
         steps.push((duration_s * KILL_AT, Step::Scheduled(Command::KillLeader)));
         steps.push((duration_s * KILL_AT + away, Step::Scheduled(Command::Restart)));
+    }
+    if broker {
+        steps.push((duration_s * BROKER_AT, Step::Broker));
     }
     if swap {
         steps.push((duration_s * SWAP_AT, Step::Scheduled(Command::SwapModel)));
@@ -511,6 +532,11 @@ async fn direct(mut director: Director, mut steps: mpsc::Receiver<Step>, control
                     director.feed.event("check", format!("not done on schedule: {}", error.message));
                 }
             }
+            Step::Broker => {
+                if let Err(error) = director.restart_broker().await {
+                    director.feed.event("check", format!("the broker was not restarted: {error}"));
+                }
+            }
             Step::Trap => {
                 if let Err(error) = director.trap().await {
                     director.feed.event("check", format!("the trap could not be set: {}", error.message));
@@ -521,7 +547,7 @@ async fn direct(mut director: Director, mut steps: mpsc::Receiver<Step>, control
 }
 
 /// Waits until everything sent is acknowledged, everything in the log judged, and every restarted node has caught up.
-async fn drain(journal: &Journal, live: &Live, kafka: &[String], deeds: &Mutex<Deeds>) -> anyhow::Result<()> {
+async fn drain(journal: &Journal, live: &Live, kafka: &reader::Kafka, deeds: &Mutex<Deeds>) -> anyhow::Result<()> {
     let mut progress = (Instant::now(), journal.acked());
     while journal.acked() < journal.sent() && progress.0.elapsed() < DRAIN_WAIT {
         if journal.acked() > progress.1 {
@@ -529,13 +555,20 @@ async fn drain(journal: &Journal, live: &Live, kafka: &[String], deeds: &Mutex<D
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let ends = reader::telemetry_ends(kafka, TELEMETRY_PARTITIONS).await?;
+    // Where offsets count markers, and readings lie in the intake first, the number of verdicts says how far it is.
+    let ends = match kafka {
+        reader::Kafka::Nodes(nodes) => Some(reader::telemetry_ends(nodes, TELEMETRY_PARTITIONS).await?),
+        reader::Kafka::Engine(_) => None,
+    };
     let mut progress = (Instant::now(), 0);
     loop {
         let (judged, count) = {
             let seen = live.seen.lock().expect("no panic under this lock");
             let poison = lock(deeds).trap.map_or(0, |trap| trap.poison);
-            let reached = seen.judged_to.iter().zip(&ends).all(|(to, end)| to >= end);
+            let reached = match &ends {
+                Some(ends) => seen.judged_to.iter().zip(ends).all(|(to, end)| to >= end),
+                None => seen.verdict_count >= journal.acked(),
+            };
             (reached && seen.set_aside >= poison, seen.verdict_count + seen.set_aside)
         };
         let caught_up = lock(deeds).failovers.iter().all(|failover| !failover.restarted || failover.caught_up);
@@ -806,9 +839,10 @@ mod tests {
     #[test]
     fn the_schedule_fits_short_runs_and_leaves_out_what_cannot_be_done() {
         let kinds = |steps: &[(f64, Step)]| steps.iter().map(|(at, _)| *at).collect::<Vec<_>>();
-        assert_eq!(kinds(&schedule(60.0, true, true)), [12.0, 21.0, 27.0, 39.0]);
-        assert_eq!(kinds(&schedule(10.0, true, false)), [2.0, 3.5, 4.5]);
-        assert_eq!(schedule(60.0, false, false).len(), 1);
+        assert_eq!(kinds(&schedule(60.0, true, false, true)), [12.0, 21.0, 27.0, 39.0]);
+        assert_eq!(kinds(&schedule(60.0, true, true, true)), [12.0, 21.0, 27.0, 30.0, 39.0]);
+        assert_eq!(kinds(&schedule(10.0, true, false, false)), [2.0, 3.5, 4.5]);
+        assert_eq!(schedule(60.0, false, false, false).len(), 1);
     }
 
     #[test]

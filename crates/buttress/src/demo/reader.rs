@@ -1,6 +1,9 @@
 //! The independent reader: a stock Kafka client (`rskafka`) that follows the verdicts and alerts as they come, and reads
 //! everything back at the end.
 //!
+//! On the user's own engines the records of aborted transactions have to be told apart, which the stock client does not do:
+//! there [`super::committed`] reads.
+//!
 //! It trusts nothing that the product says about itself. The live part only takes times, which can be taken but once;
 //! what the promises are judged by is read again from offset 0 when the run is over.
 
@@ -22,6 +25,8 @@ use rskafka::{
 use serde::Deserialize;
 
 use super::{
+    committed::Log,
+    engines::Engines,
     feed::{self, Feed, JudgedBy, Place, Story, VerdictView},
     reading::LoggedReading,
     report::{
@@ -41,6 +46,15 @@ const STEP_WAIT: Duration = Duration::from_secs(15);
 /// Latencies shown on the page are those of the last seconds.
 pub const LATENCY_WINDOW_S: u32 = 5;
 const RECENT_MAX: usize = 20_000;
+
+/// What is read from.
+#[derive(Clone, Debug)]
+pub enum Kafka {
+    /// The nodes' own.
+    Nodes(Vec<String>),
+    /// The user's.
+    Engine(Engines),
+}
 
 /// Numbers of machines by their names.
 pub struct Names {
@@ -83,12 +97,28 @@ async fn partition(client: &Client, topic: &str, partition: i32) -> anyhow::Resu
 }
 
 /// Follows one partition from its first offset until it is aborted.
-async fn tail(kafka: Arc<Vec<String>>, topic: &'static str, number: i32, mut take: impl FnMut(RecordAndOffset, f64)) {
+async fn tail(kafka: Arc<Kafka>, topic: &'static str, number: i32, mut take: impl FnMut(RecordAndOffset, f64)) {
+    let kafka = match &*kafka {
+        Kafka::Nodes(nodes) => nodes,
+        Kafka::Engine(engines) => {
+            let mut log = Log::new(&engines.kafka, engines.physical(topic), number);
+            loop {
+                match log.more(Duration::from_millis(FETCH_WAIT_MS as u64)).await {
+                    Ok(records) => {
+                        let at_ms = feed::now_ms();
+                        records.into_iter().for_each(|record| take(record, at_ms));
+                        tokio::time::sleep(TAIL_PAUSE).await;
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                }
+            }
+        }
+    };
     let mut next = 0;
     loop {
         // Whatever goes wrong, a new client finds the new leader.
         let _ = async {
-            let client = connect(&kafka).await?;
+            let client = connect(kafka).await?;
             let partition = partition(&client, topic, number).await?;
             loop {
                 let fetch = partition.fetch_records(next, 1..FETCH_BYTES_MAX, FETCH_WAIT_MS);
@@ -189,19 +219,20 @@ pub struct Live {
 }
 
 impl Live {
-    pub fn start(
-        kafka: Arc<Vec<String>>,
-        telemetry: usize,
-        anomalies: i32,
-        names: Arc<Names>,
-        feed: Arc<Feed>,
-    ) -> Self {
+    pub fn start(kafka: Arc<Kafka>, telemetry: usize, anomalies: i32, names: Arc<Names>, feed: Arc<Feed>) -> Self {
         let seen = Arc::new(Mutex::new(Seen { judged_to: vec![0; telemetry], ..Seen::default() }));
         let mut tasks = Vec::new();
         let audit = Arc::clone(&seen);
+        let markers = matches!(&*kafka, Kafka::Engine(_));
         tasks.push(tokio::spawn(tail(Arc::clone(&kafka), AUDIT, 0, move |record, at_ms| {
             let event = parse_audit(&record);
-            audit.lock().expect("no panic under this lock").audit(event, at_ms);
+            let mut seen = audit.lock().expect("no panic under this lock");
+            let before = seen.verdict_count;
+            seen.audit(event, at_ms);
+            if markers && seen.verdict_count > before {
+                // Offsets count the transactions' markers as well.
+                seen.verdict_count = before + records_of(&record);
+            }
         })));
         for number in 0..anomalies {
             let (seen, names, feed) = (Arc::clone(&seen), Arc::clone(&names), Arc::clone(&feed));
@@ -256,6 +287,15 @@ struct AuditJson {
     digest: Option<String>,
     #[serde(default)]
     error: Option<String>,
+}
+
+fn records_of(record: &RecordAndOffset) -> u64 {
+    #[derive(Deserialize)]
+    struct Counted {
+        records: u64,
+    }
+    let counted = serde_json::from_slice::<Counted>(record.record.value.as_deref().unwrap_or_default());
+    counted.map_or(0, |counted| counted.records)
 }
 
 fn parse_audit(record: &RecordAndOffset) -> AuditEvent {
@@ -330,7 +370,7 @@ fn parse_story(record: &RecordAndOffset, partition: i32, names: &Names, at_ms: f
     })
 }
 
-/// The end offset of every partition of `telemetry`.
+/// The end offset of every partition of `telemetry` on the nodes' own Kafka.
 ///
 /// # Errors
 /// When the cluster does not answer.
@@ -356,8 +396,11 @@ pub struct ReadBack {
 ///
 /// # Errors
 /// When the cluster stops answering, or a fetch brings nothing although the end is not reached.
-pub async fn read_back(kafka: &[String], telemetry: usize, anomalies: i32, names: &Names) -> anyhow::Result<ReadBack> {
-    let client = connect(kafka).await?;
+pub async fn read_back(kafka: &Kafka, telemetry: usize, anomalies: i32, names: &Names) -> anyhow::Result<ReadBack> {
+    let client = match kafka {
+        Kafka::Nodes(nodes) => Reading::Nodes(connect(nodes).await?),
+        Kafka::Engine(engines) => Reading::Engine(engines),
+    };
     let mut back = ReadBack::default();
     read_partition(&client, AUDIT, 0, |record| back.audit.push(parse_audit(&record))).await?;
     for number in 0..anomalies {
@@ -404,13 +447,39 @@ pub async fn read_back(kafka: &[String], telemetry: usize, anomalies: i32, names
     Ok(back)
 }
 
+enum Reading<'a> {
+    Nodes(Client),
+    Engine(&'a Engines),
+}
+
 async fn read_partition(
-    client: &Client,
+    client: &Reading<'_>,
     topic: &'static str,
     number: i32,
     mut take: impl FnMut(RecordAndOffset),
 ) -> anyhow::Result<(i64, i64)> {
     let what = || format!("reading back partition {number} of '{topic}'");
+    let client = match client {
+        Reading::Nodes(client) => client,
+        Reading::Engine(engines) => {
+            let mut log = Log::new(&engines.kafka, engines.physical(topic), number);
+            let (start, end) = log.bounds().await.with_context(what)?;
+            let mut progress = Instant::now();
+            while !log.has_read(end) {
+                let records = log.more(Duration::from_millis(FETCH_WAIT_MS as u64)).await.with_context(what)?;
+                if !records.is_empty() {
+                    progress = Instant::now();
+                }
+                for record in records {
+                    take(record);
+                }
+                if progress.elapsed() > STEP_WAIT {
+                    anyhow::bail!("{}: a transaction stays open before offset {end}", what());
+                }
+            }
+            return Ok((start, end));
+        }
+    };
     let partition = partition(client, topic, number).await?;
     let start =
         tokio::time::timeout(STEP_WAIT, partition.get_offset(OffsetAt::Earliest)).await.with_context(what)??;

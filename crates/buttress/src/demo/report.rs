@@ -12,7 +12,11 @@
 //! | P5 | the anomalies are exactly the readings that the model of their verdict scores above 0.7 |
 //! | P6 | a function that traps is contained: its poison is set aside, and the other function's verdicts go on |
 //! | P7 | after the kill another node led, and the killed node came back and caught up |
+//! | P8 | on the user's engines, where the broker was restarted: it came back, and verdicts went on |
 //! | L1, L2 | with `--assert-latency` only: the latencies |
+//!
+//! On the user's own Kafka offsets count the markers of transactions and the records of aborted ones too. There every offset
+//! is first replaced by its rank among the committed readings ([`ranked`]), and the rest of this file is the same.
 //!
 //! A promise that the run did not exercise (no kill, no swap, stopped early) is not listed, rather than listed as held.
 //!
@@ -28,6 +32,7 @@ use std::{
 use serde::{Serialize, Serializer};
 
 use super::{
+    engines::Engines,
     journal::{MachineJournal, SeqSet},
     reading::Values,
 };
@@ -131,6 +136,14 @@ pub struct Swap {
 }
 
 /// What the trap experiment did.
+/// The user's broker, restarted by the user's command.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BrokerRestart {
+    pub begun_ms: f64,
+    pub ended_ms: f64,
+    pub failed: Option<String>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Trap {
     /// Poisoned records given to the function.
@@ -163,6 +176,9 @@ pub struct Evidence {
     /// By generation; empty where the model cannot be evaluated here.
     pub models: BTreeMap<u64, Scorer>,
     pub assert_latency: bool,
+    /// The user's own Kafka and etcd stood for nodes.
+    pub on_engines: Option<Engines>,
+    pub broker_restart: Option<BrokerRestart>,
 }
 
 /// One promise and whether it held.
@@ -234,6 +250,8 @@ pub struct Report {
     pub latency_ms: Latency,
     pub failover: FailoverReport,
     pub swap: SwapReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engines: Option<EnginesReport>,
     pub promises: Vec<Promise>,
     pub ok: bool,
     /// The run was ended before its time; the promises are judged for what was played.
@@ -255,6 +273,17 @@ fn rounded_1<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok,
 
 fn rounded_1_plain<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     round(*value, 10.0).serialize(serializer)
+}
+
+/// What a run on the user's own engines did to them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct EnginesReport {
+    pub kafka: Vec<String>,
+    pub etcd: Vec<String>,
+    pub namespace: String,
+    pub broker_restarted: bool,
+    #[serde(serialize_with = "rounded_1")]
+    pub broker_restart_ms: Option<f64>,
 }
 
 impl Report {
@@ -290,6 +319,8 @@ struct Range {
 
 /// Judges the run.
 pub fn judge(evidence: &Evidence) -> Report {
+    let ranked = evidence.on_engines.is_some().then(|| ranked(evidence.clone()));
+    let evidence = ranked.as_ref().unwrap_or(evidence);
     let placed = place(evidence);
     let ranges = ranges(evidence);
     let mut promises = vec![exactly_once(&placed), in_order(evidence, &placed), tiled(evidence, &ranges)];
@@ -299,6 +330,7 @@ pub fn judge(evidence: &Evidence) -> Report {
     promises.push(matched);
     promises.extend(contained(evidence));
     promises.extend(failed_over(evidence));
+    promises.extend(broker_back(evidence));
     let latency_ms = latency(evidence);
     if evidence.assert_latency {
         promises.extend(fast(&latency_ms));
@@ -324,6 +356,16 @@ pub fn judge(evidence: &Evidence) -> Report {
             restarted: killed.is_some_and(|f| f.restarted),
         },
         swap: SwapReport { from: evidence.swaps.first().map(|s| s.from), to: evidence.swaps.first().map(|s| s.to) },
+        engines: evidence.on_engines.as_ref().map(|engines| {
+            let restart = evidence.broker_restart.as_ref().filter(|restart| restart.failed.is_none());
+            EnginesReport {
+                kafka: engines.kafka.clone(),
+                etcd: engines.etcd.clone(),
+                namespace: engines.namespace.clone(),
+                broker_restarted: restart.is_some(),
+                broker_restart_ms: restart.map(|restart| restart.ended_ms - restart.begun_ms),
+            }
+        }),
         promises,
         ok,
         interrupted: evidence.interrupted,
@@ -331,6 +373,60 @@ pub fn judge(evidence: &Evidence) -> Report {
 }
 
 /// Where the readings are in the log.
+/// Replaces offsets by ranks among the committed readings of their partition. A range of offsets becomes the range of the
+/// readings in it, and a source that is no committed reading one that nothing has.
+fn ranked(mut evidence: Evidence) -> Evidence {
+    let offsets: Vec<Vec<i64>> =
+        evidence.telemetry.iter().map(|log| log.records.iter().map(|record| record.offset).collect()).collect();
+    let rank = |partition: i32, offset: i64| -> i64 {
+        let of = usize::try_from(partition).ok().and_then(|partition| offsets.get(partition));
+        of.map_or(offset, |of| of.partition_point(|known| *known < offset) as i64)
+    };
+    for event in &mut evidence.audit {
+        if let AuditEvent::Batch { function, topic, partition, from, to, .. }
+        | AuditEvent::DeadLetter { function, topic, partition, from, to, .. }
+        | AuditEvent::Gap { function, topic, partition, from, to } = event
+            && function == FUNCTION
+            && topic == TELEMETRY
+        {
+            (*from, *to) = (rank(*partition, *from), rank(*partition, *to));
+        }
+    }
+    for seen in &mut evidence.verdicts_seen {
+        (seen.from, seen.to) = (rank(seen.partition, seen.from), rank(seen.partition, seen.to));
+    }
+    for anomaly in &mut evidence.anomalies {
+        let of = usize::try_from(anomaly.source_partition).ok().and_then(|partition| offsets.get(partition));
+        let at = of.and_then(|of| of.binary_search(&anomaly.source_offset).ok());
+        anomaly.source_offset = at.map_or(-1 - anomaly.source_offset, |at| at as i64);
+    }
+    for log in &mut evidence.telemetry {
+        for (rank, record) in (0..).zip(&mut log.records) {
+            record.offset = rank;
+        }
+        (log.start, log.end) = (0, log.records.len() as i64);
+    }
+    evidence
+}
+
+/// Whether the user's broker came back, and verdicts with it.
+fn broker_back(evidence: &Evidence) -> Option<Promise> {
+    let restart = evidence.broker_restart.as_ref()?;
+    let after = evidence.verdicts_seen.iter().filter(|seen| seen.at_ms > restart.ended_ms).count();
+    Some(Promise {
+        id: "P8",
+        text: "after the broker's restart verdicts went on".into(),
+        held: restart.failed.is_none() && after > 0,
+        detail: match &restart.failed {
+            Some(why) => why.clone(),
+            None => {
+                let seconds = (restart.ended_ms - restart.begun_ms) / 1_000.0;
+                format!("it served again after {seconds:.1} s, {after} batches were judged after that")
+            }
+        },
+    })
+}
+
 struct Placed {
     lost: u64,
     duplicates: u64,
@@ -398,7 +494,11 @@ fn in_order(evidence: &Evidence, placed: &Placed) -> Promise {
     }
     Promise {
         id: "P2",
-        text: "offsets have no gap, and each machine's sequence grows by one".into(),
+        text: match &evidence.on_engines {
+            None => "offsets have no gap, and each machine's sequence grows by one".into(),
+            // Markers take offsets, so gaps say nothing there.
+            Some(_) => "each machine's sequence grows by one, in one partition".into(),
+        },
         held: gaps == 0 && placed.out_of_order == 0 && placed.in_two_partitions == 0,
         detail: format!("{gaps} offset gaps, {} sequence breaks", placed.out_of_order + placed.in_two_partitions),
     }
@@ -626,6 +726,9 @@ fn failed_over(evidence: &Evidence) -> Option<Promise> {
         .iter()
         .map(|f| {
             let led = match (f.elected, f.leaderless_ms) {
+                (Some((host, _)), Some(ms)) if evidence.on_engines.is_some() => {
+                    format!("host {host} took over after {ms:.0} ms")
+                }
                 (Some((leader, term)), Some(ms)) => format!("node {leader} led after {ms:.0} ms in term {term}"),
                 _ if !f.was_leader => "was a follower".to_owned(),
                 _ => "nobody led".to_owned(),
@@ -640,7 +743,10 @@ fn failed_over(evidence: &Evidence) -> Option<Promise> {
         .collect();
     Some(Promise {
         id: "P7",
-        text: "after the kill another node led, and the killed node came back and caught up".into(),
+        text: match &evidence.on_engines {
+            None => "after the kill another node led, and the killed node came back and caught up".into(),
+            Some(_) => "after the kill another host took the partitions over, and the killed host came back".into(),
+        },
         held,
         detail: details.join("; "),
     })
@@ -743,8 +849,9 @@ impl Report {
         };
         let ms = |value: Option<f64>| value.map_or("-".to_owned(), |ms| format!("{ms:.1} ms"));
         let percent = |value: Option<f64>| value.map_or("-".to_owned(), |share| format!("{:.1} %", share * 100.0));
+        let nodes = if self.engines.is_some() { "function hosts" } else { "nodes" };
         let machines =
-            format!("{} machines on {} nodes, {:.1} s", grouped(self.machines as u64), self.nodes, self.duration_s);
+            format!("{} machines on {} {nodes}, {:.1} s", grouped(self.machines as u64), self.nodes, self.duration_s);
         line("readings sent", &grouped(self.readings_sent), &machines);
         line("acknowledged", &grouped(self.readings_acked), "");
         line("verdicts", &grouped(self.verdicts), "");
@@ -767,14 +874,20 @@ impl Report {
         line("", &ms(self.latency_ms.max), "max, outside the failover window");
         line("sensor to alert", &ms(self.latency_ms.alert_p99), "p99");
         if let Some(killed) = &self.failover.killed {
-            line("without a leader", &ms(self.failover.leaderless_ms), &format!("after SIGKILL to {killed}"));
+            let name = if self.engines.is_some() { "until taken over" } else { "without a leader" };
+            line(name, &ms(self.failover.leaderless_ms), &format!("after SIGKILL to {killed}"));
             line("across the failover", &ms(self.latency_ms.p99_across_failover), "p99, arrival to verdict");
         }
-        let _ = writeln!(
-            out,
-            "\n{}\n",
-            style.paint("1", "Promises, checked from acknowledgements and a stock Kafka client's read-back")
-        );
+        if let Some(engines) = &self.engines {
+            let restarted = if engines.broker_restarted { "restarted" } else { "not restarted" };
+            let note = format!("Kafka at {}, etcd at {}", engines.kafka.join(","), engines.etcd.join(","));
+            line("broker", restarted, &note);
+        }
+        let title = match &self.engines {
+            None => "Promises, checked from acknowledgements and a stock Kafka client's read-back",
+            Some(_) => "Promises, checked from acknowledgements and what is committed in the Kafka",
+        };
+        let _ = writeln!(out, "\n{}\n", style.paint("1", title));
         for promise in &self.promises {
             let mark = if promise.held { style.paint("32", "held  ") } else { style.paint("1;31", "BROKEN") };
             let _ = writeln!(out, "  {}  {mark}  {}", promise.id, promise.text);

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{EventsHttp, check_topic_name, octets::put_bytes, request, respond};
+use crate::ingest::unknown_topic;
 
 const MEDIA: &str = "application/json";
 /// Records of one answer, without and with `max`.
@@ -33,6 +34,8 @@ pub(super) struct CreateTopic {
     retention_ms: Option<u64>,
     retention_bytes: Option<u64>,
     sequence_fields: Option<(String, String)>,
+    /// Where it is to lie; left out, where topics lie here.
+    engine: Option<String>,
 }
 
 impl CreateTopic {
@@ -59,6 +62,15 @@ impl CreateTopic {
 
 fn one() -> u32 {
     1
+}
+
+/// A topic of an engine of the user's says so.
+fn engine_json(view: &TopicView, engine: &str) -> Value {
+    let mut json = topic_json(view);
+    if engine != "embedded" {
+        json["engine"] = json!(engine);
+    }
+    json
 }
 
 fn settings_json(settings: &TopicSettings) -> Value {
@@ -93,6 +105,32 @@ impl EventsHttp {
     pub(super) async fn create_topic(&self, request: Request<Bytes>) -> Result<Response<Bytes>, Error> {
         let body = request::body(&request, self.options.body_bytes_max)?;
         let wanted = CreateTopic::parse(&body)?;
+        let engine = wanted.engine.as_deref().unwrap_or(self.engine);
+        let exists = || Error::new(Code::TOPIC_EXISTS, format!("topic {:?} exists already", wanted.name));
+        if engine != self.engine {
+            let Some(elsewhere) = self.elsewhere.as_ref().filter(|elsewhere| elsewhere.engine() == engine) else {
+                let known: Vec<&str> =
+                    [self.engine].into_iter().chain(self.elsewhere.as_ref().map(|e| e.engine())).collect();
+                let message = format!("there is no engine {engine:?} here, only {}", known.join(", "));
+                let hint = "name the Kafka's address in the section [engines] of every node's configuration";
+                return Err(Error::new(Code::CONFIG, message).hint(hint));
+            };
+            if self.ingest.deps().stream.topic(&wanted.name).is_some() {
+                return Err(exists());
+            }
+            let settings = TopicSettings {
+                retention_bytes: wanted.retention_bytes,
+                retention_ms: wanted.retention_ms,
+                sequence_fields: wanted.sequence_fields.clone(),
+                batch_bytes_max: None,
+            };
+            elsewhere.create(&wanted.name, wanted.partitions, &settings).await?;
+            let view = elsewhere.topic(&wanted.name).ok_or_else(|| unknown_topic(&wanted.name))?;
+            return Ok(respond(StatusCode::CREATED, MEDIA, &engine_json(&view, engine)));
+        }
+        if self.elsewhere.as_ref().is_some_and(|elsewhere| elsewhere.topic(&wanted.name).is_some()) {
+            return Err(exists());
+        }
         let mut id = [0; 16];
         getrandom::fill(&mut id)
             .map_err(|error| Error::new(Code::STOPPED, format!("the system gives no random bytes: {error}")))?;
@@ -128,16 +166,30 @@ impl EventsHttp {
     }
 
     pub(super) fn list_topics(&self) -> Response<Bytes> {
-        let topics: Vec<Value> = self.ingest.deps().stream.topics().iter().map(topic_json).collect();
+        let here = self.ingest.deps().stream.topics();
+        let mut topics: Vec<Value> = here.iter().map(|view| engine_json(view, self.engine)).collect();
+        if let Some(elsewhere) = &self.elsewhere {
+            topics.extend(elsewhere.topics().iter().map(|view| engine_json(view, elsewhere.engine())));
+        }
         respond(StatusCode::OK, MEDIA, &json!({"topics": topics}))
     }
 
     pub(super) fn describe_topic(&self, topic: &str) -> Result<Response<Bytes>, Error> {
-        Ok(respond(StatusCode::OK, MEDIA, &topic_json(&self.view(topic)?)))
+        if let Some(elsewhere) = &self.elsewhere
+            && let Some(view) = elsewhere.topic(topic)
+        {
+            return Ok(respond(StatusCode::OK, MEDIA, &engine_json(&view, elsewhere.engine())));
+        }
+        Ok(respond(StatusCode::OK, MEDIA, &engine_json(&self.view(topic)?, self.engine)))
     }
 
     pub(super) async fn delete_topic(&self, topic: &str) -> Result<Response<Bytes>, Error> {
         check_topic_name(topic)?;
+        if let Some(elsewhere) = &self.elsewhere
+            && elsewhere.delete(topic).await?
+        {
+            return Ok(respond(StatusCode::OK, MEDIA, &json!({"deleted": topic})));
+        }
         let entry = Entry { topics: vec![TopicChange::Delete { name: topic.to_owned() }], ..Entry::default() };
         self.ingest.deps().ledger.submit(entry).await.map_err(SubmitError::into_error)?;
         Ok(respond(StatusCode::OK, MEDIA, &json!({"deleted": topic})))

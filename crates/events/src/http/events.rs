@@ -22,7 +22,7 @@ impl EventsHttp {
         let topic = request::query(request.uri().query().unwrap_or(""), "topic");
         let topic = topic.as_deref().unwrap_or(&self.options.default_topic);
         let media = request::media_type(request.headers());
-        let route = self.ingest.route(topic)?;
+        let route = self.way_in(topic)?;
         let body = request::body(&request, self.options.body_bytes_max)?;
         let records = records(media.as_deref(), &body, self.ingest.now_ms())?;
         let mut accepted = 0;

@@ -12,6 +12,7 @@
 //! the same [`Ingest`] as MQTT's, so a device is deduplicated whichever way it came.
 
 mod admin;
+mod elsewhere;
 mod entries;
 mod events;
 mod keys;
@@ -36,6 +37,8 @@ use futures::task::AtomicWaker;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use serde_json::json;
 
+pub use elsewhere::Elsewhere;
+
 use crate::ingest::{Incoming, Ingest, Item, Lane, Outcome, Route};
 
 /// Limits of the edge.
@@ -59,6 +62,9 @@ impl Default for Options {
 pub struct EventsHttp {
     ingest: Arc<Ingest>,
     options: Options,
+    /// Where the topics of `ingest` lie.
+    engine: &'static str,
+    elsewhere: Option<Arc<dyn Elsewhere>>,
     /// Requests by route and status: at most one line per route and status, so the labels are bounded.
     requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
 }
@@ -158,7 +164,27 @@ impl Target {
 
 impl EventsHttp {
     pub fn new(ingest: Arc<Ingest>, options: Options) -> Self {
-        Self { ingest, options, requests: Mutex::default() }
+        Self { ingest, options, engine: "embedded", elsewhere: None, requests: Mutex::default() }
+    }
+
+    /// Says what the engine is called in which the topics lie.
+    pub fn on_engine(mut self, engine: &'static str) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// Lets topics choose another engine.
+    pub fn with_elsewhere(mut self, elsewhere: Arc<dyn Elsewhere>) -> Self {
+        self.elsewhere = Some(elsewhere);
+        self
+    }
+
+    /// The topic's way in.
+    fn way_in(&self, topic: &str) -> Result<Arc<Route>, Error> {
+        self.ingest.route(topic).map_err(|error| match &self.elsewhere {
+            Some(elsewhere) if elsewhere.topic(topic).is_some() => elsewhere::not_here(topic, elsewhere.engine()),
+            _ => error,
+        })
     }
 
     /// Answers a request to a path of this plane; `None`: not ours.

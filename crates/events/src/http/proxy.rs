@@ -117,7 +117,7 @@ impl EventsHttp {
         request: Request<Bytes>,
     ) -> Result<Response<Bytes>, Error> {
         let format = Format::of(request::media_type(request.headers()).as_deref())?;
-        let route = self.ingest.route(topic)?;
+        let route = self.way_in(topic)?;
         let partition = partition.map(partition_number).transpose()?;
         if let Some(partition) = partition.filter(|p| *p as usize >= route.logs.len()) {
             return Err(Error::new(Code::NOT_FOUND, format!("topic {topic:?} has no partition {partition}")));

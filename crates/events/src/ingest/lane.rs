@@ -48,6 +48,8 @@ struct State {
     /// The lane stands in the batcher's queue.
     ready: bool,
     abandoned: bool,
+    /// An item failed, and nothing that came after it may be appended.
+    broken: Option<Error>,
 }
 
 /// What an arrival means for the batcher.
@@ -56,6 +58,8 @@ pub(super) enum Arrival {
     Waits,
     AlreadyReady,
     BecameReady,
+    /// The lane is broken: the items have failed.
+    Failed,
 }
 
 pub(super) struct Taken {
@@ -111,6 +115,13 @@ impl Lane {
     pub(super) fn push(&self, items: &mut Vec<Item>) -> Arrival {
         let mut state = self.state();
         assert!(!state.abandoned, "the owner gave this lane up");
+        if let Some(error) = state.broken.clone() {
+            let failed = items.drain(..).map(|item| Outcome { tag: item.tag, result: Err(error.clone()) });
+            state.outcomes.extend(failed);
+            drop(state);
+            self.waker.wake();
+            return Arrival::Failed;
+        }
         state.unanswered += items.len();
         state.queued_bytes += items.iter().map(|item| item.size).sum::<usize>();
         state.queued.extend(items.drain(..));
@@ -168,6 +179,23 @@ impl Lane {
         drop(state);
         self.waker.wake();
         left
+    }
+
+    /// Delivers failures, and fails what is queued and what will be. Gives the bytes that were queued.
+    pub(super) fn break_off(&self, outcomes: impl Iterator<Item = Outcome>, error: &Error) -> usize {
+        self.settle(outcomes);
+        let mut state = self.state();
+        state.ready = false;
+        state.broken = Some(error.clone());
+        let queued = std::mem::take(&mut state.queued);
+        state.unanswered -= queued.len();
+        if !state.abandoned {
+            state.outcomes.extend(queued.iter().map(|item| Outcome { tag: item.tag, result: Err(error.clone()) }));
+        }
+        let bytes = std::mem::take(&mut state.queued_bytes);
+        drop(state);
+        self.waker.wake();
+        bytes
     }
 
     pub(super) fn abandon(&self) -> Dropped {

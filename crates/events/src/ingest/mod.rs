@@ -76,6 +76,9 @@ pub struct Options {
     pub queued_bytes_max: usize,
     /// How long a topic's settings are taken from memory.
     pub topic_cache_ms: u64,
+    /// Sequences are checked here and held against each other behind the ledger ([`crate::intake`]), so that records of
+    /// different devices share a batch.
+    pub sequences_behind: bool,
 }
 
 impl Default for Options {
@@ -88,6 +91,7 @@ impl Default for Options {
             entry_bytes_max: 2 * 1024 * 1024,
             queued_bytes_max: 64 * 1024 * 1024,
             topic_cache_ms: 1_000,
+            sequences_behind: false,
         }
     }
 }
@@ -308,7 +312,7 @@ impl Ingest {
                     format!("a record of {record_size} bytes is larger than the limit of {RECORD_BATCH_BYTES_MAX}"),
                 ));
             }
-            sequence.map(|sequence| {
+            sequence.filter(|_| !self.options.sequences_behind).map(|sequence| {
                 let mut builder = Builder::with_capacity(record_size);
                 builder.push(timestamp_ms, key.as_deref(), value.as_deref(), &headers_ref);
                 let batch = builder.build().expect("a record was pushed");
@@ -332,8 +336,14 @@ impl Ingest {
         let records = items.len();
         self.queued_bytes.fetch_add(bytes, Relaxed);
         let arrival = lane.push(items);
-        if let lane::Arrival::Waits = arrival {
-            return;
+        match arrival {
+            lane::Arrival::Waits => return,
+            lane::Arrival::Failed => {
+                self.queued_bytes.fetch_sub(bytes, Relaxed);
+                self.counters.failed.fetch_add(records as u64, Relaxed);
+                return;
+            }
+            lane::Arrival::AlreadyReady | lane::Arrival::BecameReady => {}
         }
         let mut queue = self.queue.lock().expect("no panic holds the lock");
         queue.ready_bytes += bytes as i64;
@@ -463,8 +473,10 @@ impl Ingest {
                     ),
                 },
             });
-            if let Some(left) = lane.settle(outcomes) {
-                ready.push((lane, left));
+            match &result {
+                // Behind the ledger a record that was left out is not missed, so its sender must not get past it.
+                Err(error) if self.options.sequences_behind => freed += lane.break_off(outcomes, error),
+                _ => ready.extend(lane.settle(outcomes).map(|left| (lane, left))),
             }
         }
         self.queued_bytes.fetch_sub(freed, Relaxed);
@@ -492,7 +504,8 @@ impl Ingest {
         match outcome {
             AppendOutcome::Appended { base_offset } => {
                 self.counters.appended.fetch_add(1, Relaxed);
-                let offset = Some(Offset(base_offset.0 + i64::from(slot.record)));
+                // Negative where the ledger cannot say yet where the record will lie.
+                let offset = (base_offset.0 >= 0).then(|| Offset(base_offset.0 + i64::from(slot.record)));
                 Ok(Placed { partition, offset, duplicate: false })
             }
             AppendOutcome::Duplicate { base_offset } => {

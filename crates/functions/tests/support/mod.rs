@@ -18,7 +18,7 @@ use buttress_core::{
     model::ModelInfo,
 };
 use buttress_functions::{
-    Deps, FunctionsPlane, blob,
+    Deps, FunctionsPlane, Home, blob,
     catalogue::{Snapshot, wait_for},
     deploy::Deployed,
     resource::Manifest,
@@ -386,8 +386,8 @@ impl World {
         let engine = Arc::new(FakeEngine::default());
         let (shutdown, receiver) = watch::channel(false);
         let plane = FunctionsPlane::start(Deps {
+            homes: vec![Home { records: ledger.clone(), stream: local.clone(), claims: None }],
             ledger,
-            stream: local.clone(),
             cluster: local.clone(),
             engine: engine.clone(),
             shutdown: receiver,
