@@ -91,6 +91,12 @@ codes! {
     DATA_FILE = "BT0703", "the data file cannot be played";
     LIMITS = "BT0704", "a limit of the operating system is too low";
     UNREACHABLE = "BT0705", "the server cannot be reached";
+    // 08xx: uplinks
+    UPLINK_UNKNOWN = "BT0801", "there is no uplink of this name";
+    UPLINK_EXISTS = "BT0802", "an uplink of this name exists";
+    UPLINK_INVALID = "BT0803", "the uplink's settings are not valid";
+    UPLINK_DIVERGED = "BT0804", "the target's position speaks of another log than this gateway has";
+    UPLINK_POSITION = "BT0805", "the position in the target was not left there by an uplink";
 }
 
 /// What went wrong, whose code it has, whether trying again can help, and what would be right.
