@@ -20,6 +20,7 @@ use crate::{
     backups::Backups,
     members::{MembersHttp, cluster_json},
     metrics::Metrics,
+    uplink::Uplinks,
     vitals::Nurse,
 };
 
@@ -52,6 +53,7 @@ pub struct Http {
     pub functions: Arc<FunctionsHttp>,
     pub cluster: Arc<dyn Cluster>,
     pub members: MembersHttp,
+    pub uplinks: Arc<Uplinks>,
     pub node: Arc<buttress_node::runtime::Handle>,
     pub backups: Backups,
     pub nurse: Arc<Nurse>,
@@ -136,6 +138,9 @@ impl Http {
             return response;
         }
         if let Some(response) = self.members.route(&head.method, head.uri.path(), &body).await {
+            return response;
+        }
+        if let Some(response) = self.uplinks.route(&head.method, head.uri.path(), &body).await {
             return response;
         }
         if head.uri.path() == "/v1/fingerprint" && head.method == Method::GET {

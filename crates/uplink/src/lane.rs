@@ -41,6 +41,12 @@ use crate::{
 pub const PARCEL_BYTES_DEFAULT: usize = 1024 * 1024;
 /// A parcel is one entry or transaction of the target, and is in memory once: lanes × this is what an uplink needs.
 pub const PARCEL_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Batches below this are put together, where they are not compressed: a target takes a batch at a time, and a batch of one
+/// record costs it as much as one of a thousand.
+const MERGE_BELOW_BYTES: usize = 16 * 1024;
+const MERGED_BYTES: usize = 256 * 1024;
+/// A Kafka forgets positions that nobody has committed for days; one that is idle is committed again after this time.
+const REFRESH_MS: u64 = 6 * 3600 * 1000;
 /// After the first failure, doubled with each further one.
 const PAUSE_MIN_MS: u64 = 100;
 const PAUSE_MAX_MS: u64 = 15_000;
@@ -71,6 +77,8 @@ pub struct Settings {
     pub origin: Offset,
     pub parcel_bytes: usize,
     pub oversized: Oversized,
+    /// What this gateway remembers of the position: a later one may be in the target, but not none.
+    pub known: Option<Offset>,
     /// Spreads the pauses of lanes and gateways.
     pub seed: u64,
 }
@@ -188,6 +196,23 @@ pub struct Tally {
     pub claims: u64,
 }
 
+impl Parcel {
+    /// The position alone.
+    fn empty(expected: Option<Position>, position: Position) -> Self {
+        Self {
+            expected,
+            position,
+            after: position,
+            gap: None,
+            batches: Vec::new(),
+            records: 0,
+            bytes: 0,
+            max_timestamp_ms: None,
+            single: None,
+        }
+    }
+}
+
 enum State {
     Claiming,
     Looking(Option<Position>),
@@ -217,6 +242,8 @@ pub struct Lane {
     /// Goes with a gap record, from here up to there.
     skip: Option<(Offset, Offset)>,
     trouble: Option<Trouble>,
+    /// When the target has last had the position from here.
+    committed_at: TimeMs,
     tally: Tally,
 }
 
@@ -232,6 +259,7 @@ impl Lane {
             squeeze: None,
             skip: None,
             trouble: None,
+            committed_at: TimeMs(0),
             tally: Tally::default(),
         }
     }
@@ -269,7 +297,17 @@ impl Lane {
         }
         let found = match found {
             Ok(Some((next, text))) => Position::parse(next, &text).map(Some),
-            Ok(None) => Ok(None),
+            Ok(None) => match self.settings.known {
+                Some(known) => Err(Error::new(
+                    Code::UPLINK_POSITION,
+                    format!("the target knows no position, and this lane has been at offset {known}"),
+                )
+                .hint(
+                    "a Kafka forgets positions after offsets.retention.minutes, 7 days unless set; look at the end of the \
+                     target's topic, then `buttress uplink adopt NAME --from OFFSET`",
+                )),
+                None => Ok(None),
+            },
             Err(error) => return self.wait(now, error, false),
         };
         match found {
@@ -306,6 +344,7 @@ impl Lane {
         self.next = if remembers { self.next } else { next };
         self.position = position;
         self.bounds = bounds;
+        self.committed_at = now;
         self.state = State::Reading;
     }
 
@@ -325,7 +364,14 @@ impl Lane {
                 match self.plan(&batches) {
                     Some(parcel) => self.state = State::Sending(Arc::new(parcel)),
                     // The target was claimed and has everything.
-                    None => self.trouble = None,
+                    None => {
+                        self.trouble = None;
+                        if let Some(position) = self.position
+                            && now.0 >= self.committed_at.0.saturating_add(REFRESH_MS)
+                        {
+                            self.state = State::Sending(Arc::new(Parcel::empty(self.position, position)));
+                        }
+                    }
                 }
             }
         }
@@ -338,6 +384,7 @@ impl Lane {
         match outcome {
             Ok(()) => {
                 self.next = parcel.after.next;
+                self.committed_at = now;
                 self.position = Some(parcel.position);
                 self.squeeze = self.squeeze.filter(|squeeze| self.next < squeeze.until);
                 self.skip = None;
@@ -456,17 +503,7 @@ impl Lane {
             next = to;
         }
         let position = Position { next, lineage: self.settings.lineage, mark: None };
-        let mut parcel = Parcel {
-            expected: self.position,
-            position,
-            after: position,
-            gap,
-            batches: Vec::new(),
-            records: 0,
-            bytes: 0,
-            max_timestamp_ms: None,
-            single: None,
-        };
+        let mut parcel = Parcel { gap, ..Parcel::empty(self.position, position) };
         let squeeze = self.squeeze.filter(|squeeze| next < squeeze.until);
         for batch in batches.iter().filter(|batch| batch.last >= self.next) {
             if batch.last < next {
@@ -524,6 +561,9 @@ impl Lane {
                 break;
             }
         }
+        if squeeze.is_none() {
+            merge(&mut parcel.batches);
+        }
         if mutant::active(Mutant::UplinkSilentGap) {
             parcel.gap = None;
         }
@@ -562,6 +602,47 @@ fn cut(view: &BatchView, base: Offset, from: Offset, bytes_max: usize) -> Option
     }
     let records = builder.count();
     Some((builder.build()?, to, records))
+}
+
+/// Puts small uncompressed batches that follow each other together. What cannot be taken apart stays as it is.
+fn merge(batches: &mut Vec<Bytes>) {
+    let small = |bytes: &Bytes| {
+        let view = BatchView::parse_stored(bytes.clone()).ok().filter(|_| bytes.len() < MERGE_BELOW_BYTES)?;
+        if view.codec() != Codec::None {
+            return None;
+        }
+        view.records().ok()?.collect::<Result<Vec<_>, _>>().ok()
+    };
+    if batches.len() < 2 {
+        return;
+    }
+    let mut merged = Vec::new();
+    let mut open: Option<(Builder, Bytes)> = None;
+    let close = |open: &mut Option<(Builder, Bytes)>, merged: &mut Vec<Bytes>| {
+        if let Some((builder, only)) = open.take() {
+            // One alone is forwarded as it was.
+            merged.push(if only.is_empty() { builder.build().expect("it has records") } else { only });
+        }
+    };
+    for bytes in batches.drain(..) {
+        let Some(records) = small(&bytes) else {
+            close(&mut open, &mut merged);
+            merged.push(bytes);
+            continue;
+        };
+        if open.as_ref().is_some_and(|(builder, _)| builder.size() + bytes.len() > MERGED_BYTES) {
+            close(&mut open, &mut merged);
+        }
+        let (builder, only) = open.get_or_insert_with(|| (Builder::new(), Bytes::new()));
+        *only = if builder.count() == 0 { bytes } else { Bytes::new() };
+        for record in &records {
+            let headers: Vec<_> =
+                record.headers.iter().map(|header| (&header.key[..], header.value.as_deref())).collect();
+            builder.push(record.timestamp_ms, record.key.as_deref(), record.value.as_deref(), &headers);
+        }
+    }
+    close(&mut open, &mut merged);
+    *batches = merged;
 }
 
 #[cfg(test)]

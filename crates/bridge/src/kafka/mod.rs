@@ -15,6 +15,7 @@ mod errors;
 mod fetch;
 mod session;
 mod state;
+mod uplink;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -46,6 +47,7 @@ use client::{Client, Failure};
 use session::{Move, Session, Target};
 use state::Rows;
 pub use state::STATE_BYTES_MAX;
+pub use uplink::{LanePlace, LaneSession};
 
 use crate::{
     patience::{Patience, lock},

@@ -84,6 +84,7 @@ fn settings() -> Settings {
         origin: Offset(0),
         parcel_bytes: 1_000_000,
         oversized: Oversized::Stop,
+        known: None,
         seed: 3,
     }
 }
@@ -332,4 +333,44 @@ fn a_position_that_somebody_else_left_stops_the_lane() {
     let mut lane = Lane::new(settings());
     run(&mut lane, &log, &mut target, &mut now, 100);
     assert_eq!((lane.phase(), lane.trouble().unwrap().error.code), (Phase::Diverged, Code::UPLINK_POSITION));
+}
+
+#[test]
+fn small_batches_are_put_together_and_large_ones_stay_as_they_are() {
+    let (mut log, mut target, mut now) = (Log::default(), Target::new(), 0);
+    let large = vec![b'x'; 20_000];
+    for value in [b"a", b"b", b"c"] {
+        log.append(&[value]);
+    }
+    log.append(&[&large]);
+    log.append(&[b"d"]);
+    let mut lane = Lane::new(settings());
+    run(&mut lane, &log, &mut target, &mut now, 3);
+    let Action::Send(parcel) = lane.poll(TimeMs(now)) else { panic!("a parcel is due") };
+    assert_eq!(parcel.batches.len(), 3);
+    assert_eq!(parcel.batches[1..], [log.batches[3].bytes.clone(), log.batches[4].bytes.clone()]);
+    run(&mut lane, &log, &mut target, &mut now, 100);
+    assert_eq!(target.values, [&b"a"[..], b"b", b"c", &large, b"d"]);
+}
+
+#[test]
+fn a_position_that_the_target_has_forgotten_is_not_taken_for_a_first_start() {
+    let (mut log, mut target, mut now) = (Log::default(), Target::new(), 0);
+    log.append(&[b"a"]);
+    let mut lane = Lane::new(Settings { known: Some(Offset(1)), ..settings() });
+    run(&mut lane, &log, &mut target, &mut now, 100);
+    assert_eq!((lane.phase(), lane.trouble().unwrap().error.code), (Phase::Diverged, Code::UPLINK_POSITION));
+    assert!(target.values.is_empty());
+}
+
+#[test]
+fn an_idle_lane_commits_its_position_again_before_a_kafka_forgets_it() {
+    let (mut log, mut target, mut now) = (Log::default(), Target::new(), 0);
+    log.append(&[b"a"]);
+    let mut lane = Lane::new(settings());
+    run(&mut lane, &log, &mut target, &mut now, 100);
+    now += REFRESH_MS;
+    let left = target.position.take();
+    assert_eq!(run(&mut lane, &log, &mut target, &mut now, 2), ["read", "sent"]);
+    assert_eq!((target.position, target.values.len()), (left, 1));
 }
