@@ -2,12 +2,13 @@
 # Starts the original Kafka, one broker in KRaft mode, from its artefacts, and prints a line of JSON once it serves:
 #     {"bootstrap":"127.0.0.1:9092"}
 # Ends with the process that started it, or on a signal. Loopback only. PORT is for clients, PORT + 1 for the controller.
-# usage: kafka.sh DIR PORT
+# ADVERTISED, where it is given, is the port that clients are told: that of a proxy before the broker.
+# usage: kafka.sh DIR PORT [ADVERTISED]
 source "$(dirname "$0")/../lib.sh"
 need java "apt-get install default-jre-headless (17 or newer)"
 maven_jars "$here/originals/kafka" kafka-jars
 [ "$1" = --install ] && exit
-dir=$1 port=$2
+dir=$1 port=$2 advertised=${3:-$2}
 parent=$PPID
 mkdir -p "$dir"
 cat >"$dir/server.properties" <<EOF
@@ -15,7 +16,7 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:$((port + 1))
 listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$((port + 1))
-advertised.listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$((port + 1))
+advertised.listeners=PLAINTEXT://127.0.0.1:$advertised,CONTROLLER://127.0.0.1:$((port + 1))
 controller.listener.names=CONTROLLER
 log.dirs=$dir/data
 offsets.topic.replication.factor=1

@@ -505,11 +505,17 @@ impl Lane {
         let position = Position { next, lineage: self.settings.lineage, mark: None };
         let mut parcel = Parcel { gap, ..Parcel::empty(self.position, position) };
         let squeeze = self.squeeze.filter(|squeeze| next < squeeze.until);
+        // Where something was refused, a gap goes alone: what is refused behind it must not hold it up.
+        let careful = squeeze.is_some() || self.skip.is_some();
         for batch in batches.iter().filter(|batch| batch.last >= self.next) {
             if batch.last < next {
                 // Nothing of it is sent, but it is the batch before the position.
                 parcel.position.mark = Some(batch.mark()).filter(|_| batch.last.0 + 1 == next.0);
                 continue;
+            }
+            if careful && parcel.gap.is_some() {
+                parcel.position.mark = Some(batch.mark()).filter(|_| batch.base < next);
+                break;
             }
             let whole = batch.base >= next;
             let full = parcel.bytes + batch.bytes.len() > self.settings.parcel_bytes;

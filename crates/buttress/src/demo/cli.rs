@@ -59,6 +59,9 @@ pub struct FleetArgs {
     /// Fail when a verdict takes longer than promised (p99 100 ms, 2 s across the failover).
     #[arg(long)]
     pub assert_latency: bool,
+    /// A gateway at the edge with its own log and an uplink to the cluster, whose link is cut for 10 s.
+    #[arg(long, conflicts_with_all = ["data", "assert_latency", "open"])]
+    pub edge: bool,
     /// Play the rows of a CSV file instead of the plant.
     #[arg(long, value_name = "FILE.csv")]
     pub data: Option<PathBuf>,
@@ -101,6 +104,9 @@ pub fn run(args: FleetArgs) -> Answer {
         training::dump_training(path, args.machines, args.dump_rounds, args.seed)?;
         eprintln!("wrote {}", path.display());
         return Ok(true);
+    }
+    if args.edge {
+        return super::edge::run(&args, Bytes::from_static(ANOMALY));
     }
     logging::init(logging::Format::Text, "error");
     let mut options =

@@ -32,6 +32,7 @@ pub mod page;
 pub mod terminal;
 
 pub mod cli;
+pub mod edge;
 
 use std::{
     collections::BTreeMap,

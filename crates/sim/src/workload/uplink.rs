@@ -125,6 +125,8 @@ impl Target {
                 if unstable { Reply::Again } else { Reply::Position(self.position(), self.commits.len()) }
             }
             Request::Produce { epoch, .. } | Request::Offsets { epoch, .. } if epoch != self.epoch => Reply::Fenced,
+            // The next transaction cannot begin yet.
+            Request::Produce { .. } | Request::Offsets { .. } if self.completing.is_some() => Reply::Again,
             Request::Produce { batch, .. } if self.too_large(&batch) => Reply::TooLarge,
             Request::Produce { number, batch, .. } => {
                 let (_, open) = self.open.get_or_insert_with(|| (now, Commit::default()));
@@ -596,6 +598,11 @@ impl Uplink {
 
     /// What the target's commits are worth.
     fn judge(&self) -> Result<i64, Violation> {
+        if std::env::var("UPDEBUG").is_ok() {
+            eprintln!("journal {} max {:?} trims {} clones {} parcel {}", self.target.journal, self.target.batch_bytes_max, self.trims, self.clones, self.parcel_bytes);
+            for c in &self.target.commits { eprintln!("{:?} {:?} {:?}", c.gap, c.batches.iter().map(serials).collect::<Vec<_>>(), c.position); }
+            eprintln!("{:?}", self.truth);
+        }
         let mut next = 0i64;
         let mut logs = vec![0usize, 1];
         for (number, commit) in self.target.commits.iter().enumerate() {
@@ -778,6 +785,9 @@ impl Workload for Uplink {
     }
 
     fn is_done(&self) -> bool {
+        if std::env::var("UPDEBUG").is_ok() && self.stopped {
+            for d in &self.drivers { eprintln!("DRV twin {} phase {:?} busy {:?} idle {} next {:?} ends {:?} trouble {:?} open {} epoch {}", d.twin, d.lane.phase(), std::mem::discriminant(&d.busy), d.idle, d.lane.next(), self.ends, d.lane.trouble().map(|t| &t.error), self.open.len(), d.epoch); }
+        }
         let settled = |driver: &Driver| {
             driver.idle
                 && (driver.lane.phase() == Phase::Diverged
@@ -787,8 +797,16 @@ impl Workload for Uplink {
     }
 
     fn check(&mut self, view: &FinalView<'_>) -> Result<(), Violation> {
-        let Some((log, _)) = self.logs else { return Ok(()) };
+        let Some((log, twin)) = self.logs else { return Ok(()) };
         self.target.settle(u64::MAX);
+        // A lane reads only what it sends, so each log is read as a whole, as far as it is there.
+        for (_, machine) in &view.machines[self.shard as usize] {
+            for (truth, log) in self.truth.iter_mut().zip([log, twin]) {
+                for batch in machine.store().batches(log) {
+                    truth.extend((batch.base_offset.0..).zip(serials(&batch.bytes)));
+                }
+            }
+        }
         let next = self.judge()?;
         if !self.clones {
             let machines = &view.machines[self.shard as usize];

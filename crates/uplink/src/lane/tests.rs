@@ -374,3 +374,25 @@ fn an_idle_lane_commits_its_position_again_before_a_kafka_forgets_it() {
     assert_eq!(run(&mut lane, &log, &mut target, &mut now, 2), ["read", "sent"]);
     assert_eq!((target.position, target.values.len()), (left, 1));
 }
+
+#[test]
+fn gaps_that_follow_each_other_do_not_hold_each_other_up() {
+    let (mut log, mut target, mut now) = (Log::default(), Target::new(), 0);
+    target.batch_bytes_max = 1_000;
+    let large = vec![b'x'; 5_000];
+    log.append(&[b"gone"]);
+    log.append(&[&large, &large, b"a", &large]);
+    log.append(&[&large]);
+    log.append(&[b"b"]);
+    log.trim(1);
+    let mut lane = Lane::new(Settings { oversized: Oversized::Gap, ..settings() });
+    run(&mut lane, &log, &mut target, &mut now, 300);
+    assert_eq!(target.values, [b"a", b"b"]);
+    let told: Vec<_> = target.gaps.iter().map(|gap| (gap.from.0, gap.to.0, gap.reason.text())).collect();
+    assert_eq!(
+        told,
+        [(0, 1, "retention"), (1, 2, "too-large"), (2, 3, "too-large"), (4, 5, "too-large"), (5, 6, "too-large")]
+    );
+    // Whoever resumes here finds the batch before the position.
+    assert!(lane.tally().claims > 4);
+}
