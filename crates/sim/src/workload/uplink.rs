@@ -84,6 +84,8 @@ struct Target {
     completing: Option<(Us, Commit)>,
     commits: Vec<Commit>,
     away_until: Us,
+    /// No more faults.
+    healed: bool,
 }
 
 /// Kafka aborts what is open for longer.
@@ -145,7 +147,7 @@ impl Target {
             Request::End { epoch, .. } if epoch != self.epoch => Reply::Fenced,
             Request::End { commit, .. } => {
                 if let Some((_, open)) = self.open.take().filter(|_| commit) {
-                    let takes = if rng.percent(20) { rng.range(10 * MS, SEC) } else { 0 };
+                    let takes = if !self.healed && rng.percent(20) { rng.range(10 * MS, SEC) } else { 0 };
                     self.completing = Some((now + takes, open));
                     self.settle(now);
                 }
@@ -332,7 +334,7 @@ impl Uplink {
         for _ in 0..count {
             self.serial += 1;
             let mut value = self.serial.to_be_bytes().to_vec();
-            value.resize(8 + cx.rng.one([0, 0, 20, 200]), b'.');
+            value.resize(8 + cx.rng.one([0, 0, 0, 20, 20, 200]), b'.');
             builder.push(1_000, None, Some(&value), &[]);
         }
         (builder.build().expect("there are records"), count)
@@ -446,7 +448,12 @@ impl Uplink {
     }
 
     fn delay(&self, cx: &mut Context<'_>) -> Us {
-        if !self.stopped && cx.rng.percent(10) { cx.rng.range(20 * MS, 500 * MS) } else { cx.rng.range(MS, 20 * MS) }
+        match (self.stopped, cx.rng.percent(10)) {
+            // What is left has to get through in the time that the world gives.
+            (true, _) => cx.rng.range(MS / 10, 2 * MS),
+            (false, true) => cx.rng.range(20 * MS, 500 * MS),
+            (false, false) => cx.rng.range(MS, 20 * MS),
+        }
     }
 
     /// Something between a driver and the target has come to where it was sent.
@@ -598,11 +605,6 @@ impl Uplink {
 
     /// What the target's commits are worth.
     fn judge(&self) -> Result<i64, Violation> {
-        if std::env::var("UPDEBUG").is_ok() {
-            eprintln!("journal {} max {:?} trims {} clones {} parcel {}", self.target.journal, self.target.batch_bytes_max, self.trims, self.clones, self.parcel_bytes);
-            for c in &self.target.commits { eprintln!("{:?} {:?} {:?}", c.gap, c.batches.iter().map(serials).collect::<Vec<_>>(), c.position); }
-            eprintln!("{:?}", self.truth);
-        }
         let mut next = 0i64;
         let mut logs = vec![0usize, 1];
         for (number, commit) in self.target.commits.iter().enumerate() {
@@ -769,6 +771,7 @@ impl Workload for Uplink {
     fn stop(&mut self, cx: &mut Context<'_>) {
         self.stopped = true;
         self.target.away_until = 0;
+        self.target.healed = true;
         if self.drivers.is_empty() {
             return;
         }
@@ -785,9 +788,6 @@ impl Workload for Uplink {
     }
 
     fn is_done(&self) -> bool {
-        if std::env::var("UPDEBUG").is_ok() && self.stopped {
-            for d in &self.drivers { eprintln!("DRV twin {} phase {:?} busy {:?} idle {} next {:?} ends {:?} trouble {:?} open {} epoch {}", d.twin, d.lane.phase(), std::mem::discriminant(&d.busy), d.idle, d.lane.next(), self.ends, d.lane.trouble().map(|t| &t.error), self.open.len(), d.epoch); }
-        }
         let settled = |driver: &Driver| {
             driver.idle
                 && (driver.lane.phase() == Phase::Diverged
