@@ -28,7 +28,19 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("buttress-wal", &["buttress-core", "buttress-consensus"]),
     ("buttress-node", &["buttress-core", "buttress-consensus", "buttress-state", "buttress-wal"]),
     ("buttress-model", &["buttress-core", "buttress-state", "buttress-wire", "buttress-functions"]),
-    ("buttress-sim", &["buttress-core", "buttress-consensus", "buttress-state", "buttress-wal", "buttress-oracle"]),
+    (
+        "buttress-sim",
+        &[
+            "buttress-core",
+            "buttress-consensus",
+            "buttress-state",
+            "buttress-wal",
+            "buttress-oracle",
+            "buttress-uplink",
+            "buttress-wire",
+        ],
+    ),
+    ("buttress-uplink", &["buttress-core", "buttress-wire"]),
     ("buttress-engine", &["buttress-core"]),
     ("buttress-events", &["buttress-core", "buttress-wire"]),
     ("buttress-functions", &["buttress-core", "buttress-wire"]),
@@ -47,6 +59,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-coordination",
             "buttress-bridge",
             "buttress-oracle",
+            "buttress-uplink",
         ],
     ),
     (
@@ -79,6 +92,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("buttress-state", &["bytes", "thiserror"]),
     ("buttress-wire", &["bytes", "thiserror", "crc32c", "flate2", "lz4_flex", "ruzstd", "snap"]),
     ("buttress-oracle", &["bytes"]),
+    ("buttress-uplink", &["bytes"]),
     ("buttress-sim", &["bytes", "mimalloc"]),
 ];
 

@@ -20,6 +20,7 @@ use crate::{
     backups::Backups,
     members::{MembersHttp, cluster_json},
     metrics::Metrics,
+    uplink::Uplinks,
     vitals::Nurse,
 };
 
@@ -59,6 +60,7 @@ pub struct Http {
 /// The paths about the node's log.
 pub struct OwnLog {
     pub members: MembersHttp,
+    pub uplinks: Arc<Uplinks>,
     pub node: Arc<buttress_node::runtime::Handle>,
     pub backups: Backups,
     pub nurse: Arc<Nurse>,
@@ -67,6 +69,9 @@ pub struct OwnLog {
 impl OwnLog {
     async fn route(&self, method: &Method, path: &str, query: Option<&str>, body: &Bytes) -> Option<Response<Body>> {
         if let Some(response) = self.members.route(method, path, body).await {
+            return Some(response);
+        }
+        if let Some(response) = self.uplinks.route(method, path, body).await {
             return Some(response);
         }
         let failed = |error: Error| failure(status_of(&error), &error);

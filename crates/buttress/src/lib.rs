@@ -22,6 +22,7 @@ mod members;
 mod metrics;
 pub mod ports;
 pub mod serve;
+pub mod uplink;
 pub mod vitals;
 
 // What is wrong on purpose is for the simulator alone: cargo can build the product without it only.

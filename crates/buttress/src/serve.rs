@@ -26,6 +26,7 @@ use crate::{
     logging,
     members::MembersHttp,
     metrics::{Metrics, process_metrics},
+    uplink::{self, Uplinks},
     vitals::Nurse,
 };
 
@@ -143,6 +144,17 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
         let nurse = nurse.clone();
         move |out| nurse.metrics(out)
     });
+    let uplinks = Uplinks::start(uplink::Deps {
+        ledger: ledger.clone(),
+        stream: stream.clone(),
+        cluster: cluster.clone(),
+        edge: config.cluster.id.clone(),
+        shutdown: shutdown.clone(),
+    });
+    metrics.add({
+        let uplinks = uplinks.clone();
+        move |out| uplinks.metrics(out)
+    });
     let etcd_counters = Arc::new(etcd::Counters::default());
     metrics.add({
         let counters = etcd_counters.clone();
@@ -171,6 +183,7 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
             node: node.clone(),
             backups: Backups::new(node.clone()),
             nurse,
+            uplinks,
         }),
         metrics,
     });

@@ -95,6 +95,12 @@ codes! {
     TLS = "BT0706", "no safe connection can be agreed on: a certificate is not trusted, has expired, or is wanted";
     CREDENTIALS = "BT0707", "the server does not take the user or the password";
     FORBIDDEN = "BT0708", "the user may not do this";
+    // 08xx: uplinks
+    UPLINK_UNKNOWN = "BT0801", "there is no uplink of this name";
+    UPLINK_EXISTS = "BT0802", "an uplink of this name exists";
+    UPLINK_INVALID = "BT0803", "the uplink's settings are not valid";
+    UPLINK_DIVERGED = "BT0804", "the target's position speaks of another log than this gateway has";
+    UPLINK_POSITION = "BT0805", "the position in the target was not left there by an uplink";
 }
 
 /// What went wrong, whose code it has, whether trying again can help, and what would be right.

@@ -87,6 +87,9 @@ invariants! {
     RECORD_1 = "RECORD-1", "an acknowledged record is there exactly once, at the offset it was acknowledged with, in its producer's order; one that was not acknowledged is there at most once";
     CURSOR_1 = "CURSOR-1", "a cursor is on a partition that exists and never past its end";
     GROUP_1 = "GROUP-1", "a consumer group's offsets are moved only by members of the generation that the log holds, so a member that missed a rebalance never takes them back";
+    UPLINK_1 = "UPLINK-1", "each record behind an uplink's origin is in the target once and in its order, or in exactly one gap record";
+    UPLINK_2 = "UPLINK-2", "a gateway whose log is not the one that the target's position speaks of sends nothing under that position";
+    UPLINK_3 = "UPLINK-3", "an uplink's position in the target stands behind exactly the records and gaps that are there";
     // Functions.
     PIPE_1 = "PIPE-1", "a function's cursor, state and outputs move together: they are what the inputs below the cursor give, each taken once";
     FN_1 = "FN-1", "the ranges of a function's audit records for one partition tile the topic: no hole, no overlap";

@@ -68,6 +68,11 @@ mutants! {
     TxnStale = "txn-stale", "the retry of a transaction is answered from what is there now";
     WatchRepeats = "watch-repeats", "a watch that catches up is given the last revision twice";
     WatchSkips = "watch-skips", "a watch that stops at its limit goes on one revision too late";
+    // The uplink.
+    UplinkPositionApart = "uplink-position-apart", "an uplink commits its position apart from the records";
+    UplinkMemory = "uplink-memory", "an uplink goes on from what it remembers, not from what the target has";
+    UplinkSilentGap = "uplink-silent-gap", "an uplink that was overtaken by retention leaves no gap record";
+    UplinkAnyLog = "uplink-any-log", "an uplink does not look whether the target's position speaks of its own log";
 }
 
 impl Mutant {

@@ -17,6 +17,7 @@ mod host;
 mod sasl;
 mod session;
 mod state;
+mod uplink;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -50,6 +51,7 @@ pub use sasl::Mechanism;
 use session::{Move, Session, Target};
 use state::Rows;
 pub use state::STATE_BYTES_MAX;
+pub use uplink::{LanePlace, LaneSession};
 
 use crate::{
     patience::{Patience, lock},

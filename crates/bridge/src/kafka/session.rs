@@ -394,23 +394,50 @@ pub(super) async fn position(
     partition: i32,
     deadline: Duration,
 ) -> Result<Option<Offset>, Error> {
+    Ok(position_with_text(client, group, topic, partition, deadline).await?.map(|position| position.next))
+}
+
+/// A group's offset, and the text that was left beside it.
+pub(super) struct Position {
+    pub(super) next: Offset,
+    pub(super) text: String,
+}
+
+/// As [`position`], with the text.
+///
+/// # Errors
+/// As [`position`].
+pub(super) async fn position_with_text(
+    client: &Client,
+    group: &str,
+    topic: &str,
+    partition: i32,
+    deadline: Duration,
+) -> Result<Option<Position>, Error> {
     let topics = vec![OffsetFetchRequestTopics { name: topic.to_owned(), partition_indexes: vec![partition] }];
     let asked = OffsetFetchRequestGroup { group_id: group.to_owned(), topics: Some(topics), ..Default::default() };
     let request = OffsetFetchRequest { groups: vec![asked], require_stable: true, ..OffsetFetchRequest::default() };
-    fn of(answer: &OffsetFetchResponse) -> (ErrorCode, i64) {
-        let Some(group) = answer.groups.first() else { return (ErrorCode::UNKNOWN_SERVER_ERROR, -1) };
+    fn code(answer: &OffsetFetchResponse) -> ErrorCode {
+        let Some(group) = answer.groups.first() else { return ErrorCode::UNKNOWN_SERVER_ERROR };
         if group.error_code.is_error() {
-            return (group.error_code, -1);
+            return group.error_code;
         }
         let partition = group.topics.first().and_then(|topic| topic.partitions.first());
-        partition.map_or((ErrorCode::UNKNOWN_SERVER_ERROR, -1), |p| (p.error_code, p.committed_offset))
+        partition.map_or(ErrorCode::UNKNOWN_SERVER_ERROR, |partition| partition.error_code)
     }
     let mut patience = Patience::new(deadline);
     loop {
-        let asked =
-            ask_coordinator(client, KEY_TYPE_GROUP, group, 8, &request, |answer: &OffsetFetchResponse| of(answer).0);
+        let asked = ask_coordinator(client, KEY_TYPE_GROUP, group, 8, &request, code);
         match asked.await {
-            Step::Done(answer) => return Ok(Some(of(&answer).1).filter(|offset| *offset >= 0).map(Offset)),
+            Step::Done(answer) => {
+                let found = answer.groups.into_iter().next().and_then(|group| group.topics.into_iter().next());
+                let found = found.and_then(|topic| topic.partitions.into_iter().next());
+                let found = found.filter(|partition| partition.committed_offset >= 0);
+                return Ok(found.map(|partition| Position {
+                    next: Offset(partition.committed_offset),
+                    text: partition.metadata.unwrap_or_default(),
+                }));
+            }
             Step::Again(_) if patience.pause().await => {}
             Step::Again(error) | Step::Failed(error) => return Err(error),
         }

@@ -49,6 +49,9 @@ pub enum Command {
     /// Read and write keys, and commit whole entries.
     #[command(subcommand)]
     Kv(KvCommand),
+    /// Store records here and forward them to a Kafka or a Buttress somewhere else.
+    #[command(subcommand)]
+    Uplink(UplinkCommand),
     /// Run commands while a lock is held, on Buttress or on an etcd
     #[command(subcommand)]
     Lock(LockCommand),
@@ -216,6 +219,110 @@ pub struct ConsumeArgs {
     pub follow: bool,
     #[command(flatten)]
     pub server: Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum UplinkCommand {
+    /// Make an uplink.
+    #[command(
+        after_help = "Examples:\n  buttress uplink create hq --topic alerts:high --topic telemetry:low --to kafka://10.0.0.1:9092 --bound 2GiB --rate 1MiB\n  buttress uplink create hq --topic telemetry=plant7-telemetry --to buttress://10.0.0.1:7380 --bound 2GiB --create-topics"
+    )]
+    Create {
+        name: String,
+        /// What is forwarded: NAME, with :PRIORITY (high, normal, low) and =TARGET where they differ.
+        #[arg(long = "topic", required = true, value_name = "NAME[:PRIORITY][=TARGET]")]
+        topics: Vec<String>,
+        /// kafka://HOST:PORT[,…], or buttress://HOST:PORT with a node's HTTP address.
+        #[arg(long)]
+        to: String,
+        /// This gateway's name at the target [default: the cluster's id].
+        #[arg(long)]
+        edge: Option<String>,
+        /// The priority of topics that name none.
+        #[arg(long, default_value = "normal")]
+        priority: String,
+        /// Bytes a second at most, for example 256KiB.
+        #[arg(long, value_parser = size)]
+        rate: Option<u64>,
+        /// What the records of each topic may take on this disk, for example 2GiB; it becomes the topic's retention.
+        #[arg(long, value_parser = size)]
+        bound: Option<u64>,
+        /// Begin with what is there (start), or with what comes (end).
+        #[arg(long, default_value = "start")]
+        from: String,
+        /// What becomes of a record that is too large for the target: stop, or gap.
+        #[arg(long, default_value = "stop")]
+        oversized: String,
+        /// Make the topics at the target where they are missing.
+        #[arg(long)]
+        create_topics: bool,
+        /// Bytes of records in one commit.
+        #[arg(long, value_parser = size)]
+        parcel: Option<u64>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// List uplinks.
+    List {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Show what an uplink does, and what is in its way.
+    Status {
+        name: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Stop forwarding; records wait here.
+    Pause {
+        name: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Go on, and try again at once.
+    Resume {
+        name: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Go on with this log where the target's position speaks of another one.
+    #[command(after_help = "Example:\n  buttress uplink adopt hq --topic telemetry --from 1200")]
+    Adopt {
+        name: String,
+        /// One topic; all of the uplink's when not given.
+        #[arg(long)]
+        topic: Option<String>,
+        /// start, end or an offset of the local topic: what lies before it is not sent.
+        #[arg(long)]
+        from: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Delete an uplink. Records stay here and at the target.
+    Delete {
+        name: String,
+        #[command(flatten)]
+        server: Server,
+    },
+}
+
+/// Reads `64KiB`, `2GiB`, `1MB` or a bare number of bytes.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let scale = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => return Err(format!("\"{unit}\" is not a unit of size; use KiB, MiB or GiB")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("\"{text}\" is not a size; for example 64MiB"))?;
+    number.checked_mul(scale).ok_or_else(|| format!("\"{text}\" is too large"))
 }
 
 #[derive(Debug, Subcommand)]

@@ -12,6 +12,7 @@ mod models;
 mod records;
 pub(crate) mod show;
 mod topics;
+mod uplink;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,7 @@ pub fn run(args: args::Args) -> ExitCode {
         Command::Fn(command) => on_client(functions::run(command)),
         Command::Model(command) => on_client(models::run(command)),
         Command::Kv(command) => on_client(kv::run(command)),
+        Command::Uplink(command) => on_client(uplink::run(command)),
         // The command's own exit code is ours.
         Command::Lock(command) => return lock::run(command),
         Command::Cluster(args::ClusterCommand::Join(join)) => match join::run(&join) {

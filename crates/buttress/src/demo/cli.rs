@@ -71,6 +71,9 @@ pub struct FleetArgs {
     /// Restarts the Kafka in the middle of the run: a command that returns when it serves again.
     #[arg(long, value_name = "CMD", requires = "kafka")]
     pub restart_broker: Option<String>,
+    /// A gateway at the edge with its own log and an uplink to the cluster, whose link is cut for 10 s.
+    #[arg(long, conflicts_with_all = ["data", "assert_latency", "open"])]
+    pub edge: bool,
     /// Play the rows of a CSV file instead of the plant.
     #[arg(long, value_name = "FILE.csv")]
     pub data: Option<PathBuf>,
@@ -113,6 +116,9 @@ pub fn run(args: FleetArgs) -> Answer {
         training::dump_training(path, args.machines, args.dump_rounds, args.seed)?;
         eprintln!("wrote {}", path.display());
         return Ok(true);
+    }
+    if args.edge {
+        return super::edge::run(&args, Bytes::from_static(ANOMALY));
     }
     logging::init(logging::Format::Text, "error");
     let mut options =

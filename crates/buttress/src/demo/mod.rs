@@ -34,6 +34,7 @@ pub mod page;
 pub mod terminal;
 
 pub mod cli;
+pub mod edge;
 
 use std::{
     collections::BTreeMap,

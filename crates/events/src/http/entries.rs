@@ -17,7 +17,7 @@ use buttress_core::{
     ledger::TopicView,
     limits::{ENTRY_PARTS_MAX, KEY_BYTES_MAX, RECORD_BATCH_BYTES_MAX, VALUE_BYTES_MAX},
 };
-use buttress_wire::records::Builder;
+use buttress_wire::records::{BatchView, Builder};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use serde::Deserialize;
@@ -125,7 +125,10 @@ struct StateJson {
 struct AppendJson {
     topic: String,
     partition: Option<u32>,
+    #[serde(default)]
     records: Vec<RecordJson>,
+    /// A record batch v2 as it is, in the place of `records`.
+    batch_base64: Option<String>,
     sequence: Option<SequenceJson>,
 }
 
@@ -379,6 +382,19 @@ impl Reader<'_> {
 
     fn append(&self, append: AppendJson) -> Result<Append, Error> {
         let log = (self.log)(&append.topic, append.partition)?;
+        if let Some(encoded) = append.batch_base64 {
+            if !append.records.is_empty() || append.sequence.is_some() {
+                return Err(bad("\"batch_base64\" stands alone").hint("leave \"records\" and \"sequence\" away"));
+            }
+            let bytes = either("batch", None, Some(encoded))?.expect("it was given");
+            let view = BatchView::parse(bytes)?;
+            view.check_records()?;
+            if view.is_control() || view.is_transactional() {
+                return Err(Error::new(Code::BATCH_INVALID, "the batch is part of a transaction"));
+            }
+            let (records, max_timestamp_ms) = (view.records_count(), view.max_timestamp_ms());
+            return Ok(Append { log, records, max_timestamp_ms, sequence: None, batch: view.into_bytes() });
+        }
         let now = self.now.0 as i64;
         let mut batch = Builder::new();
         for (position, record) in append.records.into_iter().enumerate() {

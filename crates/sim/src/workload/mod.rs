@@ -44,6 +44,7 @@ pub mod keys;
 pub mod locks;
 pub mod pipeline;
 pub mod records;
+pub mod uplink;
 pub mod watch;
 
 use buttress_core::{Entry, Index, NodeId, Receipt, Refusal, RequestId, Term, invariants::Violation};
@@ -245,6 +246,7 @@ pub const ALL: &[(&str, u64, Make)] = &[
     ("watch", 45, |rng| Box::new(watch::Watch::draw(rng))),
     ("etcd", 35, |rng| Box::new(etcd::Etcd::draw(rng))),
     ("groups", 30, |rng| Box::new(groups::Groups::draw(rng))),
+    ("uplink", 40, |rng| Box::new(uplink::Uplink::draw(rng))),
 ];
 
 /// The workloads of a seed.
