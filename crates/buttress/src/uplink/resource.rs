@@ -217,7 +217,7 @@ impl Wanted {
 #[cfg(test)]
 mod tests {
     use buttress_core::entry::TopicSettings;
-    use buttress_state::Local;
+    use buttress_state::local::Local;
 
     use super::*;
 
