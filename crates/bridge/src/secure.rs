@@ -306,7 +306,7 @@ pub(crate) fn tls_error(address: &str, error: &(dyn std::error::Error + 'static)
 fn explain(address: &str, error: &rustls::Error) -> Option<Error> {
     use CertificateError as Bad;
     let hint = match error {
-        rustls::Error::InvalidCertificate(Bad::UnknownIssuer) => {
+        rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => {
             "the server's certificate is of another authority: name the right one with tls=ca.pem"
         }
         rustls::Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
