@@ -79,6 +79,9 @@ targets! {
     "records-packed", "the packed records of a batch, of every codec", buttress_wire::fuzz::fuzz_unpack, seeds::packed, &["SNAPPY\0", "\x04\"M\x18"], 30_000, 4096;
     "kafka-request", "a Kafka request", buttress_wire::fuzz::fuzz_kafka_request, seeds::kafka_requests, &[], 100_000, 4096;
     "kafka-response", "a Kafka response", buttress_wire::fuzz::fuzz_kafka_response, seeds::kafka_responses, &[], 100_000, 4096;
+    "bridge-fetch", "the records that a user's Kafka has sent", buttress_bridge::fuzz::fuzz_fetch, seeds::fetched, &[], 60_000, 8192;
+    "bridge-scram", "a user's Kafka in a conversation of SCRAM", buttress_bridge::fuzz::fuzz_scram, seeds::scram, &["r=", ",s=", ",i=4096", "v=", "e="], 1_500, 1024;
+    "bridge-url", "the address of a user's engine", buttress_bridge::fuzz::fuzz_url, seeds::urls, &["kafka://", "etcd://", "@", "?", "&", "=", "%", "tls", "password-file", ","], 60_000, 1024;
     "kafka-group", "the record of a consumer group, or a consumer's subscription", buttress_events::kafka::fuzz::fuzz_group, seeds::kafka_groups, &["consumer", "range", "plant"], 80_000, 2048;
     "mqtt", "an MQTT connection", buttress_wire::mqtt::fuzz::fuzz_mqtt_decode, seeds::mqtt, &["MQTT", "\0\x04MQTT\x04", "#", "+", "/"], 80_000, 2048;
     "http-events", "the body of POST /events", buttress_events::http::fuzz::fuzz_events, seeds::http_events, JSON, 80_000, 4096;

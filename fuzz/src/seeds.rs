@@ -481,6 +481,30 @@ pub fn batches() -> Vec<Vec<u8>> {
     vec![built(Builder::new()), built(Builder::new().producer(producer))]
 }
 
+/// Two batches one behind the other, wanted from the first on.
+pub fn fetched() -> Vec<Vec<u8>> {
+    let batches = batches();
+    let mut second = batches[1].clone();
+    second[..8].copy_from_slice(&2i64.to_be_bytes());
+    vec![[&[0, 4][..], &batches[0], &second].concat(), [&[1, 2][..], &batches[0]].concat()]
+}
+
+/// The conversation of RFC 7677.
+pub fn scram() -> Vec<Vec<u8>> {
+    let first = "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
+    vec![format!("{first}\nv=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=").into_bytes()]
+}
+
+pub fn urls() -> Vec<Vec<u8>> {
+    [
+        "kafka://al%40ice@a:1,b:2?tls=/etc/ca.pem&sasl=scram-sha-256&password-file=/run/secret&prefix=plant",
+        "etcd://root@a:1?tls=system&cert=c.pem&key=c.key&namespace=app/&cleartext=yes",
+        "a:1,[::1]:2",
+    ]
+    .map(|url| url.as_bytes().to_vec())
+    .to_vec()
+}
+
 /// What Kafka's own client packs, with the codec in front.
 pub fn packed() -> Vec<Vec<u8>> {
     const GOLDEN: &str = include_str!("../../crates/wire/testdata/kafka_packed.txt");

@@ -21,6 +21,8 @@ pub mod secure;
 mod patience;
 mod url;
 
+pub mod fuzz;
+
 pub mod etcd;
 pub mod kafka;
 

@@ -54,7 +54,8 @@ impl Secret {
         Self(text.into())
     }
 
-    pub(crate) fn text(&self) -> &str {
+    /// For whoever sends it; never for a log.
+    pub fn text(&self) -> &str {
         &self.0
     }
 }
@@ -83,9 +84,11 @@ pub struct User {
 }
 
 impl User {
+    /// Reads the password from where it is.
+    ///
     /// # Errors
-    /// `CONFIG` where the password is not where it should be.
-    pub(crate) fn password(&self) -> Result<Secret, Error> {
+    /// `CONFIG` where it is not there.
+    pub fn password(&self) -> Result<Secret, Error> {
         let config = |message: String, hint: &str| Error::new(Code::CONFIG, message).hint(hint);
         match &self.password {
             Password::Given(secret) => Ok(secret.clone()),
@@ -277,7 +280,7 @@ pub(crate) fn is_local(address: &str) -> bool {
 ///
 /// # Errors
 /// `CONFIG`.
-pub(crate) fn check_cleartext(address: &str, secure: bool, allowed: bool) -> Result<(), Error> {
+pub fn check_cleartext(address: &str, secure: bool, allowed: bool) -> Result<(), Error> {
     if secure || allowed || is_local(address) {
         return Ok(());
     }
@@ -306,7 +309,7 @@ pub(crate) fn tls_error(address: &str, error: &(dyn std::error::Error + 'static)
 fn explain(address: &str, error: &rustls::Error) -> Option<Error> {
     use CertificateError as Bad;
     let hint = match error {
-        rustls::Error::InvalidCertificate(Bad::UnknownIssuer) => {
+        rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => {
             "the server's certificate is of another authority: name the right one with tls=ca.pem"
         }
         rustls::Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
@@ -355,7 +358,7 @@ pub struct Trouble(Arc<Mutex<Option<rustls::Error>>>);
 
 impl Trouble {
     /// Why the connection is refused for good, if it is.
-    pub(crate) fn explain(&self, address: &str) -> Option<Error> {
+    pub fn explain(&self, address: &str) -> Option<Error> {
         lock(&self.0).as_ref().and_then(|error| explain(address, error))
     }
 
@@ -374,7 +377,8 @@ pub enum Wire {
 }
 
 impl Wire {
-    pub(crate) fn trouble(&self) -> Trouble {
+    /// What TLS will have said, for whoever hands the connection on.
+    pub fn trouble(&self) -> Trouble {
         match self {
             Wire::Plain(_) => Trouble::default(),
             Wire::Tls(_, trouble) => trouble.clone(),

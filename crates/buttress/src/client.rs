@@ -1,7 +1,8 @@
 //! A small HTTP client for the command line and for watching our own child processes.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use buttress_bridge::secure::{Connector, Dial, Trouble, Wire};
 use buttress_core::{Code, Error};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -20,6 +21,8 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct Client {
     authority: String,
+    /// For a server that is reached over TLS.
+    connector: Option<Arc<Connector>>,
 }
 
 impl Client {
@@ -33,7 +36,35 @@ impl Client {
             return Err(Error::new(Code::CONFIG, format!("\"{server}\" is not a server address"))
                 .hint("for example --server http://127.0.0.1:7380"));
         }
-        Ok(Self { authority: authority.to_owned() })
+        Ok(Self { authority: authority.to_owned(), connector: None })
+    }
+
+    /// The server at `HOST:PORT`, reached as the connector does it.
+    pub fn over(address: String, connector: Arc<Connector>) -> Self {
+        Self { authority: address, connector: Some(connector) }
+    }
+
+    pub fn address(&self) -> &str {
+        &self.authority
+    }
+
+    async fn connect(&self) -> Result<(Wire, Trouble), Error> {
+        let wire = match &self.connector {
+            Some(connector) => {
+                let wire = connector.connect(&self.authority, CONNECT_DEADLINE).await;
+                wire.map_err(|dial| match dial {
+                    Dial::Refused(error) => error,
+                    Dial::Unreachable(why) => self.unreachable(&why),
+                })?
+            }
+            None => {
+                let connecting = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(&self.authority));
+                let stream = connecting.await.map_err(|_| self.unreachable(&"no answer"))?;
+                Wire::Plain(stream.map_err(|e| self.unreachable(&e))?)
+            }
+        };
+        let trouble = wire.trouble();
+        Ok((wire, trouble))
     }
 
     fn unreachable(&self, what: &dyn std::fmt::Display) -> Error {
@@ -80,12 +111,12 @@ impl Client {
     pub async fn stream(
         &self,
         path: &str,
+        headers: &[(&str, &str)],
         body: &serde_json::Value,
         mut each: impl FnMut(Bytes) -> bool,
     ) -> Result<(), Error> {
         let body = serde_json::to_vec(body).expect("a JSON value is serialisable");
-        let headers = [("content-type", "application/json")];
-        let (mut body, connection) = self.begin(Method::POST, path, &headers, body.into()).await?;
+        let (mut body, connection) = self.begin(Method::POST, path, headers, body.into()).await?;
         while let Some(piece) = self.piece(&mut body).await? {
             if !each(piece) {
                 break;
@@ -102,8 +133,7 @@ impl Client {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<(Incoming, JoinHandle<hyper::Result<()>>), Error> {
-        let connecting = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(&self.authority));
-        let stream = connecting.await.map_err(|_| self.unreachable(&"no answer"))?.map_err(|e| self.unreachable(&e))?;
+        let (stream, trouble) = self.connect().await?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.unreachable(&e))?;
         let connection = tokio::spawn(connection);
@@ -116,7 +146,8 @@ impl Client {
             .body(Full::new(body))
             .map_err(|error| Error::new(Code::BAD_REQUEST, format!("\"{path}\" is not a path: {error}")))?;
         let answer = tokio::time::timeout(REQUEST_DEADLINE, sender.send_request(request));
-        let answer = answer.await.map_err(paused)?.map_err(|e| self.unreachable(&e))?;
+        let answer = answer.await.map_err(paused)?;
+        let answer = answer.map_err(|e| trouble.explain(&self.authority).unwrap_or_else(|| self.unreachable(&e)))?;
         let status = answer.status();
         let body = answer.into_body();
         if status.is_success() {
@@ -157,8 +188,7 @@ impl Client {
     ) -> Result<Bytes, Error> {
         let unreachable = |what: &dyn std::fmt::Display| self.unreachable(what);
         let exchange = async {
-            let connecting = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(&self.authority));
-            let stream = connecting.await.map_err(|_| unreachable(&"no answer"))?.map_err(|e| unreachable(&e))?;
+            let (stream, trouble) = self.connect().await?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| unreachable(&e))?;
             let connection = tokio::spawn(connection);
             let mut request = Request::builder().method(method).uri(path).header("host", &self.authority);
@@ -168,7 +198,8 @@ impl Client {
             let request = request
                 .body(Full::new(body))
                 .map_err(|error| Error::new(Code::BAD_REQUEST, format!("\"{path}\" is not a path: {error}")))?;
-            let answer = sender.send_request(request).await.map_err(|e| unreachable(&e))?;
+            let answer = sender.send_request(request).await;
+            let answer = answer.map_err(|e| trouble.explain(&self.authority).unwrap_or_else(|| unreachable(&e)))?;
             let status = answer.status();
             let body = http_body_util::Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
             let body = body.collect().await.map_err(|e| unreachable(&e))?.to_bytes();

@@ -7,7 +7,7 @@
 //! Source: Kafka's protocol guide; KIP-511 (ApiVersions), KIP-584 (features), KIP-890 (transactions).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
     sync::{
         Arc, Mutex,
@@ -365,11 +365,12 @@ impl Client {
             ..MetadataRequest::default()
         };
         let answer: MetadataResponse = self.ask_any(10, &request).await?;
+        let asked: HashSet<&String> = topics.iter().collect();
         let mut known = lock(&self.known);
         known.brokers = answer.brokers.iter().map(|b| (b.node_id, format!("{}:{}", b.host, b.port))).collect();
         for topic in answer.topics {
             // Names that nobody asked for are not remembered.
-            let Some(name) = topic.name.filter(|name| topics.contains(name)) else { continue };
+            let Some(name) = topic.name.filter(|name| asked.contains(name)) else { continue };
             if topic.error_code == ErrorCode::TOPIC_AUTHORIZATION_FAILED {
                 known.topics.remove(&name);
                 known.denied.insert(name);

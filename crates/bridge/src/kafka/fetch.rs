@@ -156,6 +156,22 @@ fn committed(found: FetchPartitionResponse, wanted: Offset, end: Offset) -> Resu
     Ok(batches)
 }
 
+/// Asserts what a reader relies on, whatever a broker sends.
+pub(crate) fn check_fetch(records: &[u8], wanted: Offset, end: Offset) {
+    let records = bytes::Bytes::copy_from_slice(records);
+    let something = !records.is_empty();
+    let found = FetchPartitionResponse { records: records.into(), ..FetchPartitionResponse::default() };
+    let Ok(batches) = committed(found, wanted, end) else { return };
+    assert_eq!(something, !batches.is_empty(), "where there is something, a reader gets further");
+    let mut next = Offset(i64::MIN);
+    for batch in &batches {
+        assert!(batch.base_offset >= next && batch.last_offset >= wanted && batch.last_offset < end, "{batch:?}");
+        assert!(batch.base_offset <= batch.last_offset, "{batch:?}");
+        next = Offset(batch.last_offset.0 + 1);
+        BatchView::parse_stored(batch.bytes.clone()).expect("a batch that is handed on is one");
+    }
+}
+
 /// The offset that Kafka has for a timestamp or one of its special values, with the record's timestamp; `None` where there is
 /// none.
 pub(super) async fn list_offset(

@@ -47,7 +47,9 @@ use bytes::Bytes;
 
 pub use client::{BOOTSTRAP_MAX, CONNECTIONS_PER_BROKER_MAX};
 use client::{Client, Failure, Login};
+pub(crate) use fetch::check_fetch;
 pub use sasl::Mechanism;
+pub(crate) use sasl::check_scram;
 use session::{Move, Session, Target};
 use state::Rows;
 pub use state::STATE_BYTES_MAX;

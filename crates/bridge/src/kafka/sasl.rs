@@ -127,6 +127,16 @@ impl Scram {
     }
 }
 
+/// A conversation with a broker that says anything at all.
+pub(crate) fn check_scram(mechanism: Mechanism, first: &[u8], second: &[u8], password: &Secret) {
+    let mut scram = Scram::new(mechanism, "user", "rOprNGfwEbeRWgbNEkqO".into());
+    assert!(scram.third(second).is_err(), "nothing is shown before it is asked for");
+    if let Ok(said) = scram.second(first, password) {
+        assert!(said.starts_with(b"c=biws,r=rOprNGfwEbeRWgbNEkqO"));
+    }
+    let _ = scram.third(second);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

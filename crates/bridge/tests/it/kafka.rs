@@ -91,7 +91,7 @@ async fn hosts_that_die_in_the_middle_of_a_commit_lose_nothing_and_double_nothin
     kafka.submit(Entry { appends, ..Entry::default() }).await.expect("the records are appended");
 
     let (group, space) = (format!("{prefix}group"), format!("{prefix}space"));
-    let (mut died, mut delay_us) = (0, 500);
+    let (mut died, mut delay_us, mut tries, mut before) = (0, 500, 0, -1);
     loop {
         // The claim is what finds out how the commit before it has ended.
         let position = kafka.claim(&group, source, true).await.expect("the cursor is claimed").position;
@@ -118,8 +118,15 @@ async fn hosts_that_die_in_the_middle_of_a_commit_lose_nothing_and_double_nothin
             }],
             ..Entry::default()
         };
+        tries = if next == before { tries + 1 } else { 0 };
+        before = next;
         let committing = kafka.clone();
         let commit = tokio::spawn(async move { committing.submit(entry).await });
+        if tries >= 3 {
+            // However slow the machine is, the fourth host at a record does it.
+            commit.await.unwrap().expect("nobody is in its way");
+            continue;
+        }
         tokio::time::sleep(Duration::from_micros(delay_us)).await;
         died += usize::from(!commit.is_finished());
         commit.abort();

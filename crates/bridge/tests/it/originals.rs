@@ -112,7 +112,7 @@ impl Authority {
         let write = |file: &str, text: &str| std::fs::write(dir.join(file), text).expect("it can be written");
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        named(&mut params, "authority");
+        named(&mut params, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         write("ca.pem", &params.self_signed(&key).unwrap().pem());
         let issuer = Issuer::new(params, key);

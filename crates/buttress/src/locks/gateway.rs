@@ -4,11 +4,18 @@
 //! endpoint that answered last, and to the next one when that cannot be reached.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use buttress_bridge::{
+    etcd::Options,
+    secure::{Connector, Roots, Tls, User, check_cleartext},
+};
 use buttress_core::{Code, Error};
 use bytes::Bytes;
 use http::Method;
@@ -24,6 +31,9 @@ pub struct Gateway {
     endpoints: Vec<Client>,
     /// The one that answered last.
     at: AtomicUsize,
+    /// Who we say that we are, and what the etcd gave us for it.
+    user: Option<User>,
+    token: Mutex<Option<String>>,
 }
 
 /// A key that stands in the queue of a lock.
@@ -66,6 +76,29 @@ pub fn place(kv: &Value) -> Place {
     }
 }
 
+/// What an etcd says of a token that is not good any more.
+const STALE: [&str; 4] =
+    ["invalid auth token", "revision of auth store is old", "revision in auth token is old", "user name is empty"];
+
+/// An etcd's words for who may not, with our code.
+fn known(error: Error) -> Error {
+    let Error { code, message, hint, retryable } = error;
+    let (code, hint) = match &message {
+        said if said.contains("permission denied") => (
+            Code::FORBIDDEN,
+            Some(
+                "give the user's role readwrite on the lock's name: etcdctl role grant-permission --prefix".to_owned(),
+            ),
+        ),
+        said if said.contains("authentication failed") || said.contains("user name is empty") => (
+            Code::CREDENTIALS,
+            Some("name the user with --etcd etcd://USER@HOST:PORT, and check the password".to_owned()),
+        ),
+        _ => (code, hint),
+    };
+    Error { code, message, hint, retryable }
+}
+
 /// The results of a streaming call: one object per line, of which the last may be cut.
 fn results(text: &[u8]) -> Result<Vec<Value>, Error> {
     let lines = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
@@ -78,23 +111,71 @@ fn results(text: &[u8]) -> Result<Vec<Value>, Error> {
 }
 
 impl Gateway {
+    /// Takes `http://HOST:PORT` or `https://HOST:PORT`, or one address of the form `etcd://USER@HOST:PORT?tls=ca.pem`.
+    ///
     /// # Errors
-    /// `CONFIG` where an endpoint is no `http://HOST:PORT`, or there is none.
+    /// `CONFIG` where an endpoint is none, or there is none, and where files for TLS or a password cannot be used.
     pub fn new(endpoints: &[String]) -> Result<Self, Error> {
-        if let Some(secure) = endpoints.iter().find(|endpoint| endpoint.starts_with("https://")) {
-            return Err(Error::new(
-                Code::UNSUPPORTED,
-                format!("\"{secure}\" asks for TLS, which locks do not speak yet"),
-            )
-            .hint("name an endpoint with http://"));
-        }
-        let endpoints: Vec<Client> =
-            endpoints.iter().map(|endpoint| Client::new(endpoint)).collect::<Result<_, _>>()?;
         if endpoints.is_empty() {
             return Err(Error::new(Code::CONFIG, "no etcd endpoint is known")
                 .hint("name one with --etcd http://127.0.0.1:2379, or a Buttress node with --server"));
         }
-        Ok(Self { endpoints, at: AtomicUsize::new(0) })
+        // A comma separates endpoints, and hosts within an address too.
+        let Options { endpoints, namespace, tls, user, cleartext, .. } = Options::from_url(&endpoints.join(","))?;
+        if !namespace.is_empty() {
+            return Err(Error::new(Code::CONFIG, "locks have no namespace")
+                .hint("write it before the lock's name, where etcdctl lock sees it too"));
+        }
+        let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
+        if secure > 0 && secure < endpoints.len() {
+            return Err(Error::new(Code::CONFIG, "some endpoints are to be reached with TLS, and some without"));
+        }
+        let tls = tls.or((secure > 0).then_some(Tls { roots: Roots::System, identity: None }));
+        let connector = Arc::new(Connector::new(tls, &[b"http/1.1"])?);
+        let mut clients = Vec::new();
+        for endpoint in &endpoints {
+            let address = endpoint.trim().trim_end_matches('/');
+            let address = address.strip_prefix("https://").or(address.strip_prefix("http://")).unwrap_or(address);
+            let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
+            if port.is_none_or(|port| port.parse::<u16>().is_err()) || address.contains(['/', '@', ' ']) {
+                return Err(Error::new(Code::CONFIG, format!("\"{endpoint}\" is not an etcd's address"))
+                    .hint("for example --etcd http://127.0.0.1:2379, or --etcd 'etcd://me@10.0.0.1:2379?tls=ca.pem'"));
+            }
+            if let Some(user) = &user {
+                check_cleartext(address, connector.is_secure(), cleartext)?;
+                user.password()?;
+            }
+            clients.push(Client::over(address.to_owned(), connector.clone()));
+        }
+        Ok(Self { endpoints: clients, at: AtomicUsize::new(0), user, token: Mutex::default() })
+    }
+
+    fn token(&self) -> Option<String> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_token(&self, token: Option<String>) {
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token;
+    }
+
+    /// Says who we are, where that is asked for and was not said yet.
+    async fn log_in(&self, client: &Client) -> Result<Option<String>, Error> {
+        let Some(user) = &self.user else { return Ok(None) };
+        if let Some(token) = self.token() {
+            return Ok(Some(token));
+        }
+        let asked = json!({"name": user.name, "password": user.password()?.text()});
+        let headers = [("content-type", "application/json")];
+        let answer = match client.send(Method::POST, "/v3/auth/authenticate", &headers, asked.to_string().into()).await
+        {
+            // As etcd's own client does it: where nobody is asked who they are, nobody says so.
+            Err(error) if error.message.contains("authentication is not enabled") => return Ok(None),
+            answer => answer.map_err(known)?,
+        };
+        let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
+        let token = answer["token"].as_str().map(str::to_owned);
+        self.set_token(token.clone());
+        Ok(token)
     }
 
     /// Asks, and asks the next endpoint where one cannot be reached, until the deadline. What is asked must bear to be asked
@@ -113,10 +194,23 @@ impl Gateway {
         loop {
             let at = self.at.load(Ordering::Relaxed) % self.endpoints.len();
             let left = deadline.saturating_duration_since(Instant::now()).min(CALL_MAX);
-            let headers = [("content-type", "application/json")];
-            let call = self.endpoints[at].send(Method::POST, path, &headers, body.clone());
+            let client = &self.endpoints[at];
+            let call = async {
+                let token = self.log_in(client).await?;
+                let mut headers = vec![("content-type", "application/json")];
+                headers.extend(token.as_deref().map(|token| ("authorization", token)));
+                client.send(Method::POST, path, &headers, body.clone()).await.map_err(known)
+            };
             let error = match tokio::time::timeout(left, call).await {
                 Ok(Ok(answer)) => return Ok(answer),
+                // A token that has ended, or that a change of users has made old: the next try gets a new one.
+                Ok(Err(error)) if self.user.is_some() && STALE.iter().any(|text| error.message.contains(text)) => {
+                    self.set_token(None);
+                    if Instant::now() + PAUSE >= deadline {
+                        return Err(error);
+                    }
+                    continue;
+                }
                 // Somebody else may have a leader, or be there at all.
                 Ok(Err(error)) if error.retryable || error.code == Code::UNREACHABLE => error,
                 Ok(Err(error)) => return Err(error),
@@ -173,7 +267,10 @@ impl Gateway {
         let at = self.at.load(Ordering::Relaxed) % self.endpoints.len();
         let mut text = Vec::new();
         let request = json!({"create_request": wanted});
-        let watch = self.endpoints[at].stream("/v3/watch", &request, |piece| {
+        let token = self.token();
+        let mut headers = vec![("content-type", "application/json")];
+        headers.extend(token.as_deref().map(|token| ("authorization", token)));
+        let watch = self.endpoints[at].stream("/v3/watch", &headers, &request, |piece| {
             text.extend_from_slice(&piece);
             // What cannot be watched (compacted, cancelled) is looked at again as well.
             let told = results(&text).map_or(true, |results| {
@@ -214,9 +311,26 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_without_tls_only() {
-        assert_eq!(Gateway::new(&["https://a:1".into()]).err().unwrap().code, Code::UNSUPPORTED);
-        assert_eq!(Gateway::new(&[]).err().unwrap().code, Code::CONFIG);
-        assert!(Gateway::new(&["http://127.0.0.1:2379".into()]).is_ok());
+    fn endpoints_are_all_with_tls_or_all_without() {
+        let code = |list: &[&str]| {
+            let list: Vec<String> = list.iter().map(|one| (*one).to_owned()).collect();
+            Gateway::new(&list).map(|gateway| gateway.endpoints.len()).map_err(|error| error.code)
+        };
+        assert_eq!(code(&[]), Err(Code::CONFIG));
+        assert_eq!(code(&["http://127.0.0.1:2379"]), Ok(1));
+        assert_eq!(code(&["http://a:1", "http://b:2"]), Ok(2));
+        // Cut at its commas by the command line, and whole.
+        assert_eq!(code(&["etcd://a:1", "b:2"]), Ok(2));
+        assert_eq!(code(&["etcd://a:1,b:2"]), Ok(2));
+        for list in [
+            &["http://a:1", "https://b:2"][..],
+            &["http://a"],
+            &["etcd://a:1?namespace=x"],
+            &["etcd://a:1?tls=/nowhere/ca.pem"],
+            &["etcd://me:secret@a:1"],
+            &["etcd://me@a:1?password-env=PATH"],
+        ] {
+            assert_eq!(code(list), Err(Code::CONFIG), "{list:?}");
+        }
     }
 }
