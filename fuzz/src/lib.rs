@@ -90,6 +90,7 @@ targets! {
     "http-entries", "the body of POST /v1/entries", buttress_events::http::fuzz::fuzz_entries, seeds::http_entries, JSON, 60_000, 4096;
     "http-request", "path, query and packed body of a request", buttress_events::http::fuzz::fuzz_request, seeds::http_requests, &["/v1/topics/", "%2F", "%", "?topic=", "&offset=", "\n"], 40_000, 2048;
     "sequence-fields", "a device's record with its sequence", buttress_events::ingest::fuzz_sequence_of, seeds::sequences, JSON, 80_000, 1024;
+    "device-window", "a device's window of an intake, and numbers that come", buttress_events::intake::fuzz_window, seeds::windows, &[], 80_000, 256;
     "etcd-gateway", "a body of etcd's JSON gateway", buttress_coordination::edge::etcd::fuzz::fuzz_gateway, seeds::etcd_bodies, JSON, 20_000, 2048;
     "etcd-txn", "an encoded etcd transaction", buttress_coordination::edge::etcd::fuzz::fuzz_txn, seeds::etcd_txns, &["\x12", "\x1a", "\x22"], 40_000, 2048;
     "function-manifest", "a function's manifest", buttress_functions::fuzz::fuzz_manifest, seeds::manifests, JSON, 50_000, 2048;

@@ -616,6 +616,11 @@ pub fn sequences() -> Vec<Vec<u8>> {
     texts(&["{\"machine\":\"m1\",\"seq\":5,\"epoch\":2,\"more\":{\"x\":[1,2]}}", "{\"machine\":7,\"seq\":0}"])
 }
 
+pub fn windows() -> Vec<Vec<u8>> {
+    let row = buttress_events::intake::Window::new(2, 70).to_row();
+    vec![row.to_vec(), [&row[..], &[1, 0, 127, 200, 255]].concat()]
+}
+
 pub fn manifests() -> Vec<Vec<u8>> {
     texts(&[
         "{\"trigger\":{\"topic\":\"t\",\"max_records\":5},\"http\":true,\"routes\":[\"/a\"],\"grants\":{\"topics\":[\"b\"],\"models\":[\"m\"],\"state\":true},\"limits\":{\"deadline_ms\":5},\"output_partitions\":3,\"audit\":true}",

@@ -110,6 +110,18 @@ impl Window {
     }
 }
 
+/// What must hold for any row: what follows it are steps by which numbers come, and each comes once.
+pub fn fuzz_window(bytes: &[u8]) {
+    let (row, steps) = bytes.split_at(bytes.len().min(ROW_BYTES));
+    let Ok(mut window) = Window::from_row(row) else { return };
+    assert_eq!(window.to_row(), row, "a row is read as it was written");
+    for step in steps {
+        let number = window.highest.saturating_add(i64::from(*step) - 128);
+        let new = window.take(window.epoch, number);
+        assert!(!window.take(window.epoch, number), "{number} came twice (new: {new})");
+    }
+}
+
 /// What was moved, and what was left out.
 #[derive(Debug, Default)]
 pub struct Counters {

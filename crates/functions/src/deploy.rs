@@ -398,6 +398,10 @@ impl Deployer {
                 judged_in.extend(self.fence(&function).await?);
             }
         }
+        if self.read::<ModelSpec>(&key).await?.is_none_or(|now| now.spec.generation != spec.generation) {
+            // A later push came between, and its marker stands for this one too.
+            return Ok(None);
+        }
         let mut offset = None;
         let asks = |home: &&Home| home.claims.is_some() && judged_in.contains(&home.engine());
         for home in self.homes.all().iter().filter(asks) {

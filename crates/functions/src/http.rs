@@ -524,7 +524,8 @@ pub fn status_of(code: Code) -> StatusCode {
         }
         Code::TRAPPED | Code::FUNCTION_FAILED | Code::MEMORY_LIMIT => StatusCode::BAD_GATEWAY,
         Code::DEADLINE | Code::TIMEOUT => StatusCode::GATEWAY_TIMEOUT,
-        Code::NO_LEADER | Code::OVERLOADED | Code::STOPPED => StatusCode::SERVICE_UNAVAILABLE,
+        Code::NO_LEADER | Code::OVERLOADED | Code::STOPPED | Code::UNREACHABLE => StatusCode::SERVICE_UNAVAILABLE,
+        Code::UNSUPPORTED => StatusCode::UNPROCESSABLE_ENTITY,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

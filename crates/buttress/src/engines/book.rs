@@ -22,12 +22,22 @@ pub fn intake_topic(topic: &str) -> String {
     format!("{topic}.intake")
 }
 
+/// How records get into a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Straight,
+    /// Through this partition of the topic's intake.
+    Intake(LogId),
+}
+
 /// What is written down.
 #[derive(Clone, Debug, Default)]
 pub struct Topics {
+    /// False before the first read.
+    pub read: bool,
     pub specs: BTreeMap<String, TopicSpec>,
-    /// Partitions of topics with sequence fields, and those of their intakes.
-    pub intakes: HashMap<LogId, LogId>,
+    /// Of every partition of every topic.
+    pub ways: HashMap<LogId, Way>,
 }
 
 pub struct Book {
@@ -61,9 +71,15 @@ impl Book {
         self.topics.borrow().specs.get(topic).cloned()
     }
 
-    /// Where records of a topic with sequence fields are put first.
-    pub fn intake_of(&self, log: LogId) -> Option<LogId> {
-        self.topics.borrow().intakes.get(&log).copied()
+    /// How records get into a partition; `None` where its topic is not written down.
+    pub fn way(&self, log: LogId) -> Option<Way> {
+        self.topics.borrow().ways.get(&log).copied()
+    }
+
+    /// Waits until everything was read once.
+    pub async fn ready(&self) {
+        // Without a follower the host is stopping.
+        let _ = self.topics.clone().wait_for(|topics| topics.read).await;
     }
 
     /// Writes a topic down; it exists already.
@@ -118,19 +134,21 @@ async fn try_follow(
     let mut specs: BTreeMap<String, TopicSpec> = BTreeMap::new();
     specs.extend(read.kvs.iter().filter_map(|kv| parse(&kv.value)).map(|spec| (spec.name.clone(), spec)));
     loop {
-        let mut intakes = HashMap::new();
+        let mut ways = HashMap::new();
         for spec in specs.values() {
             kafka.follow(&spec.name).await?;
+            let Some(topic) = kafka.topic(&spec.name) else { continue };
             if spec.sequence_fields.is_none() {
+                ways.extend(topic.partitions.iter().map(|partition| (partition.log, Way::Straight)));
                 continue;
             }
             let intake = intake_topic(&spec.name);
             kafka.follow(&intake).await?;
-            if let (Some(topic), Some(intake)) = (kafka.topic(&spec.name), kafka.topic(&intake)) {
-                intakes.extend(topic.partitions.iter().zip(&intake.partitions).map(|(to, from)| (to.log, from.log)));
-            }
+            let Some(intake) = kafka.topic(&intake) else { continue };
+            let through = topic.partitions.iter().zip(&intake.partitions);
+            ways.extend(through.map(|(to, from)| (to.log, Way::Intake(from.log))));
         }
-        tell.send_replace(Topics { specs: specs.clone(), intakes });
+        tell.send_replace(Topics { read: true, specs: specs.clone(), ways });
         let changes = watch.next().await?.ok_or_else(|| Error::new(Code::STOPPED, "the watch ended"))?;
         for change in changes {
             let name = String::from_utf8_lossy(&change.key[TOPICS_PREFIX.len()..]).into_owned();

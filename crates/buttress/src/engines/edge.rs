@@ -1,5 +1,8 @@
 //! What MQTT and HTTP of a host write through: keys go to the etcd, records and topics to the Kafka.
 //!
+//! Only a topic that is written down ([`super::book`]) takes records: before a host has read that, it cannot know whether a
+//! topic has sequence fields.
+//!
 //! Records of a topic with sequence fields are put into its intake, at least once, and taken over from there
 //! ([`buttress_events::intake`]); records of other topics go through one Kafka transaction. An entry is never split into
 //! commits that its sender takes for one: only appends are taken apart, for each of which its own sender waits.
@@ -17,7 +20,7 @@ use buttress_events::http::Elsewhere;
 use buttress_functions::resource::TopicSpec;
 use bytes::Bytes;
 
-use super::book::{Book, intake_topic};
+use super::book::{Book, Way, intake_topic};
 
 /// How long the broker keeps what waits in an intake: far longer than any sequencer is away, and not for ever.
 const INTAKE_RETENTION_MS: u64 = 7 * 24 * 60 * 60 * 1000;
@@ -45,7 +48,17 @@ impl HostLedger {
     }
 
     async fn append(&self, entry: Entry) -> Result<Receipt, SubmitError> {
-        let taken: Vec<Option<LogId>> = entry.appends.iter().map(|append| self.book.intake_of(append.log)).collect();
+        let mut taken: Vec<Option<LogId>> = Vec::with_capacity(entry.appends.len());
+        for append in &entry.appends {
+            match self.book.way(append.log) {
+                Some(Way::Intake(log)) => taken.push(Some(log)),
+                Some(Way::Straight) => taken.push(None),
+                None => {
+                    let error = Error::new(Code::TOPIC_UNKNOWN, "the topic takes no records through this host");
+                    return Err(SubmitError::Failed(error.hint("write it down first: buttress topic create NAME")));
+                }
+            }
+        }
         if taken.iter().all(Option::is_none) {
             return self.kafka.submit(entry).await;
         }
@@ -254,9 +267,15 @@ impl Elsewhere for KafkaTopics {
 pub struct HostStream {
     pub kafka: Arc<Kafka>,
     pub book: Arc<Book>,
+    /// Only topics that are written down. A device's record must not get into a topic whose sequence fields are not known yet.
+    pub written_only: bool,
 }
 
 impl HostStream {
+    fn shows(&self, topic: &str) -> bool {
+        !self.written_only || self.book.spec(topic).is_some()
+    }
+
     fn with_settings(&self, mut view: TopicView) -> TopicView {
         view.settings.sequence_fields = self.book.spec(&view.name).and_then(|spec| spec.sequence_fields);
         view
@@ -265,10 +284,14 @@ impl HostStream {
 
 impl Stream for HostStream {
     fn topics(&self) -> Vec<TopicView> {
-        self.kafka.topics().into_iter().map(|view| self.with_settings(view)).collect()
+        let views = self.kafka.topics().into_iter();
+        views.filter(|view| self.shows(&view.name)).map(|view| self.with_settings(view)).collect()
     }
 
     fn topic(&self, name: &str) -> Option<TopicView> {
+        if !self.shows(name) {
+            return None;
+        }
         self.kafka.topic(name).map(|view| self.with_settings(view))
     }
 

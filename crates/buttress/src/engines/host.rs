@@ -233,9 +233,16 @@ async fn serve(args: &HostArgs) -> Result<(), Error> {
     })?);
 
     let edge: Arc<dyn Ledger> = Arc::new(HostLedger { etcd: etcd.clone(), kafka: kafka.clone(), book: book.clone() });
-    let stream: Arc<dyn Stream> = Arc::new(HostStream { kafka: kafka.clone(), book: book.clone() });
+    let seen = |written_only| -> Arc<dyn Stream> {
+        Arc::new(HostStream { kafka: kafka.clone(), book: book.clone(), written_only })
+    };
+    let (stream, ways_in) = (seen(false), seen(true));
     let deps = ingest::Deps { ledger: edge, stream, cluster: cluster.clone() };
-    let ingest = ingest::Ingest::new(deps, ingest::Options { sequences_behind: true, ..ingest::Options::default() });
+    let ingest = ingest::Ingest::with_ways_in(
+        deps,
+        ways_in,
+        ingest::Options { sequences_behind: true, ..ingest::Options::default() },
+    );
     tokio::spawn(ingest.clone().run());
     let broker = mqtt::Broker::new(ingest.clone(), mqtt::Options::default());
     let events = Arc::new(
@@ -269,6 +276,12 @@ async fn serve(args: &HostArgs) -> Result<(), Error> {
         move |out| kafka.metrics(out)
     });
     let http = Arc::new(Http { events, functions: functions.http(), cluster, own: None, metrics: Arc::new(metrics) });
+    // Who connects earlier waits; what topics are like must be known first.
+    tokio::select! {
+        () = book.ready() => {}
+        () = interrupted() => return Ok(()),
+        () = parent_gone(), if args.with_parent => return Ok(()),
+    }
     if let Some(port) = mqtt_port {
         tokio::spawn(broker.serve(port));
     }

@@ -3,6 +3,7 @@
 mod backups;
 mod chaos;
 mod cluster;
+mod engines;
 mod etcd;
 mod input;
 mod kv;

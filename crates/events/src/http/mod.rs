@@ -317,7 +317,7 @@ fn status(code: Code) -> StatusCode {
 
 /// Whether the same request may succeed a moment later. After `TIMEOUT` it may also have succeeded already.
 fn transient(code: Code) -> bool {
-    matches!(code, Code::NO_LEADER | Code::TIMEOUT | Code::OVERLOADED | Code::STOPPED)
+    matches!(code, Code::NO_LEADER | Code::TIMEOUT | Code::OVERLOADED | Code::STOPPED | Code::UNREACHABLE)
 }
 
 fn failure(error: &Error, manner: Manner) -> Response<Bytes> {

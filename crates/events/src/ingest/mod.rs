@@ -163,6 +163,8 @@ pub struct Counters {
 /// The shared way in. Create it, run [`Ingest::run`] for as long as the edges live.
 pub struct Ingest {
     deps: Deps,
+    /// Topics that take records.
+    ways_in: Arc<dyn Stream>,
     options: Options,
     routes: RwLock<HashMap<String, (Arc<Route>, u64)>>,
     queue: Mutex<Queue>,
@@ -201,6 +203,12 @@ struct Packed {
 
 impl Ingest {
     pub fn new(deps: Deps, options: Options) -> Arc<Self> {
+        let ways_in = deps.stream.clone();
+        Self::with_ways_in(deps, ways_in, options)
+    }
+
+    /// As [`Ingest::new`], where some topics of the stream take no records.
+    pub fn with_ways_in(deps: Deps, ways_in: Arc<dyn Stream>, options: Options) -> Arc<Self> {
         assert!(options.entries_in_flight_max > 0, "no entry could ever start");
         assert!(
             (RECORD_BATCH_BYTES_MAX + 64 * 1024..=ENTRY_BYTES_MAX - 64 * 1024).contains(&options.entry_bytes_max),
@@ -208,6 +216,7 @@ impl Ingest {
         );
         Arc::new(Self {
             deps,
+            ways_in,
             options,
             routes: RwLock::default(),
             queue: Mutex::default(),
@@ -246,7 +255,7 @@ impl Ingest {
         {
             return Ok(route.clone());
         }
-        let Some(view) = self.deps.stream.topic(topic) else {
+        let Some(view) = self.ways_in.topic(topic) else {
             self.routes.write().expect("no panic holds the lock").remove(topic);
             return Err(unknown_topic(topic));
         };

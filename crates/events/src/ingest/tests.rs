@@ -216,6 +216,31 @@ async fn a_failed_entry_is_told_to_every_item_and_a_resend_is_no_duplicate() {
     assert_eq!(testing::records(&local, "telemetry").await.len(), 2);
 }
 
+/// Where sequences are held against each other behind the ledger, nothing of a connection gets past what has failed, and the
+/// records of different devices share a batch.
+#[tokio::test]
+async fn behind_a_failure_a_lane_lets_nothing_pass() {
+    let (local, gate, ingest) = gated(Options { sequences_behind: true, ..immediate() });
+    let first = lane();
+    ingest.enqueue(&first, &mut vec![reading(&ingest, "m1", 0)]);
+    let (_, go) = gate.next().await;
+    ingest.enqueue(&first, &mut vec![reading(&ingest, "m1", 1)]);
+    local.fail_next(Fault::Unanswered(Error::new(Code::TIMEOUT, "lost").retryable()));
+    go.send(()).expect("the submission waits");
+    assert_eq!(summary(&first.answered().await), ["0 BT0102 lost", "1 BT0102 lost"]);
+    ingest.enqueue(&first, &mut vec![reading(&ingest, "m1", 2)]);
+    assert_eq!(summary(&first.answered().await), ["2 BT0102 lost"]);
+    assert_eq!((gate.held(), ingest.queued_bytes.load(Relaxed)), (0, 0));
+    assert_eq!(testing::records(&local, "telemetry").await.len(), 1);
+
+    let second = lane();
+    ingest.enqueue(&second, &mut vec![reading(&ingest, "m1", 0), reading(&ingest, "m1", 1)]);
+    let (entry, go) = gate.next().await;
+    assert_eq!(entry.appends.iter().map(|a| (a.records, a.sequence.is_some())).collect::<Vec<_>>(), [(2, false)]);
+    go.send(()).expect("the submission waits");
+    assert!(second.answered().await.iter().all(|outcome| outcome.result.is_ok()));
+}
+
 #[tokio::test]
 async fn a_topic_that_went_is_forgotten() {
     let (local, ingest) = testing::start();

@@ -373,7 +373,7 @@ pub struct World {
     pub local: Arc<Local>,
     pub engine: Arc<FakeEngine>,
     pub plane: FunctionsPlane,
-    shutdown: watch::Sender<bool>,
+    pub shutdown: watch::Sender<bool>,
 }
 
 impl World {
