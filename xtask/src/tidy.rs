@@ -79,6 +79,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-events",
             "buttress-functions",
             "buttress-coordination",
+            "buttress-uplink",
         ],
     ),
     ("xtask", &[]),

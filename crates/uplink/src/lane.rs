@@ -556,7 +556,8 @@ impl Lane {
                 continue;
             };
             let length = bytes.len();
-            parcel.single = parcel.batches.is_empty().then_some(Single { end: after, records, bytes: length, divisible });
+            parcel.single =
+                parcel.batches.is_empty().then_some(Single { end: after, records, bytes: length, divisible });
             parcel.batches.push(bytes);
             parcel.bytes += length;
             parcel.records += u64::from(records);

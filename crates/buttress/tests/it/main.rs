@@ -9,3 +9,4 @@ mod kv;
 mod locks;
 mod members;
 mod support;
+mod uplink;
