@@ -42,6 +42,7 @@ use crate::{
 
 const ALERTS: &str = reader::ANOMALIES;
 const FUNCTION: &str = "anomaly";
+const SPARE_MODEL: &str = "spare";
 const UPLINK: &str = "centre";
 const PARTITIONS: usize = 2;
 const CUT: Duration = Duration::from_secs(10);
@@ -422,11 +423,14 @@ async fn fleet(
 
     let topic = json!({"name": TELEMETRY, "partitions": PARTITIONS, "sequence_fields": ["machine", "seq"]});
     edge.ask(&Ask::json(Method::POST, "/v1/topics", topic.to_string())).await?;
+    // The component can ask a model, so it is granted one; but not the one by which the centre judges, so its rules decide.
+    let model = Bytes::from_static(super::MODEL_V1);
+    edge.ask(&Ask::bytes(Method::PUT, &format!("/v1/models/{SPARE_MODEL}"), model)).await?;
     let uploaded = edge.ask(&Ask::bytes(Method::PUT, "/v1/blobs", component)).await?;
     let manifest = json!({
         "component": uploaded["digest"],
         "trigger": {"topic": TELEMETRY, "max_wait_ms": 20},
-        "grants": {"topics": [ALERTS], "state": true},
+        "grants": {"models": [SPARE_MODEL], "topics": [ALERTS], "state": true},
         "output_partitions": PARTITIONS,
     });
     edge.ask(&Ask::json(Method::PUT, &format!("/v1/functions/{FUNCTION}"), manifest.to_string())).await?;

@@ -642,6 +642,9 @@ impl Uplink {
                 })?;
                 next = gap.to.0;
             }
+            UPLINK_1.hold(commit.batches.iter().all(|batch| batch[..8] == [0; 8]), || {
+                format!("commit {number} has a batch that a Kafka refuses")
+            })?;
             for serial in commit.batches.iter().flat_map(serials) {
                 let holds = |log: &usize| self.truth[*log].get(&next) == Some(&serial);
                 let anywhere = (0..2).any(|log| holds(&log));
@@ -650,7 +653,13 @@ impl Uplink {
                 })?;
                 logs.retain(holds);
                 UPLINK_2.hold(!logs.is_empty(), || {
-                    format!("commit {number} has record {serial} at {next} of another log than the records before it")
+                    let positions: Vec<_> = self.target.commits.iter().map(|commit| &commit.position).collect();
+                    let before = &positions[number.saturating_sub(3)..=number];
+                    let around = self.truth.iter().map(|log| log.range(next - 12..next + 3).collect::<Vec<_>>());
+                    format!(
+                        "commit {number} has record {serial} at {next} of another log than the records before it: {before:?}, {:?}",
+                        around.collect::<Vec<_>>()
+                    )
                 })?;
                 next += 1;
             }
