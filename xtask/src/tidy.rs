@@ -80,6 +80,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-functions",
             "buttress-coordination",
             "buttress-bridge",
+            "buttress-uplink",
         ],
     ),
     ("xtask", &[]),

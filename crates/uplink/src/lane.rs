@@ -540,7 +540,7 @@ impl Lane {
             let piece = squeeze.and_then(|squeeze| squeeze.piece).filter(|piece| *piece < batch.bytes.len());
             let taken = match BatchView::parse_stored(batch.bytes.clone()) {
                 Ok(view) if whole && piece.is_none() => {
-                    Some((batch.bytes.clone(), Offset(batch.last.0 + 1), view.records_count(), divisible(&view)))
+                    Some((rebased(&batch.bytes), Offset(batch.last.0 + 1), view.records_count(), divisible(&view)))
                 }
                 Ok(view) => cut(&view, batch.base, next, piece.unwrap_or(usize::MAX))
                     .map(|(bytes, to, records)| (bytes, to, records, true)),
@@ -556,7 +556,8 @@ impl Lane {
                 continue;
             };
             let length = bytes.len();
-            parcel.single = parcel.batches.is_empty().then_some(Single { end: after, records, bytes: length, divisible });
+            parcel.single =
+                parcel.batches.is_empty().then_some(Single { end: after, records, bytes: length, divisible });
             parcel.batches.push(bytes);
             parcel.bytes += length;
             parcel.records += u64::from(records);
@@ -579,6 +580,15 @@ impl Lane {
         }
         (next > self.next).then_some(parcel)
     }
+}
+
+/// The batch as a producer sends it: base offset and leader epoch, which lie outside its checksum, are whoever appends it to
+/// say, and a Kafka refuses a batch that begins anywhere but at 0.
+fn rebased(bytes: &Bytes) -> Bytes {
+    let mut out = bytes.to_vec();
+    out[..8].fill(0);
+    out[12..16].fill(0xff);
+    out.into()
 }
 
 /// Whether a batch's records can be taken apart here.

@@ -70,7 +70,8 @@ impl Kafka {
         inner.client.refresh(&[place.topic.clone(), place.gaps.clone()]).await.map_err(Failure::into_error)?;
         let (max, deadline) = (inner.options.transaction_max, inner.deadline());
         let session = Session::claim(&inner.client, place.transactional_id.clone(), max, deadline).await?;
-        let found = session::position_with_text(&inner.client, &place.group, &place.topic, place.partition, deadline).await?;
+        let found =
+            session::position_with_text(&inner.client, &place.group, &place.topic, place.partition, deadline).await?;
         let found = found.map(|Position { next, text }| (next, text));
         Ok((LaneSession { session, place }, found))
     }
@@ -118,7 +119,9 @@ impl Kafka {
                 Err(errors::of(found.error_code, &format!("the question for topic '{topic}'")))
             }
             Some(found) => Ok(found.partitions.len()),
-            None => Err(errors::of(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION, &format!("the question for topic '{topic}'"))),
+            None => {
+                Err(errors::of(ErrorCode::UNKNOWN_TOPIC_OR_PARTITION, &format!("the question for topic '{topic}'")))
+            }
         }
     }
 }

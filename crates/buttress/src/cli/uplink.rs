@@ -83,7 +83,11 @@ pub async fn run(command: UplinkCommand) -> Result<(), Error> {
         }
         UplinkCommand::Pause { name, server } => {
             let answer = post(&server, &path(&name, "/pause"), &json!({})).await?;
-            said(&server, &answer, &format!("paused uplink {name}; its records wait here\nnext: buttress uplink resume {name}"))
+            said(
+                &server,
+                &answer,
+                &format!("paused uplink {name}; its records wait here\nnext: buttress uplink resume {name}"),
+            )
         }
         UplinkCommand::Resume { name, server } => {
             let answer = post(&server, &path(&name, "/resume"), &json!({})).await?;
@@ -101,7 +105,11 @@ pub async fn run(command: UplinkCommand) -> Result<(), Error> {
         UplinkCommand::Delete { name, server } => {
             let client = Client::new(&server.server)?;
             let answer = client.send_bytes(Method::DELETE, &path(&name, ""), bytes::Bytes::new()).await?;
-            said(&server, &answer, &format!("deleted uplink {name}; records stay where they are\nnext: buttress uplink list"))
+            said(
+                &server,
+                &answer,
+                &format!("deleted uplink {name}; records stay where they are\nnext: buttress uplink list"),
+            )
         }
     }
 }
@@ -218,10 +226,9 @@ fn status(uplink: &Value) -> std::io::Result<()> {
             told.push(text);
         }
     }
-    if !told.is_empty() {
-        if let Some(code) = whole.or(lanes(uplink).iter().map(|lane| &lane["error"]).find(|e| !e.is_null())) {
-            eprintln!("next: buttress explain {}", show::cell(&code["code"]));
-        }
+    let mut errors = lanes(uplink).iter().map(|lane| &lane["error"]).filter(|error| !error.is_null());
+    if let Some(error) = whole.or_else(|| errors.next()) {
+        eprintln!("next: buttress explain {}", show::cell(&error["code"]));
     }
     Ok(())
 }

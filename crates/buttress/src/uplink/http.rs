@@ -177,7 +177,8 @@ impl Uplinks {
         let AdoptBody { from, topic } = parse(body)?;
         let (mut spec, revision) = self.find(name).await?;
         let bad = || {
-            Error::new(Code::BAD_REQUEST, format!("\"from\" is {from}")).hint("start, end, or an offset of the local topic")
+            Error::new(Code::BAD_REQUEST, format!("\"from\" is {from}"))
+                .hint("start, end, or an offset of the local topic")
         };
         let mut found = false;
         for route in spec.topics.iter_mut().filter(|route| topic.as_ref().is_none_or(|topic| *topic == route.topic)) {
@@ -237,11 +238,14 @@ fn raced(error: Error) -> Error {
     if error.code != Code::REFUSED {
         return error;
     }
-    Error::new(Code::REFUSED, "somebody else has changed the uplink meanwhile").hint("look at it, and ask again").retryable()
+    Error::new(Code::REFUSED, "somebody else has changed the uplink meanwhile")
+        .hint("look at it, and ask again")
+        .retryable()
 }
 
 fn lane_json(lane: &LaneView, now: u64) -> Value {
-    let LaneView { topic, target, partition, priority, phase, next, trouble, retry_at, tally, last_sent_at, lag } = lane;
+    let LaneView { topic, target, partition, priority, phase, next, trouble, retry_at, tally, last_sent_at, lag } =
+        lane;
     let error = trouble.as_ref().map(|trouble| {
         json!({
             "code": trouble.error.code.0,

@@ -15,11 +15,10 @@ use std::{
 };
 
 use buttress_core::{
-    Cluster, Code, Consistency, Entry, Error, KeyRange, Ledger, LogId, Offset, Put, Stream, TimeMs, ledger::PartitionView,
+    Cluster, Code, Consistency, Entry, Error, KeyRange, Ledger, LogId, Offset, Put, Stream, TimeMs,
+    ledger::PartitionView,
 };
-use buttress_uplink::{
-    Action, Bounds, Lane, Lineage, LocalBatch, Phase, Priority, Settings, Source, Tally, Trouble,
-};
+use buttress_uplink::{Action, Bounds, Lane, Lineage, LocalBatch, Phase, Priority, Settings, Source, Tally, Trouble};
 use bytes::Bytes;
 use tokio::{sync::Notify, sync::watch, task::JoinHandle};
 
@@ -217,7 +216,8 @@ impl Uplinks {
                 let mut running = lock(&self.running);
                 let found = running.get_mut(&spec.name);
                 let same = found.as_ref().is_some_and(|found| {
-                    shape(&found.spec) == shape(&spec) && plans.as_ref().map_or(found.trouble.is_some(), |plans| *plans == found.plans)
+                    shape(&found.spec) == shape(&spec)
+                        && plans.as_ref().map_or(found.trouble.is_some(), |plans| *plans == found.plans)
                 });
                 if let Some(found) = found.filter(|_| same) {
                     for lane in &found.lanes {
@@ -348,8 +348,7 @@ impl Uplinks {
         for (name, found) in running.iter() {
             for lane in &found.lanes {
                 let view = lock(&lane.view).clone();
-                let labels =
-                    format!("uplink={name:?},topic={:?},partition=\"{}\"", view.topic, view.partition);
+                let labels = format!("uplink={name:?},topic={:?},partition=\"{}\"", view.topic, view.partition);
                 lanes.push((labels, view));
             }
         }

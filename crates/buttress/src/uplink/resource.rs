@@ -160,8 +160,9 @@ impl Wanted {
             return Err(invalid("an uplink without topics forwards nothing").hint("name one with --topic"));
         }
         if self.rate == Some(0) {
-            return Err(invalid("a rate of 0 bytes a second forwards nothing")
-                .hint("`buttress uplink pause` stops an uplink"));
+            return Err(
+                invalid("a rate of 0 bytes a second forwards nothing").hint("`buttress uplink pause` stops an uplink")
+            );
         }
         let parcel_bytes = self.parcel_bytes.unwrap_or(PARCEL_BYTES_DEFAULT);
         if !(PARCEL_BYTES_MIN..=PARCEL_BYTES_MAX).contains(&parcel_bytes) {
@@ -180,7 +181,8 @@ impl Wanted {
             }
             lanes += view.partitions.len();
             if self.bound_bytes.is_none() && view.settings.retention_bytes.is_none() {
-                let message = format!("topic \"{}\" keeps records for ever, so a long outage fills the disk", wanted.topic);
+                let message =
+                    format!("topic \"{}\" keeps records for ever, so a long outage fills the disk", wanted.topic);
                 return Err(invalid(message).hint("say what it may take with --bound, for example --bound 2GiB"));
             }
             let origins = view.partitions.iter().map(|partition| match self.from {

@@ -187,18 +187,20 @@ impl Port {
         let LanePlace { topic, partition, partitions, create, gaps, .. } = &self.place;
         let found = ensure(client, topic, *create, json!({"name": topic, "partitions": partitions})).await?;
         if found < *partitions as usize {
-            let message = format!("topic \"{topic}\" of the target has {found} partitions, the uplink's has {partitions}");
+            let message =
+                format!("topic \"{topic}\" of the target has {found} partitions, the uplink's has {partitions}");
             return Err(Error::new(Code::TOPIC_INVALID, message)
                 .hint("give it more, or send to another topic with --topic NAME=TARGET"));
         }
         ensure(client, gaps, true, json!({"name": gaps, "partitions": 1})).await?;
         let journal = &self.journal;
-        let settings =
-            json!({"name": journal, "partitions": partitions, "retention_bytes": JOURNAL_RETENTION_BYTES});
+        let settings = json!({"name": journal, "partitions": partitions, "retention_bytes": JOURNAL_RETENTION_BYTES});
         let found = ensure(client, journal, true, settings).await?;
         if found < *partitions as usize {
             let message = format!("the journal \"{journal}\" at the target has {found} partitions, not {partitions}");
-            return Err(Error::new(Code::TOPIC_INVALID, message).hint("the local topic was extended: extend the journal too"));
+            return Err(
+                Error::new(Code::TOPIC_INVALID, message).hint("the local topic was extended: extend the journal too")
+            );
         }
         let path = format!("/v1/topics/{}/partitions/{partition}/records?offset=-1&max=1", segment(journal));
         let answer = timeout(ENTRY_MAX, client.get(&path)).await.unwrap_or_else(|_| Err(no_answer(ENTRY_MAX)))?;
@@ -210,8 +212,11 @@ impl Port {
         let position = value.and_then(|value| Some((value["next"].as_i64()?, value["position"].as_str()?.to_owned())));
         match (offset, position) {
             (Some(offset), Some((next, text))) => Ok((offset + 1, Some((Offset(next), text)))),
-            _ => Err(Error::new(Code::UPLINK_POSITION, format!("the last record of \"{journal}\" at the target is no position"))
-                .hint("nobody but the uplink may write there; give the uplink another --edge name")),
+            _ => Err(Error::new(
+                Code::UPLINK_POSITION,
+                format!("the last record of \"{journal}\" at the target is no position"),
+            )
+            .hint("nobody but the uplink may write there; give the uplink another --edge name")),
         }
     }
 
@@ -255,7 +260,8 @@ impl Port {
             Ok(answer) if answer["complete"].as_bool() == Some(true) => Ok(()),
             Ok(_) => Err(Error::new(Code::TOPIC_UNKNOWN, format!("topic \"{topic}\" of the target was deleted"))),
             Err(error) if error.code == Code::REFUSED => {
-                let message = "the target's journal does not end where this lane left it: somebody else sends under this name";
+                let message =
+                    "the target's journal does not end where this lane left it: somebody else sends under this name";
                 Err(Error::new(Code::EPOCH_STALE, message)
                     .hint("does a clone of this gateway run? give one of them another --edge name")
                     .retryable())
@@ -308,7 +314,16 @@ mod tests {
         let two = vec!["a:1".to_owned(), "b:2".to_owned()];
         assert_eq!(Address::parse("kafka://a:1,b:2"), Ok(Address::Kafka(two.clone())));
         assert_eq!(Address::parse("buttress://a:1,b:2/"), Ok(Address::Buttress(two)));
-        for text in ["a:1", "kafka://", "kafka://a", "kafka://a:0", "kafka://a:x", "kafka://u:p@a:1", "mqtt://a:1", "kafka://a:1,"] {
+        for text in [
+            "a:1",
+            "kafka://",
+            "kafka://a",
+            "kafka://a:0",
+            "kafka://a:x",
+            "kafka://u:p@a:1",
+            "mqtt://a:1",
+            "kafka://a:1,",
+        ] {
             assert_eq!(Address::parse(text).unwrap_err().code, Code::UPLINK_INVALID, "{text}");
         }
     }

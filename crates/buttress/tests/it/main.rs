@@ -10,3 +10,4 @@ mod kv;
 mod locks;
 mod members;
 mod support;
+mod uplink;

@@ -567,6 +567,45 @@ async fn entries_that_cannot_be_read_are_refused_with_what_would_be_right() {
 }
 
 #[tokio::test]
+async fn an_append_takes_a_whole_batch_or_says_what_is_wrong_with_it() {
+    use base64::Engine as _;
+    let edge = Edge::new();
+    let mut builder = buttress_wire::records::Builder::new();
+    builder.push(5, Some(b"k"), Some(b"v"), &[]).push(6, None, Some(b"w"), &[]);
+    let batch = builder.build().unwrap();
+    let view = buttress_wire::records::BatchView::parse(batch.clone()).unwrap();
+    let producer = buttress_wire::records::Producer { id: 1, epoch: 0, base_sequence: 0 };
+    let (open, mut rotten) = (view.in_transaction(producer), batch.to_vec());
+    rotten[70] ^= 1;
+    let body = |batch: &[u8], more: &str| {
+        let batch = base64::engine::general_purpose::STANDARD.encode(batch);
+        format!(r#"{{"appends":[{{"topic":"alerts","partition":1,"batch_base64":"{batch}"{more}}}]}}"#)
+    };
+    let bodies = [
+        body(&batch, ""),
+        body(&rotten, ""),
+        body(&batch[..20], ""),
+        body(&open, ""),
+        body(&view.as_control(), ""),
+        body(&batch, r#","records":[{}]"#),
+        body(&batch, r#","sequence":{"producer":"p","number":0}"#),
+    ];
+    let mut requests: Vec<(&str, &str, &str, &str)> =
+        bodies.iter().map(|body| ("POST", "/v1/entries", "", body.as_str())).collect();
+    requests.push(("GET", "/v1/topics/alerts/partitions/1/records?offset=0", "", ""));
+    edge.check(&requests, expect![[r#"
+        200 {"appends":[{"base_offset":0,"outcome":"appended","partition":1,"topic":"alerts"}],"complete":true,"index":3,"outcome":"applied","revision":1,"term":1}
+        422 {"code":"BT0304","hint":null,"message":"appends[0]: record batch has CRC32C 0a345b86 where 430826a1 is stated"}
+        422 {"code":"BT0304","hint":null,"message":"appends[0]: record batch states a length of 66 bytes where 8 are there"}
+        422 {"code":"BT0304","hint":null,"message":"appends[0]: the batch is part of a transaction"}
+        422 {"code":"BT0304","hint":null,"message":"appends[0]: the batch is part of a transaction"}
+        400 {"code":"BT0601","hint":"leave \"records\" and \"sequence\" away","message":"appends[0]: \"batch_base64\" stands alone"}
+        400 {"code":"BT0601","hint":"leave \"records\" and \"sequence\" away","message":"appends[0]: \"batch_base64\" stands alone"}
+        200 {"end":2,"partition":1,"records":[{"committed_at":1000000,"headers":[],"index":3,"key":"k","offset":0,"timestamp":5,"value":"v"},{"committed_at":1000000,"headers":[],"index":3,"key":null,"offset":1,"timestamp":6,"value":"w"}],"start":0,"topic":"alerts"}
+    "#]]).await;
+}
+
+#[tokio::test]
 async fn an_unknown_outcome_is_told_apart_from_none() {
     let edge = Edge::new();
     let mut out = String::new();

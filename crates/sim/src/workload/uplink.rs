@@ -19,9 +19,7 @@ use buttress_core::{
     invariants::{UPLINK_1, UPLINK_2, UPLINK_3, Violation},
 };
 use buttress_state::{Machine, MemStore};
-use buttress_uplink::{
-    Action, Bounds, Gap, Lane, Lineage, LocalBatch, Oversized, Parcel, Phase, Settings, Source,
-};
+use buttress_uplink::{Action, Bounds, Gap, Lane, Lineage, LocalBatch, Oversized, Parcel, Phase, Settings, Source};
 use buttress_wire::records::{BatchView, Builder};
 use bytes::Bytes;
 
@@ -46,11 +44,26 @@ const CRASHES: u64 = 1 << 19;
 enum Request {
     Init,
     Position,
-    Produce { epoch: u64, number: usize, batch: Bytes },
-    Offsets { epoch: u64, next: i64, text: String, gap: Option<Gap> },
-    End { epoch: u64, commit: bool },
+    Produce {
+        epoch: u64,
+        number: usize,
+        batch: Bytes,
+    },
+    Offsets {
+        epoch: u64,
+        next: i64,
+        text: String,
+        gap: Option<Gap>,
+    },
+    End {
+        epoch: u64,
+        commit: bool,
+    },
     /// To a journal: all of it at once, if the journal ends there.
-    Append { end: usize, commit: Commit },
+    Append {
+        end: usize,
+        commit: Commit,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -156,7 +169,9 @@ impl Target {
                 Reply::Epoch(self.epoch)
             }
             Request::Append { end, .. } if end != self.commits.len() => Reply::Fenced,
-            Request::Append { commit, .. } if commit.batches.iter().any(|batch| self.too_large(batch)) => Reply::TooLarge,
+            Request::Append { commit, .. } if commit.batches.iter().any(|batch| self.too_large(batch)) => {
+                Reply::TooLarge
+            }
             Request::Append { commit, .. } => {
                 self.commits.push(commit);
                 Reply::Done
@@ -173,7 +188,11 @@ enum Busy {
     Pause,
     Local,
     /// A request under way, what follows it, and how often it was sent.
-    Target { flight: u64, tries: u32, request: Request },
+    Target {
+        flight: u64,
+        tries: u32,
+        request: Request,
+    },
 }
 
 /// A process of the edge: a lane, and what it knows of the target.
@@ -232,6 +251,8 @@ pub struct Uplink {
     ends: [i64; 2],
     /// The end of the gateway's log, as the producer knows it.
     latest: i64,
+    /// Of some records nobody knows whether they will be appended.
+    unsure: bool,
     crashes: u64,
     fenced: u64,
     diverged: u64,
@@ -271,6 +292,7 @@ impl Uplink {
             truth: [BTreeMap::new(), BTreeMap::new()],
             ends: [0, 0],
             latest: 0,
+            unsure: false,
             crashes: 0,
             fenced: 0,
             diverged: 0,
@@ -342,8 +364,7 @@ impl Uplink {
 
     fn fill(&mut self, cx: &mut Context<'_>) {
         let (one, two) = self.logs.expect("the producer begins with the topics");
-        let append =
-            |log, records, batch| Append { log, records, max_timestamp_ms: 1_000, sequence: None, batch };
+        let append = |log, records, batch| Append { log, records, max_timestamp_ms: 1_000, sequence: None, batch };
         let (bytes, records) = self.batch(cx);
         let appends = if !self.clones {
             vec![append(one, records, bytes)]
@@ -365,7 +386,8 @@ impl Uplink {
         driver.idle = false;
         match driver.lane.poll(now) {
             Action::Claim => {
-                driver.steps = if self.target.journal { vec![Request::Position] } else { vec![Request::Position, Request::Init] };
+                driver.steps =
+                    if self.target.journal { vec![Request::Position] } else { vec![Request::Position, Request::Init] };
                 self.step(cx, at);
             }
             Action::Look { mark } => self.ask(cx, at, mark, true),
@@ -396,10 +418,8 @@ impl Uplink {
             return vec![Request::Append { end: driver.end, commit }];
         }
         let epoch = driver.epoch;
-        let mut steps = vec![
-            Request::End { epoch, commit: true },
-            Request::Offsets { epoch, next, text, gap: parcel.gap },
-        ];
+        let mut steps =
+            vec![Request::End { epoch, commit: true }, Request::Offsets { epoch, next, text, gap: parcel.gap }];
         let batches = parcel.batches.iter().cloned().enumerate().rev();
         steps.extend(batches.map(|(number, batch)| Request::Produce { epoch, number, batch }));
         steps
@@ -488,7 +508,9 @@ impl Uplink {
     }
 
     fn waits_for(&self, at: usize, wanted: u64) -> bool {
-        self.drivers.get(at).is_some_and(|driver| matches!(driver.busy, Busy::Target { flight, .. } if flight == wanted))
+        self.drivers
+            .get(at)
+            .is_some_and(|driver| matches!(driver.busy, Busy::Target { flight, .. } if flight == wanted))
     }
 
     fn answered(&mut self, cx: &mut Context<'_>, at: usize, reply: Reply) {
@@ -590,7 +612,7 @@ impl Uplink {
                 self.boot(cx, Some(at), twin);
             }
             5 if self.drivers.len() < DRIVERS_MAX => self.boot(cx, None, self.clones && self.forked),
-            6 if self.clones => {
+            6 if self.clones && (self.forked || self.is_settled()) => {
                 self.forked = true;
                 if self.drivers.len() < DRIVERS_MAX {
                     self.boot(cx, None, true);
@@ -601,6 +623,12 @@ impl Uplink {
         }
         let next = cx.rng.range(100 * MS, 2 * SEC);
         cx.wake(next, CRASHES);
+    }
+
+    /// Whether nothing is under way that both logs would get, after the fork as well: a copy of a disk gets nothing that its
+    /// original gets.
+    fn is_settled(&self) -> bool {
+        !self.unsure && !self.open.values().any(|asked| matches!(asked, Asked::Fill))
     }
 
     /// What the target's commits are worth.
@@ -614,6 +642,9 @@ impl Uplink {
                 })?;
                 next = gap.to.0;
             }
+            UPLINK_1.hold(commit.batches.iter().all(|batch| batch[..8] == [0; 8]), || {
+                format!("commit {number} has a batch that a Kafka refuses")
+            })?;
             for serial in commit.batches.iter().flat_map(serials) {
                 let holds = |log: &usize| self.truth[*log].get(&next) == Some(&serial);
                 let anywhere = (0..2).any(|log| holds(&log));
@@ -622,7 +653,13 @@ impl Uplink {
                 })?;
                 logs.retain(holds);
                 UPLINK_2.hold(!logs.is_empty(), || {
-                    format!("commit {number} has record {serial} at {next} of another log than the records before it")
+                    let positions: Vec<_> = self.target.commits.iter().map(|commit| &commit.position).collect();
+                    let before = &positions[number.saturating_sub(3)..=number];
+                    let around = self.truth.iter().map(|log| log.range(next - 12..next + 3).collect::<Vec<_>>());
+                    format!(
+                        "commit {number} has record {serial} at {next} of another log than the records before it: {before:?}, {:?}",
+                        around.collect::<Vec<_>>()
+                    )
                 })?;
                 next += 1;
             }
@@ -655,8 +692,7 @@ impl Workload for Uplink {
         if (PAUSES..FLIGHTS).contains(&token) {
             let at = (token - PAUSES) as usize;
             // A pause of a process that is gone wakes its successor too early, which does no harm.
-            let pauses =
-                |driver: &Driver| matches!(driver.busy, Busy::Pause) && driver.lane.phase() != Phase::Diverged;
+            let pauses = |driver: &Driver| matches!(driver.busy, Busy::Pause) && driver.lane.phase() != Phase::Diverged;
             if self.drivers.get(at).is_some_and(pauses) {
                 self.drive(cx, at);
             }
@@ -698,6 +734,7 @@ impl Workload for Uplink {
                 }
             },
             Asked::Fill => {
+                self.unsure |= !matches!(outcome, Outcome::Acknowledged(_));
                 if let Outcome::Acknowledged(receipt) = &outcome
                     && let Some(AppendOutcome::Appended { base_offset }) = receipt.appends.first()
                 {
