@@ -60,6 +60,43 @@ impl Round {
     }
 }
 
+/// Measures the sides in turn, and who comes first alternates too. Gives the figures of each side that there is.
+///
+/// # Errors
+/// Those of a measurement.
+pub async fn alternate<S>(
+    rounds: usize,
+    sides: &[Option<S>; 2],
+    mut measure: impl AsyncFnMut(&S, usize) -> Result<Round>,
+) -> Result<[Option<Figures>; 2]> {
+    let mut measured = [Vec::new(), Vec::new()];
+    for number in 0..rounds {
+        for at in if number % 2 == 0 { [0, 1] } else { [1, 0] } {
+            if let Some(side) = &sides[at] {
+                measured[at].push(measure(side, number).await?);
+            }
+        }
+    }
+    Ok(measured.map(|rounds| (!rounds.is_empty()).then(|| Figures::of(rounds))))
+}
+
+/// Prints the rows of both sides and their ratio, and gives the same as JSON.
+pub fn tell(json: bool, original: &str, figures: &[Option<Figures>; 2], many: &str, one: &str) -> Value {
+    let mut told = json!({});
+    let row = |row: String| if json { eprintln!("{row}") } else { println!("{row}") };
+    for (figures, name) in figures.iter().zip([original, "buttress"]) {
+        if let Some(figures) = figures {
+            row(figures.row(name));
+            told[name] = figures.json(many, one);
+        }
+    }
+    if let [Some(theirs), Some(ours)] = figures {
+        row(ours.ratio_row(theirs));
+        told["ratio"] = ours.ratio(theirs, many, one);
+    }
+    told
+}
+
 /// All rounds of one side.
 #[derive(Clone, Debug)]
 pub struct Figures {

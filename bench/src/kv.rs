@@ -25,9 +25,9 @@ use serde_json::{Value, json};
 use tokio::task::LocalSet;
 
 use crate::{
-    figures::{Dice, Figures, Round, Window, noise, round},
-    options::Options,
-    sides::{Original, Side},
+    figures::{Dice, Round, Window, alternate, noise, round, tell},
+    options::{Only, Options},
+    sides::{NODES, Original, Side},
 };
 
 const VALUE_BYTES: usize = 256;
@@ -45,22 +45,21 @@ pub fn run(args: &[String]) -> Result<()> {
     let options = Options::parse(args, 3, 3.0, &[1, 16, 128])?;
     Original::Etcd.install()?;
     let memory = if options.keys > 0 { Some(memory(&options)?) } else { None };
-    let mut result = json!({ "bench": "kv", "nodes": crate::sides::NODES, "value_bytes": VALUE_BYTES });
+    let mut result = json!({ "bench": "kv", "nodes": NODES, "value_bytes": VALUE_BYTES });
     if options.rounds > 0 {
-        let [theirs, ours] = [Side::original(Original::Etcd)?, Side::buttress(&options.binary, "etcd")?];
+        let sides = sides(&options)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        LocalSet::new().block_on(&runtime, rounds(&options, &theirs, &ours, &mut result))?;
+        LocalSet::new().block_on(&runtime, rounds(&options, &sides, &mut result))?;
     }
     if let Some([theirs, ours]) = memory {
-        println_unless(options.json, format_args!("{} keys of {VALUE_BYTES} B, resident", options.keys));
-        println_unless(options.json, format_args!("  etcd      {theirs:>6.0} MiB on all nodes"));
-        println_unless(options.json, format_args!("  buttress  {ours:>6.0} MiB on all nodes"));
-        println_unless(options.json, format_args!("  ratio     {:>6.2}", ours / theirs));
-        let rss = json!({ "keys": options.keys, "etcd_mib": round(theirs, 1), "buttress_mib": round(ours, 1), "ratio": round(ours / theirs, 2) });
-        result["memory"] = rss;
+        println_unless(options.json, format_args!("{} keys of {VALUE_BYTES} B, resident on all nodes", options.keys));
+        let ratio = theirs.zip(ours).map(|(theirs, ours)| ours / theirs);
         let field = if options.keys == 1_000_000 { "rss_1m_keys" } else { "rss_keys" };
-        for (side, value) in [("etcd", theirs), ("buttress", ours), ("ratio", ours / theirs)] {
-            result[side][field] = json!(round(value, 2));
+        for (side, value, unit) in [("etcd", theirs, "MiB"), ("buttress", ours, "MiB"), ("ratio", ratio, "")] {
+            if let Some(value) = value {
+                println_unless(options.json, format_args!("  {side:<10}{value:>8.2} {unit}"));
+                result[side][field] = json!(round(value, 2));
+            }
         }
     }
     if options.json {
@@ -88,39 +87,33 @@ impl Op {
     }
 }
 
-async fn rounds(options: &Options, theirs: &Side, ours: &Side, result: &mut Value) -> Result<()> {
-    for side in [theirs, ours] {
+/// The clusters that are measured: etcd and Buttress, or one of them.
+pub fn sides(options: &Options) -> Result<[Option<Side>; 2]> {
+    let theirs = options.measures(Only::Original).then(|| Side::original(Original::Etcd, NODES)).transpose()?;
+    let ours = options.measures(Only::Buttress).then(|| Side::buttress(&options.binary, "etcd")).transpose()?;
+    Ok([theirs, ours])
+}
+
+async fn rounds(options: &Options, sides: &[Option<Side>; 2], result: &mut Value) -> Result<()> {
+    for side in sides.iter().flatten() {
         load(side, "bench/", KEY_SPACE as usize).await?;
     }
     let mut cases = Vec::new();
     for &clients in &options.clients {
         for op in [Op::Put, Op::Get] {
             let (many, one) = op.names();
-            let mut measured = [Vec::new(), Vec::new()];
-            for number in 0..options.rounds {
-                // Who comes first alternates too.
-                let order = if number % 2 == 0 { [0, 1] } else { [1, 0] };
-                for at in order {
-                    let side = [theirs, ours][at];
-                    let done = measure(options, side, clients, op, number as u64).await?;
-                    eprintln!(
-                        "{clients} clients, {many}, round {}: {} {:.0}/s",
-                        number + 1,
-                        side.name,
-                        done.per_second()
-                    );
-                    measured[at].push(done);
-                }
-            }
-            let [theirs, ours] = measured.map(Figures::of);
+            let figures = alternate(options.rounds, sides, async |side, number| {
+                let round = measure(options, side, clients, op, number as u64).await?;
+                eprintln!("{clients} clients, {many}, round {}: {} {:.0}/s", number + 1, side.name, round.per_second());
+                Ok(round)
+            })
+            .await?;
             println_unless(options.json, format_args!("{clients} clients, {many} of {VALUE_BYTES} B"));
-            println_unless(options.json, format_args!("{}", theirs.row("etcd")));
-            println_unless(options.json, format_args!("{}", ours.row("buttress")));
-            println_unless(options.json, format_args!("{}", ours.ratio_row(&theirs)));
-            cases.push(json!({
-                "clients": clients, "op": one, "to": if options.leader_only { "leader" } else { "all" },
-                "etcd": theirs.json(many, one), "buttress": ours.json(many, one), "ratio": ours.ratio(&theirs, many, one),
-            }));
+            let mut case = tell(options.json, "etcd", &figures, many, one);
+            case["clients"] = json!(clients);
+            case["op"] = json!(one);
+            case["to"] = json!(if options.leader_only { "leader" } else { "all" });
+            cases.push(case);
         }
     }
     // The heading figures are those of the most clients' puts.
@@ -229,18 +222,23 @@ pub async fn load(side: &Side, prefix: &str, keys: usize) -> Result<()> {
 }
 
 /// Resident memory of etcd and of Buttress with so many keys, on all nodes, in MiB.
-fn memory(options: &Options) -> Result<[f64; 2]> {
-    let mut resident = [0.0; 2];
+fn memory(options: &Options) -> Result<[Option<f64>; 2]> {
+    let mut resident = [None; 2];
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     for (at, resident) in resident.iter_mut().enumerate() {
-        let side = if at == 0 { Side::original(Original::Etcd)? } else { Side::buttress(&options.binary, "etcd")? };
+        // One after the other, on clusters of their own.
+        let side = match at {
+            0 if options.measures(Only::Original) => Side::original(Original::Etcd, NODES)?,
+            1 if options.measures(Only::Buttress) => Side::buttress(&options.binary, "etcd")?,
+            _ => continue,
+        };
         let start = Instant::now();
         let empty: f64 = side.resident_mib()?.iter().sum();
         runtime.block_on(load(&side, "memory/", options.keys))?;
         let loaded = start.elapsed();
         std::thread::sleep(SETTLE);
         let nodes = side.resident_mib()?;
-        *resident = nodes.iter().sum();
+        *resident = Some(nodes.iter().sum());
         eprintln!(
             "{}: {} keys in {:.1} s; resident per node {nodes:.0?} MiB, {empty:.0} MiB together when empty",
             side.name,

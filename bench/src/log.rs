@@ -35,17 +35,21 @@ use crate::{
     sides::{NODES, Original, Side},
 };
 
-/// The batch of one partition, as Kafka's producer fills it.
+/// The batch of one partition, as Kafka's producer fills it, and what a request to all partitions may have: with many of them,
+/// batches are smaller, or what is measured is how long a megabyte waits.
 const BATCH_BYTES: usize = 16_000;
+const REQUEST_BYTES: usize = 256_000;
 /// Requests under way on a connection, as with Kafka's producer.
 const IN_FLIGHT: usize = 5;
 const RECORD_BYTES: [usize; 2] = [100, 1000];
 const PARTITIONS: [i32; 2] = [1, 64];
-const WARM_UP: Duration = Duration::from_secs(1);
-const ANSWER_MAX: i32 = 30_000;
+const WARM_UP: Duration = Duration::from_millis(1500);
+/// Before the first case each side works so long and is not measured: what runs on a Java machine compiles itself meanwhile.
+const WARM_SIDE: Duration = Duration::from_secs(12);
+pub const ANSWER_MAX: i32 = 30_000;
 const READY_MAX: Duration = Duration::from_secs(60);
 /// Versions that both sides speak.
-const PRODUCE: i16 = 9;
+pub const PRODUCE: i16 = 9;
 const METADATA: i16 = 9;
 const CREATE_TOPICS: i16 = 6;
 
@@ -59,7 +63,7 @@ struct Contender<'a> {
 pub fn run(args: &[String]) -> Result<()> {
     let options = Options::parse(args, 2, 4.0, &[4])?;
     Original::Kafka.install()?;
-    let [kafka, ours] = [Side::original(Original::Kafka)?, Side::buttress(&options.binary, "kafka")?];
+    let [kafka, ours] = [Side::original(Original::Kafka, NODES)?, Side::buttress(&options.binary, "kafka")?];
     let contenders = [
         Contender {
             name: "kafka, synced",
@@ -69,20 +73,25 @@ pub fn run(args: &[String]) -> Result<()> {
         Contender { name: "kafka, default", side: &kafka, configs: &[("min.insync.replicas", "2")] },
         Contender { name: "buttress", side: &ours, configs: &[] },
     ];
+    let resident = |side: &Side| -> Result<f64> { Ok(side.resident_mib()?.iter().sum()) };
+    let rest = [resident(&kafka)?, resident(&ours)?];
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut cases = Vec::new();
     for partitions in PARTITIONS {
         for record_bytes in RECORD_BYTES {
-            cases.push(LocalSet::new().block_on(&runtime, case(&options, &contenders, partitions, record_bytes))?);
+            cases.push(
+                LocalSet::new()
+                    .block_on(&runtime, case(&options, &contenders, partitions, record_bytes, cases.is_empty()))?,
+            );
         }
     }
-    let resident = |side: &Side| -> Result<f64> { Ok(side.resident_mib()?.iter().sum()) };
     let (theirs, mine) = (resident(&kafka)?, resident(&ours)?);
     if options.json {
         let ratios: Vec<f64> = cases.iter().filter_map(|case| case["ratio"]["records_per_s"].as_f64()).collect();
         let result = json!({
             "bench": "log", "nodes": NODES, "batch_bytes": BATCH_BYTES, "in_flight": IN_FLIGHT, "cases": cases,
             "rss_mib": { "kafka": theirs.round(), "buttress": mine.round() },
+            "rss_mib_at_rest": { "kafka": rest[0].round(), "buttress": rest[1].round() },
             // The least of all cases.
             "ratio": { "records_per_s": ratios.iter().copied().fold(f64::INFINITY, f64::min), "rss": crate::figures::round(mine / theirs, 3) },
         });
@@ -96,18 +105,30 @@ pub fn run(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-async fn case(options: &Options, contenders: &[Contender<'_>], partitions: i32, record_bytes: usize) -> Result<Value> {
+async fn case(
+    options: &Options,
+    contenders: &[Contender<'_>],
+    partitions: i32,
+    record_bytes: usize,
+    warm: bool,
+) -> Result<Value> {
     let mut measured: Vec<Vec<Round>> = contenders.iter().map(|_| Vec::new()).collect();
     let mut topics = Vec::new();
     for (at, contender) in contenders.iter().enumerate() {
         let topic = format!("bench-{partitions}-{record_bytes}-{at}");
         topics.push((topic.clone(), create(contender, &topic, partitions).await?));
     }
+    if warm {
+        for (contender, (topic, leaders)) in contenders.iter().zip(&topics) {
+            eprintln!("warming up: {}", contender.name);
+            measure(options, contender, topic, leaders, record_bytes, WARM_SIDE / contenders.len() as u32).await?;
+        }
+    }
     for number in 0..options.rounds.max(1) {
         for step in 0..contenders.len() {
             let at = (step + number) % contenders.len();
             let (contender, (topic, leaders)) = (&contenders[at], &topics[at]);
-            let round = measure(options, contender, topic, leaders, record_bytes).await?;
+            let round = measure(options, contender, topic, leaders, record_bytes, options.round()).await?;
             eprintln!(
                 "{partitions} partitions, {record_bytes} B, round {}: {} {:.0} records/s",
                 number + 1,
@@ -137,13 +158,13 @@ async fn case(options: &Options, contenders: &[Contender<'_>], partitions: i32, 
 }
 
 /// A connection that sends a request and reads its answer, one or several at a time.
-struct Connection {
+pub struct Connection {
     stream: TcpStream,
     buffer: BytesMut,
 }
 
 impl Connection {
-    async fn open(address: &str) -> Result<Self> {
+    pub async fn open(address: &str) -> Result<Self> {
         let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, buffer: BytesMut::new() })
@@ -162,7 +183,7 @@ impl Connection {
         }
     }
 
-    async fn ask<Q: Body, A: Body>(&mut self, version: i16, request: &Q) -> Result<A> {
+    pub async fn ask<Q: Body, A: Body>(&mut self, version: i16, request: &Q) -> Result<A> {
         self.stream.write_all(&frame(version, request)).await?;
         Ok(decode_response(version, self.read().await?)?.1)
     }
@@ -173,22 +194,37 @@ fn frame<B: Body>(version: i16, body: &B) -> Bytes {
     joined(encode_request(&header, body))
 }
 
-/// Makes a topic, waits until every partition has a leader and all its replicas, and says which broker leads which.
 async fn create(contender: &Contender<'_>, name: &str, partitions: i32) -> Result<BTreeMap<String, Vec<i32>>> {
-    let mut connection = Connection::open(&contender.side.addresses[0]).await?;
+    create_topic(&contender.side.addresses[0], name, partitions, NODES, contender.configs)
+        .await
+        .with_context(|| contender.name)
+}
+
+/// Makes a topic, waits until every partition has a leader and all its replicas, and says which broker leads which.
+///
+/// # Errors
+/// What the broker says, or when that takes too long.
+pub async fn create_topic(
+    address: &str,
+    name: &str,
+    partitions: i32,
+    copies: usize,
+    configs: &[(&str, &str)],
+) -> Result<BTreeMap<String, Vec<i32>>> {
+    let mut connection = Connection::open(address).await?;
     let config =
         |(name, value): &(&str, &str)| CreatableTopicConfig { name: (*name).into(), value: Some((*value).into()) };
     let topic = CreatableTopic {
         name: name.into(),
         num_partitions: partitions,
-        replication_factor: NODES as i16,
-        configs: contender.configs.iter().map(config).collect(),
+        replication_factor: copies as i16,
+        configs: configs.iter().map(config).collect(),
         ..CreatableTopic::default()
     };
     let request = CreateTopicsRequest { topics: vec![topic], timeout_ms: ANSWER_MAX, ..CreateTopicsRequest::default() };
     let answer: CreateTopicsResponse = connection.ask(CREATE_TOPICS, &request).await?;
     let made = answer.topics.first().context("no answer for the topic")?;
-    ensure!(made.error_code.0 == 0, "{}: {:?} {:?}", contender.name, made.error_code, made.error_message);
+    ensure!(made.error_code.0 == 0, "{:?} {:?}", made.error_code, made.error_message);
     let end = Instant::now() + READY_MAX;
     loop {
         let wanted = MetadataRequestTopic { name: Some(name.into()), ..MetadataRequestTopic::default() };
@@ -198,7 +234,7 @@ async fn create(contender: &Contender<'_>, name: &str, partitions: i32) -> Resul
             answer.brokers.iter().map(|b| (b.node_id, format!("{}:{}", b.host, b.port))).collect();
         let mut leaders: BTreeMap<String, Vec<i32>> = BTreeMap::new();
         let parts = answer.topics.first().map(|topic| &topic.partitions[..]).unwrap_or_default();
-        for partition in parts.iter().filter(|p| p.error_code.0 == 0 && p.isr_nodes.len() == NODES) {
+        for partition in parts.iter().filter(|p| p.error_code.0 == 0 && p.isr_nodes.len() == copies) {
             if let Some(address) = brokers.get(&partition.leader_id) {
                 leaders.entry(address.clone()).or_default().push(partition.partition_index);
             }
@@ -206,7 +242,7 @@ async fn create(contender: &Contender<'_>, name: &str, partitions: i32) -> Resul
         if leaders.values().map(Vec::len).sum::<usize>() == partitions as usize {
             return Ok(leaders);
         }
-        ensure!(Instant::now() < end, "{}: topic {name} does not get its leaders and replicas", contender.name);
+        ensure!(Instant::now() < end, "topic {name} does not get its leaders and replicas");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -217,15 +253,17 @@ async fn measure(
     topic: &str,
     leaders: &BTreeMap<String, Vec<i32>>,
     record_bytes: usize,
+    window: Duration,
 ) -> Result<Round> {
+    let partitions_all: usize = leaders.values().map(Vec::len).sum();
     let producers = options.clients.first().copied().unwrap_or(1);
     let begin = Instant::now() + WARM_UP;
-    let end = begin + options.round();
+    let end = begin + window;
     let mut tasks = Vec::new();
     for producer in 0..producers {
         let mut builder = Builder::new();
         let value = noise(record_bytes, producer as u64);
-        while builder.size() + record_bytes + 32 < BATCH_BYTES {
+        while builder.size() + record_bytes + 32 < BATCH_BYTES.min(REQUEST_BYTES / partitions_all) {
             builder.push(0, None, Some(&value), &[]);
         }
         let records = u64::from(builder.count());
@@ -252,17 +290,17 @@ async fn measure(
         }
     }
     tokio::time::sleep_until(begin.into()).await;
-    let window = Window::open(contender.side)?;
+    let opened = Window::open(contender.side)?;
     tokio::time::sleep_until(end.into()).await;
     // Requests that were answered later are not counted; their work in the window is that of others before it.
-    let cpu = window.cpu()?;
+    let cpu = opened.cpu()?;
     let (mut done, mut micros) = (0, Vec::new());
     for task in tasks {
         let (records, times) = task.await?.with_context(|| format!("a producer of {}", contender.name))?;
         done += records;
         micros.extend(times);
     }
-    window.close_at(cpu, done, options.round(), micros)
+    opened.close_at(cpu, done, window, micros)
 }
 
 /// Keeps requests under way until the end; the records and times of those that were answered in the window.

@@ -12,6 +12,7 @@ mod append;
 mod function;
 
 mod figures;
+mod fn_kafka;
 mod kv;
 mod log;
 mod options;
@@ -38,6 +39,7 @@ cargo xtask bench kv --clients 128 --seconds 5 --rounds 3
 cargo xtask bench kv --keys 1000000 --rounds 0    resident memory with a million keys
 cargo xtask bench watch                       1,000 watchers of one prefix, beside etcd
 cargo xtask bench log                         produce with acks=all to three nodes, beside Kafka
+cargo xtask bench fn-kafka                    a function on a Kafka, exactly once, beside a transactional loop in Java
 cargo xtask bench fn                          functions: requests/s beside wasmtime serve's library path, cold start, batches
 cargo xtask bench append                      commits of 1 MiB to one node beside a loop of append and fdatasync
 cargo xtask bench kv --output json            one object on stdout
@@ -49,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         Some((command, rest)) if command == "kv" => kv::run(rest),
         Some((command, rest)) if command == "watch" => watch::run(rest),
         Some((command, rest)) if command == "log" => log::run(rest),
+        Some((command, rest)) if command == "fn-kafka" => fn_kafka::run(rest),
         #[cfg(feature = "inside")]
         Some((command, rest)) if command == "fn" => function::run(rest),
         // Not for people: `fn` runs it to see what a process at rest holds.

@@ -18,6 +18,14 @@ pub struct Options {
     /// The binary of Buttress.
     pub binary: PathBuf,
     pub json: bool,
+    /// The one side that is measured, as when a profiler looks at it; both where it is `None`.
+    pub only: Option<Only>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Only {
+    Original,
+    Buttress,
 }
 
 impl Options {
@@ -30,6 +38,7 @@ impl Options {
             leader_only: false,
             binary: PathBuf::new(),
             json: false,
+            only: None,
         };
         let mut args = args.iter();
         while let Some(flag) = args.next() {
@@ -50,6 +59,9 @@ impl Options {
                 "--to" if value == "all" => options.leader_only = false,
                 "--to" if value == "leader" => options.leader_only = true,
                 "--to" => bail!("--to takes all or leader, not \"{value}\""),
+                "--only" if value == "original" => options.only = Some(Only::Original),
+                "--only" if value == "buttress" => options.only = Some(Only::Buttress),
+                "--only" => bail!("--only takes original or buttress, not \"{value}\""),
                 "--binary" => options.binary = value.into(),
                 "--output" if value == "json" => options.json = true,
                 "--output" if value == "table" => options.json = false,
@@ -68,6 +80,10 @@ impl Options {
             options.binary.display()
         );
         Ok(options)
+    }
+
+    pub fn measures(&self, side: Only) -> bool {
+        self.only.is_none_or(|only| only == side)
     }
 
     pub fn round(&self) -> Duration {

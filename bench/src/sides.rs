@@ -90,8 +90,8 @@ impl Side {
         Ok(Self { name: "buttress", addresses, pids, process, _folder: folder })
     }
 
-    /// Three nodes of an original; it must be installed.
-    pub fn original(original: Original) -> Result<Self> {
+    /// Nodes of an original; it must be installed.
+    pub fn original(original: Original, nodes: usize) -> Result<Self> {
         let folder = folder()?;
         let (name, key, program) = match original {
             Original::Etcd => ("etcd", "endpoints", "bin/etcd"),
@@ -99,12 +99,12 @@ impl Side {
         };
         let mut command = Command::new("bash");
         command.arg(original.script()).arg(folder.path().join(name));
-        command.arg(free_ports(2 * NODES as u16)?.to_string()).arg(NODES.to_string());
+        command.arg(free_ports(2 * nodes as u16)?.to_string()).arg(nodes.to_string());
         let (process, told) = spawn(command, folder.path()).with_context(|| format!("{name} does not come up"))?;
         let addresses: Vec<String> = told[key].as_str().unwrap_or_default().split(',').map(str::to_owned).collect();
-        ensure!(addresses.len() == NODES, "the script of {name} named {addresses:?}");
+        ensure!(addresses.len() == nodes, "the script of {name} named {addresses:?}");
         let pids = children_of(process.id(), program)?;
-        ensure!(pids.len() == NODES, "the script of {name} runs {} nodes", pids.len());
+        ensure!(pids.len() == nodes, "the script of {name} runs {} nodes", pids.len());
         Ok(Self { name, addresses, pids, process, _folder: folder })
     }
 
@@ -133,7 +133,7 @@ impl Drop for Side {
 }
 
 /// Data of all sides lies below one place, so that it is on one disk.
-fn folder() -> Result<tempfile::TempDir> {
+pub fn folder() -> Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix("buttress-bench-").tempdir().context("no temporary directory; set TMPDIR")
 }
 
@@ -169,7 +169,7 @@ fn spawn(mut command: Command, folder: &Path) -> Result<(Child, Value)> {
 }
 
 /// The first of so many ports in a row that nobody listens on. Somebody may take one in between; then a start fails.
-fn free_ports(count: u16) -> Result<u16> {
+pub fn free_ports(count: u16) -> Result<u16> {
     for _ in 0..PORT_TRIES {
         let first = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();

@@ -27,10 +27,10 @@ use tonic::{
 };
 
 use crate::{
-    figures::{Figures, Round, Window, noise},
-    kv::{connect, key},
+    figures::{Round, Window, alternate, noise, tell},
+    kv::{connect, key, sides},
     options::Options,
-    sides::{NODES, Original, Side},
+    sides::{Original, Side},
 };
 
 const WATCHERS: usize = 1_000;
@@ -47,31 +47,24 @@ const PREFIX: &str = "watched/";
 pub fn run(args: &[String]) -> Result<()> {
     let options = Options::parse(args, 3, 4.0, &[])?;
     Original::Etcd.install()?;
-    let [theirs, ours] = [Side::original(Original::Etcd)?, Side::buttress(&options.binary, "etcd")?];
+    let sides = sides(&options)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut measured = [Vec::new(), Vec::new()];
-    for number in 0..options.rounds.max(1) {
-        let order = if number % 2 == 0 { [0, 1] } else { [1, 0] };
-        for at in order {
-            let side = [&theirs, &ours][at];
-            let round = LocalSet::new().block_on(&runtime, measure(&options, side))?;
-            eprintln!("round {}: {} {:.0} events/s", number + 1, side.name, round.per_second());
-            measured[at].push(round);
-        }
-    }
-    let [theirs, ours] = measured.map(Figures::of);
-    if options.json {
-        let result = json!({
-            "bench": "watch", "nodes": NODES, "watchers": WATCHERS, "streams": STREAMS, "value_bytes": VALUE_BYTES,
-            "etcd": theirs.json("events", "event"), "buttress": ours.json("events", "event"),
-            "ratio": ours.ratio(&theirs, "events", "event"),
-        });
-        println!("{result}");
-    } else {
+    let measured = alternate(options.rounds.max(1), &sides, async |side, number| {
+        let round = LocalSet::new().run_until(measure(&options, side)).await?;
+        eprintln!("round {}: {} {:.0} events/s", number + 1, side.name, round.per_second());
+        Ok(round)
+    });
+    let figures = runtime.block_on(measured)?;
+    if !options.json {
         println!(
             "{WATCHERS} watchers of one prefix on {STREAMS} streams, values of {VALUE_BYTES} B; times are from a put to its answer"
         );
-        println!("{}\n{}\n{}", theirs.row("etcd"), ours.row("buttress"), ours.ratio_row(&theirs));
+    }
+    let mut result = tell(options.json, "etcd", &figures, "events", "event");
+    if options.json {
+        result["bench"] = json!("watch");
+        result["watchers"] = json!(WATCHERS);
+        println!("{result}");
     }
     Ok(())
 }

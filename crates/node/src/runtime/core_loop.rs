@@ -952,7 +952,7 @@ impl Core {
         self.shared.counters.snapshots_installed.fetch_add(1, Ordering::Relaxed);
         self.checkpoint = None;
         self.publish(&machine);
-        Ok(Input::Installed { snapshot: meta, machine })
+        Ok(Input::Installed { snapshot: meta, machine: Box::new(machine) })
     }
 
     fn post(&mut self, messages: Vec<(NodeId, Message)>) {
