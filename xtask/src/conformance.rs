@@ -336,7 +336,8 @@ impl Drop for Running {
     }
 }
 
-fn build(root: &Path) -> Result<PathBuf> {
+/// Builds the binary as users run it, and says where it is.
+pub fn build(root: &Path) -> Result<PathBuf> {
     let status = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--release", "--locked", "--package", "buttress"])
         .current_dir(root)

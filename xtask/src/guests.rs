@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use sha2::{Digest, Sha256};
 
 const TARGET: &str = "wasm32-wasip2";
-const GUESTS: [&str; 4] = ["anomaly", "faulty", "misbehave", "needs"];
+const GUESTS: [&str; 5] = ["anomaly", "copy", "faulty", "misbehave", "needs"];
 /// All components together; they are in the repository and two of them in the binary.
 const BYTES_MAX: usize = 1024 * 1024;
 

@@ -79,7 +79,7 @@ pub fn fuzz_step(data: &[u8]) {
             inputs.extend(out.persist.map(|persist| Input::Persisted { ticket: persist.ticket }));
             if let Some(snapshot) = out.install {
                 let machine = Counts((snapshot.index, snapshot.term));
-                inputs.push(Input::Installed { snapshot, machine });
+                inputs.push(Input::Installed { snapshot, machine: Box::new(machine) });
             }
             if inputs.is_empty() && !out.more {
                 break;

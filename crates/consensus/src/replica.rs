@@ -78,7 +78,8 @@ pub enum Input<M> {
     /// The state that `install` asked for is in place, with a machine on it.
     Installed {
         snapshot: SnapshotMeta,
-        machine: M,
+        /// Boxed, for it is large and every other input would take as much room.
+        machine: Box<M>,
     },
     Change(MemberChange),
     /// Hand leadership over, if this node leads.
@@ -367,7 +368,7 @@ impl<M: Machine, C: Consensus> Replica<M, C> {
                 assert_eq!(Some(&snapshot), self.installing.as_ref(), "only what was asked for is installed");
                 assert_eq!(machine.applied(), (snapshot.index, snapshot.term), "the machine stands elsewhere");
                 self.installing = None;
-                self.machine = machine;
+                self.machine = *machine;
                 self.engine.installed();
                 out.log_start = Some(snapshot.index.next());
             }

@@ -156,7 +156,7 @@ impl Lab {
                 let node = self.nodes.get_mut(&id(1)).expect("a node");
                 let (snapshot, machine) = node.install.take().expect("a snapshot was accepted");
                 node.store = (snapshot.clone(), machine.clone());
-                self.step(id(1), vec![Input::Installed { snapshot, machine }]);
+                self.step(id(1), vec![Input::Installed { snapshot, machine: Box::new(machine) }]);
             }
             "crash" => {
                 let node = self.nodes.get_mut(&id(1)).expect("a node");

@@ -463,7 +463,7 @@ impl World {
                         self.at(50, Event::Restart { node });
                     } else {
                         self.stats.installs += 1;
-                        self.input(node, Input::Installed { snapshot: meta, machine: state });
+                        self.input(node, Input::Installed { snapshot: meta, machine: Box::new(state) });
                     }
                 }
             }

@@ -1000,7 +1000,7 @@ impl Core {
         self.publish(&machine);
         let format = format_of(&machine)?;
         self.take_format(format)?;
-        Ok(Input::Installed { snapshot: meta, machine })
+        Ok(Input::Installed { snapshot: meta, machine: Box::new(machine) })
     }
 
     fn post(&mut self, messages: Vec<(NodeId, Message)>) {

@@ -354,7 +354,10 @@ impl DiskStore {
         if let Some(frozen) = &self.frozen
             && frozen.done.load(SeqCst)
         {
-            self.frozen = None;
+            if let Some(frozen) = self.frozen.take() {
+                lock(&self.shared.queue).work.push_back(Work::Free(frozen));
+                self.shared.ready.notify_one();
+            }
             self.core.stats.overlay_bytes.store(self.active_bytes, SeqCst);
         }
     }

@@ -221,7 +221,16 @@ impl Rows {
             let store = keyspace("store")?;
             Ok(Self { db, tables, store, dir: dir.clone() })
         };
-        open().map_err(|e| rows_error("cannot open the store's rows", &e))
+        // Opened on a thread of its own, so that fjall's threads are as modest as the one that starts them.
+        let opened: Result<_, Error> = std::thread::scope(|scope| {
+            let opening = std::thread::Builder::new().name("store-open".into()).spawn_scoped(scope, || {
+                super::worker::give_way();
+                open()
+            });
+            let opening = opening.map_err(|e| Error::new(Code::LIMITS, format!("cannot start a thread: {e}")))?;
+            Ok(opening.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        opened?.map_err(|e| rows_error("cannot open the store's rows", &e))
     }
 
     pub fn get(&self, table: Table, key: &[u8]) -> fjall::Result<Option<Bytes>> {

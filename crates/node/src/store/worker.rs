@@ -30,6 +30,17 @@ const OPEN_MAX: usize = 64;
 /// Work that is taken from the queue at once, so that a buffer never holds more than this and one batch.
 const TURN_BYTES: usize = 8 * 1024 * 1024;
 
+/// How much less of the processor this thread gets than the others of the node, as in nice(2): about a third of what a
+/// thread gets that it competes with.
+const NICE: i32 = 5;
+
+/// Lets the other threads of the node go first, and those of other nodes on this machine: nobody waits for a checkpoint, but
+/// everybody waits for the log. On Linux this is the thread's alone, and threads that it starts inherit it. Where the operating
+/// system refuses, all are equal.
+pub(super) fn give_way() {
+    let _ = rustix::process::nice(NICE);
+}
+
 pub(super) type Overlay = BTreeMap<Bytes, Option<Bytes>>;
 
 /// The rows that changed since the checkpoint before, and what they are the state of.
@@ -47,6 +58,9 @@ pub(super) enum Work {
     Trim(LogId, Offset),
     Drop(LogId),
     Checkpoint(Arc<Frozen>),
+    /// Rows that nobody looks at any more. Freeing hundreds of thousands of them takes tens of milliseconds, which the node's
+    /// task does not have.
+    Free(#[expect(dead_code, reason = "it is only dropped")] Arc<Frozen>),
 }
 
 impl Work {
@@ -210,6 +224,7 @@ impl Worker {
 
     /// Works until the queue is stopped or something fails.
     pub fn run(mut self) {
+        give_way();
         loop {
             let mut turn = Vec::new();
             {
@@ -247,6 +262,7 @@ impl Worker {
             Work::Trim(log, before) => self.trim(log, before),
             Work::Drop(log) => self.drop_log(log),
             Work::Checkpoint(frozen) => self.checkpoint(&frozen),
+            Work::Free(_) => Ok(()),
         }
     }
 

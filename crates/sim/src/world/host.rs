@@ -806,7 +806,7 @@ impl World {
         let machine = SimMachine { inner, rolling };
         let at = self.shard(id, shard);
         at.checkpoint = None;
-        at.inbox.push(Input::Installed { snapshot: meta.clone(), machine });
+        at.inbox.push(Input::Installed { snapshot: meta.clone(), machine: Box::new(machine) });
         true
     }
 

@@ -18,7 +18,7 @@
 
 pub(crate) mod txn;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry};
 
 use buttress_core::{
     Code, DecodeError, Error, KeyRange, LeaseId, Mutant, Reader, Revision, Store, StoreError, Table, Writer,
@@ -278,12 +278,16 @@ impl Keys {
 
     /// Enters a change into the index.
     fn note(&mut self, place: Place, row: &KeyRow) {
-        // A copy, so that the index does not keep whole entries or rows in memory for the sake of their keys.
-        let key = match self.index.get_key_value(&row.key) {
-            Some((key, _)) => key.clone(),
-            None => Bytes::copy_from_slice(&row.key),
+        // Looked up once where the key is known: in a large index the look costs most of a change.
+        let (known, history) = match self.index.entry(row.key.clone()) {
+            Entry::Occupied(entry) => (Some(entry.key().clone()), entry.into_mut()),
+            Entry::Vacant(entry) => {
+                drop(entry);
+                (None, self.index.entry(Bytes::copy_from_slice(&row.key)).or_default())
+            }
         };
-        let history = self.index.entry(key.clone()).or_default();
+        // Copies, so that neither the index nor its queues keep whole entries or rows in memory for the sake of their keys.
+        let key = || known.clone().unwrap_or_else(|| Bytes::copy_from_slice(&row.key));
         debug_assert!(history.changes.back().is_none_or(|last| last.place < place), "changes of a key only rise");
         let before = history.live.and_then(|live| live.lease);
         if let Some(last) = history.changes.back().filter(|last| last.put) {
@@ -292,10 +296,10 @@ impl Keys {
                 // A revision that comes again can only be one of rows that no machine wrote.
                 main => (&mut self.late, main.saturating_add(1)),
             };
-            queue.push_back(Garbage { due, place: last.place, key: key.clone() });
+            queue.push_back(Garbage { due, place: last.place, key: key() });
         }
         if row.value.is_none() {
-            self.late.push_back(Garbage { due: place.main.saturating_add(1), place, key });
+            self.late.push_back(Garbage { due: place.main.saturating_add(1), place, key: key() });
         }
         history.changes.push_back(Change { place, put: row.value.is_some() });
         match (history.live.is_some(), row.value.is_some()) {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use buttress_core::{Consistency, ledger::MemberRole};
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
@@ -24,6 +24,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use prost::Message;
 use tokio::{net::TcpListener, sync::watch};
 use tonic::{Status, body::Body, server::Grpc};
 
@@ -142,12 +143,54 @@ impl Etcd {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let media = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
         if media.starts_with(b"application/grpc") {
-            return self.grpc(request, "grpc").await;
+            return match Unary::of(request.uri().path()) {
+                Some(call) => self.unary(call, request).await,
+                None => self.grpc(request, "grpc").await,
+            };
         }
         if request.uri().path().starts_with("/v3/") {
             return self.clone().json(request).await;
         }
         self.page(&request).await
+    }
+
+    /// Answers one of the calls that clients make all the time, with as little as it takes: the message is decoded where it
+    /// was received, and the answer is one piece. Where there is anything unusual about the request, the generated service
+    /// gets it as it came.
+    async fn unary(self: &Arc<Self>, call: Unary, request: Request<Incoming>) -> Response<Body> {
+        let (head, mut body) = request.into_parts();
+        let mut guard = Guarded::new((), MESSAGE_BYTES_MAX);
+        let mut whole = Bytes::new();
+        while !body.is_end_stream() {
+            let data = match body.frame().await {
+                None => break,
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(error)) => return Status::from_error(Box::new(error)).into_http(),
+            };
+            if let Err(status) = guard.follow(&data) {
+                return status.into_http();
+            }
+            whole = if whole.is_empty() { data } else { join(whole, &data) };
+        }
+        let plain = !head.headers.contains_key("grpc-encoding") && !head.headers.contains_key("hasleader");
+        let Some(message) = only_message(&whole).filter(|_| plain) else {
+            return self.grpc(Request::from_parts(head, Full::new(whole)), "grpc").await;
+        };
+        self.counters.call("kv", "grpc");
+        let answered = match call {
+            Unary::Range => unary(message, |request| self.range(request)).await,
+            Unary::Put => unary(message, |request| self.put(request)).await,
+            Unary::DeleteRange => unary(message, |request| self.delete_range(request)).await,
+            Unary::Txn => unary(message, |request| self.txn(request)).await,
+        };
+        match answered {
+            Ok(answer) => {
+                let mut response = Response::new(Body::new(Answer::Message(answer)));
+                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+                response
+            }
+            Err(status) => status.into_http(),
+        }
     }
 
     /// Answers a gRPC call, whatever carried it.
@@ -246,6 +289,93 @@ where
     match server.call(request).await {
         Ok(response) => response,
         Err(never) => match never {},
+    }
+}
+
+/// The calls of [`Etcd::unary`].
+#[derive(Clone, Copy)]
+enum Unary {
+    Range,
+    Put,
+    DeleteRange,
+    Txn,
+}
+
+impl Unary {
+    fn of(path: &str) -> Option<Self> {
+        Some(match path.strip_prefix("/etcdserverpb.KV/")? {
+            "Range" => Self::Range,
+            "Put" => Self::Put,
+            "DeleteRange" => Self::DeleteRange,
+            "Txn" => Self::Txn,
+            _ => return None,
+        })
+    }
+}
+
+/// A message with gRPC's head: whether it is compressed, and its length.
+const HEAD_BYTES: usize = 5;
+
+/// The message of a body that holds just one, which is not compressed.
+fn only_message(body: &Bytes) -> Option<Bytes> {
+    let [compressed, length @ ..] = *body.first_chunk::<HEAD_BYTES>()?;
+    let whole = compressed == 0 && u32::from_be_bytes(length) as usize == body.len() - HEAD_BYTES;
+    whole.then(|| body.slice(HEAD_BYTES..))
+}
+
+fn join(first: Bytes, then: &[u8]) -> Bytes {
+    // The pieces before are ours alone after the first time, so they are not copied again.
+    let mut joined = first.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    joined.extend_from_slice(then);
+    joined.freeze()
+}
+
+/// Makes one call: bytes in, bytes out.
+async fn unary<Q, A, F>(message: Bytes, call: impl FnOnce(Q) -> F) -> Result<Bytes, Status>
+where
+    Q: Message + Default,
+    A: Message,
+    F: Future<Output = Result<A, Status>>,
+{
+    // As the generated service words it.
+    let request = Q::decode(message).map_err(|error| Status::internal(error.to_string()))?;
+    let answer = call(request).await?;
+    let length = answer.encoded_len();
+    let told = u32::try_from(length).map_err(|_| Status::resource_exhausted("grpc: the answer is too large"))?;
+    let mut bytes = BytesMut::with_capacity(HEAD_BYTES + length);
+    bytes.put_u8(0);
+    bytes.put_u32(told);
+    answer.encode(&mut bytes).expect("the buffer has room for it");
+    Ok(bytes.freeze())
+}
+
+/// What is still to be sent: the message, and the trailer that says that the call went well.
+enum Answer {
+    Message(Bytes),
+    Trailer,
+    Nothing,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let (frame, next) = match std::mem::replace(&mut *self, Self::Nothing) {
+            Self::Message(message) => (Frame::data(message), Self::Trailer),
+            Self::Trailer => {
+                let mut trailers = http::HeaderMap::with_capacity(1);
+                trailers.insert("grpc-status", HeaderValue::from_static("0"));
+                (Frame::trailers(trailers), Self::Nothing)
+            }
+            Self::Nothing => return Poll::Ready(None),
+        };
+        *self = next;
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Nothing)
     }
 }
 

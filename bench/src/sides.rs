@@ -1,0 +1,225 @@
+//! The two sides: clusters of three nodes, each node a process of its own, on loopback, with data on the same disk.
+//!
+//! Buttress is started by `buttress dev`, the originals by the scripts of `conformance/originals`, which build or fetch them
+//! first. Both end with this process. What nodes use is read from `/proc`.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+pub const NODES: usize = 3;
+/// Building etcd or fetching Kafka takes minutes on a small machine.
+const INSTALL_MAX: Duration = Duration::from_secs(900);
+const START_MAX: Duration = Duration::from_secs(150);
+const STOP_MAX: Duration = Duration::from_secs(15);
+const PORT_TRIES: usize = 64;
+
+/// Which original.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Original {
+    Etcd,
+    Kafka,
+}
+
+impl Original {
+    fn script(self) -> PathBuf {
+        let name = match self {
+            Original::Etcd => "etcd.sh",
+            Original::Kafka => "kafka.sh",
+        };
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../conformance/originals").join(name)
+    }
+
+    /// Builds or fetches it, where that was not done yet.
+    ///
+    /// # Errors
+    /// What the script says, with what is missing and what helps.
+    pub fn install(self) -> Result<()> {
+        let script = self.script();
+        let mut child = Command::new("bash").arg(&script).arg("--install").stdin(Stdio::null()).spawn()?;
+        let end = Instant::now() + INSTALL_MAX;
+        loop {
+            match child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(_) => bail!(
+                    "the original to measure against cannot be had\n\nhint: the lines above say what is missing; try {} --install",
+                    script.display()
+                ),
+                None if Instant::now() > end => {
+                    child.kill()?;
+                    bail!("{} --install takes longer than {} s", script.display(), INSTALL_MAX.as_secs());
+                }
+                None => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+}
+
+/// One side's nodes.
+pub struct Side {
+    pub name: &'static str,
+    /// `HOST:PORT` per node, for clients of the protocol that is measured.
+    pub addresses: Vec<String>,
+    /// Processes of the nodes.
+    pids: Vec<u32>,
+    process: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl Side {
+    /// Three nodes of Buttress; `edge` is the key under which `dev` names the addresses.
+    pub fn buttress(binary: &Path, edge: &str) -> Result<Self> {
+        let folder = folder()?;
+        let mut command = Command::new(binary);
+        command.args(["dev", "--nodes", &NODES.to_string(), "--output", "json", "--data-dir"]);
+        command.arg(folder.path().join("data"));
+        let (process, told) = spawn(command, folder.path()).context("Buttress does not come up")?;
+        let addresses = told["nodes"].as_array().into_iter().flatten().filter_map(|node| node[edge].as_str());
+        let addresses: Vec<String> = addresses.map(str::to_owned).collect();
+        ensure!(addresses.len() == NODES, "buttress dev named {addresses:?} for {edge}");
+        let pids = children_of(process.id(), "serve")?;
+        ensure!(pids.len() == NODES, "buttress dev runs {} nodes", pids.len());
+        Ok(Self { name: "buttress", addresses, pids, process, _folder: folder })
+    }
+
+    /// Nodes of an original; it must be installed.
+    pub fn original(original: Original, nodes: usize) -> Result<Self> {
+        let folder = folder()?;
+        let (name, key, program) = match original {
+            Original::Etcd => ("etcd", "endpoints", "bin/etcd"),
+            Original::Kafka => ("kafka", "bootstrap", "kafka.Kafka"),
+        };
+        let mut command = Command::new("bash");
+        command.arg(original.script()).arg(folder.path().join(name));
+        command.arg(free_ports(2 * nodes as u16)?.to_string()).arg(nodes.to_string());
+        let (process, told) = spawn(command, folder.path()).with_context(|| format!("{name} does not come up"))?;
+        let addresses: Vec<String> = told[key].as_str().unwrap_or_default().split(',').map(str::to_owned).collect();
+        ensure!(addresses.len() == nodes, "the script of {name} named {addresses:?}");
+        let pids = children_of(process.id(), program)?;
+        ensure!(pids.len() == nodes, "the script of {name} runs {} nodes", pids.len());
+        Ok(Self { name, addresses, pids, process, _folder: folder })
+    }
+
+    /// Processor time of all nodes so far, in seconds.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        self.pids.iter().map(|pid| cpu_seconds(&pid.to_string())).sum()
+    }
+
+    /// Resident memory of each node, in MiB.
+    pub fn resident_mib(&self) -> Result<Vec<f64>> {
+        self.pids.iter().map(|pid| resident_mib(*pid)).collect()
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        // It stops its nodes when it is asked to end, so it is asked first.
+        let _ = Command::new("kill").arg(self.process.id().to_string()).status();
+        let end = Instant::now() + STOP_MAX;
+        while matches!(self.process.try_wait(), Ok(None)) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Data of all sides lies below one place, so that it is on one disk.
+pub fn folder() -> Result<tempfile::TempDir> {
+    tempfile::Builder::new().prefix("buttress-bench-").tempdir().context("no temporary directory; set TMPDIR")
+}
+
+/// Starts what prints a line of JSON once it serves, and waits for the line.
+fn spawn(mut command: Command, folder: &Path) -> Result<(Child, Value)> {
+    let log = folder.join("server.log");
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(&log)?)
+        .spawn()
+        .with_context(|| format!("{command:?}"))?;
+    let stdout = child.stdout.take().context("its output is piped")?;
+    let (send, receive) = std::sync::mpsc::channel();
+    // Read to its end, so that the server never waits for somebody to read.
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
+            let _ = send.send(line);
+        }
+    });
+    match receive.recv_timeout(START_MAX) {
+        Ok(line) => Ok((child, serde_json::from_str(&line).with_context(|| format!("it said \"{line}\""))?)),
+        Err(_) => {
+            let _ = Command::new("kill").arg(child.id().to_string()).status();
+            let _ = child.wait();
+            bail!(
+                "it said nothing in {} s; its log:\n{}",
+                START_MAX.as_secs(),
+                fs::read_to_string(log).unwrap_or_default()
+            )
+        }
+    }
+}
+
+/// The first of so many ports in a row that nobody listens on. Somebody may take one in between; then a start fails.
+pub fn free_ports(count: u16) -> Result<u16> {
+    for _ in 0..PORT_TRIES {
+        let first = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if first.checked_add(count).is_some() && (first..first + count).all(free) {
+            return Ok(first);
+        }
+    }
+    bail!("there are no {count} free ports in a row")
+}
+
+/// Children of a process whose command line has a word.
+fn children_of(parent: u32, word: &str) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("what processes use is read from /proc: this needs Linux")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // A process may end while we look.
+        let Ok(stat) = stat(&pid.to_string()) else { continue };
+        let Ok(words) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+        if stat.parent == parent && words.split(|byte| *byte == 0).any(|w| w.ends_with(word.as_bytes())) {
+            found.push(pid);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+struct Stat {
+    parent: u32,
+    ticks: u64,
+}
+
+/// What `/proc/PID/stat` says; see proc(5).
+fn stat(pid: &str) -> Result<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may hold anything.
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).context("/proc/PID/stat");
+    Ok(Stat { parent: number(1)? as u32, ticks: number(11)? + number(12)? })
+}
+
+/// Processor time of a process, user and system, of all its threads; `self` is this one.
+pub fn cpu_seconds(pid: &str) -> Result<f64> {
+    /// USER_HZ, which is 100 on every Linux that Rust runs on.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    Ok(stat(pid).with_context(|| format!("process {pid} is gone"))?.ticks as f64 / TICKS_PER_SECOND)
+}
+
+fn resident_mib(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid} is gone"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib / 1024.0)
+}
