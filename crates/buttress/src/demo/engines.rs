@@ -13,7 +13,12 @@ use buttress_core::{BoxFuture, Code, DeleteOp, Entry, Error, KeyRange, Ledger, S
 use tokio::process::{Child, Command};
 
 use super::{ClusterControl, NodeAddress, committed};
-use crate::{client::Client, cluster::log_path, engines::KafkaPlace, ports};
+use crate::{
+    client::Client,
+    cluster::log_path,
+    engines::{KafkaPlace, etcd_options},
+    ports,
+};
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -44,11 +49,7 @@ impl Engines {
     }
 
     async fn ledger(&self) -> Result<EtcdLedger, Error> {
-        EtcdLedger::connect(buttress_bridge::etcd::Options {
-            namespace: self.namespace.clone(),
-            ..buttress_bridge::etcd::Options::new(self.etcd.iter().cloned())
-        })
-        .await
+        EtcdLedger::connect(etcd_options(&self.etcd, &self.namespace)?).await
     }
 
     /// Says what is wrong with the engines before anything is started.

@@ -22,7 +22,7 @@ use super::{
     book::{Book, Topics, intake_topic},
     check_namespace,
     edge::{HostLedger, HostStream},
-    home,
+    etcd_options, home,
     hosts::{Host, Hosts, View},
 };
 use crate::{
@@ -39,10 +39,11 @@ use crate::{
     after_help = "Examples:\n  buttress host --kafka 127.0.0.1:9092 --etcd http://127.0.0.1:2379\n  buttress host --kafka a:9092,b:9092 --etcd http://c:2379,http://d:2379 --name line-2 --namespace plant. --http 127.0.0.1:7381"
 )]
 pub struct HostArgs {
-    /// Brokers of the Kafka in which records lie, separated by commas.
+    /// Brokers of the Kafka in which records lie, separated by commas; or one kafka:// address, which can name TLS and a user.
     #[arg(long, value_name = "HOST:PORT", env = "BUTTRESS_KAFKA", value_delimiter = ',', required = true)]
     pub kafka: Vec<String>,
-    /// Members of the etcd in which functions, models and settings lie, separated by commas.
+    /// Members of the etcd in which functions, models and settings lie, separated by commas; or one etcd:// address, which can
+    /// name TLS and a user.
     #[arg(long, value_name = "URL", env = "BUTTRESS_ETCD", value_delimiter = ',', required = true)]
     pub etcd: Vec<String>,
     /// This host among the others; two hosts of one name wait for each other.
@@ -200,10 +201,7 @@ async fn serve(args: &HostArgs) -> Result<(), Error> {
         None => None,
     };
     let place = KafkaPlace { bootstrap: args.kafka.clone(), namespace: args.namespace.clone() };
-    let etcd_options = buttress_bridge::etcd::Options {
-        namespace: args.namespace.clone(),
-        ..buttress_bridge::etcd::Options::new(args.etcd.iter().cloned())
-    };
+    let etcd_options = etcd_options(&args.etcd, &args.namespace)?;
     let (kafka, etcd) = futures::future::try_join(place.connect(), EtcdLedger::connect(etcd_options)).await?;
     let (kafka, etcd) = (Arc::new(kafka), Arc::new(etcd));
     let ledger: Arc<dyn Ledger> = etcd.clone();

@@ -22,32 +22,45 @@ pub const HOLD_TTL_DEFAULT: Duration = Duration::from_secs(5);
 /// Where a Kafka is, and what our names begin with in it.
 #[derive(Clone, Debug)]
 pub struct KafkaPlace {
+    /// `HOST:PORT`s, or the parts of one address of [`buttress_bridge::kafka::Options::from_url`] that commas divide.
     pub bootstrap: Vec<String>,
     /// Topics, groups and transactional ids begin with it; may be empty.
     pub namespace: String,
 }
 
 impl KafkaPlace {
-    fn options(&self) -> buttress_bridge::kafka::Options {
-        let ours = self.namespace.trim_end_matches(['.', '-', '_']);
-        buttress_bridge::kafka::Options {
-            prefix: if ours.is_empty() { "buttress".into() } else { ours.to_owned() },
-            namespace: self.namespace.clone(),
-            ..buttress_bridge::kafka::Options::new(self.bootstrap.iter().cloned())
+    fn options(&self) -> Result<buttress_bridge::kafka::Options, Error> {
+        let mut options = buttress_bridge::kafka::Options::from_url(&self.bootstrap.join(","))?;
+        options.namespace.clone_from(&self.namespace);
+        match self.namespace.trim_end_matches(['.', '-', '_']) {
+            "" => {}
+            ours => ours.clone_into(&mut options.prefix),
         }
+        Ok(options)
     }
 
     /// # Errors
     /// As [`Kafka::connect`].
     pub async fn connect(&self) -> Result<Kafka, Error> {
-        Kafka::connect(self.options()).await
+        Kafka::connect(self.options()?).await
     }
 
     /// # Errors
     /// As [`Kafka::open`].
     pub fn open(&self) -> Result<Kafka, Error> {
-        Kafka::open(self.options())
+        Kafka::open(self.options()?)
     }
+}
+
+/// How an etcd is reached: endpoints, or the parts of one address of [`buttress_bridge::etcd::Options::from_url`] that commas
+/// divide. Keys begin with the address's namespace, then with this one.
+///
+/// # Errors
+/// `CONFIG` for an address that cannot be read.
+pub fn etcd_options(endpoints: &[String], namespace: &str) -> Result<buttress_bridge::etcd::Options, Error> {
+    let mut options = buttress_bridge::etcd::Options::from_url(&endpoints.join(","))?;
+    options.namespace.push_str(namespace);
+    Ok(options)
 }
 
 /// A prefix that is part of topics' names has their characters.
