@@ -196,8 +196,11 @@ async fn what_a_compaction_left_is_removed_though_nobody_writes() {
     leader.compact(last, false).await.unwrap();
     for id in world.ids() {
         let node = world.node(id);
-        until("all is removed", async || (!node.keys(Consistency::Serializable).await.unwrap().unswept).then_some(()))
-            .await;
+        until("all is removed", async || {
+            let keys = node.keys(Consistency::Serializable).await.unwrap();
+            (keys.compacted == last && !keys.unswept).then_some(())
+        })
+        .await;
     }
     let hashes = join_all(world.ids().into_iter().map(|id| {
         let node = world.node(id);
