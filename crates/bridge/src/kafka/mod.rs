@@ -241,7 +241,7 @@ fn part(code: Code, message: impl Into<String>) -> SubmitError {
 }
 
 impl Kafka {
-    /// Connects to a Kafka, and looks at what it can do.
+    /// Connects to a Kafka, and looks at what it can do. One that does not answer is waited for until the deadline.
     ///
     /// # Errors
     /// `CONFIG` for options that cannot be used, `UNREACHABLE`, `TLS`, `CREDENTIALS`, `FORBIDDEN` for a topic that may not
@@ -269,7 +269,12 @@ impl Kafka {
             plain: tokio::sync::Mutex::new(None),
             name: u64::from_be_bytes(random),
         });
-        inner.refresh().await?;
+        let mut patience = Patience::new(inner.deadline());
+        while let Err(error) = inner.refresh().await {
+            if !error.retryable || !patience.pause().await {
+                return Err(error);
+            }
+        }
         let weak = Arc::downgrade(&inner);
         let refresher = tokio::spawn(async move {
             loop {
