@@ -247,14 +247,19 @@ fn part(code: Code, message: impl Into<String>) -> SubmitError {
 }
 
 impl Kafka {
-    /// Connects to a Kafka, and looks at what it can do.
+    /// Connects to a Kafka, and looks at what it can do. One that does not answer is waited for until the deadline.
     ///
     /// # Errors
     /// `CONFIG` for options that cannot be used, `UNREACHABLE`, `TLS`, `CREDENTIALS`, `FORBIDDEN` for a topic that may not
     /// be looked at, `UNSUPPORTED` for a Kafka that is too old.
     pub async fn connect(options: Options) -> Result<Self, Error> {
         let kafka = Self::open(options)?;
-        kafka.refresh().await?;
+        let mut patience = Patience::new(kafka.inner.deadline());
+        while let Err(error) = kafka.refresh().await {
+            if !error.retryable || !patience.pause().await {
+                return Err(error);
+            }
+        }
         Ok(kafka)
     }
 
