@@ -269,6 +269,10 @@ impl FunctionsHttp {
                     status["lag"] = json!(lag(p.start, p.end, cursor));
                     if let Some(claims) = &home.claims {
                         status["host"] = json!(claims.runs_on(&group(&spec.name), &trigger.topic, n as i32));
+                        if cursor.is_none() {
+                            // Whoever runs it knows.
+                            status["lag"] = Value::Null;
+                        }
                     }
                     status
                 })

@@ -426,7 +426,13 @@ async fn play(
     players.finish().await;
 
     feed.phase(Phase::Checking);
-    feed.event("check", "a stock Kafka client reads everything back");
+    feed.event(
+        "check",
+        match engines {
+            None => "a stock Kafka client reads everything back",
+            Some(_) => "what is committed in the Kafka is read back",
+        },
+    );
     let back = reader::read_back(&kafka, TELEMETRY_PARTITIONS, ANOMALY_PARTITIONS, &lookup).await?;
     let mut evidence = Evidence {
         nodes: nodes.list.len(),

@@ -1074,7 +1074,9 @@ mod tests {
             ["P5"],
             "its source is a marker, or another's reading"
         );
-        let lost = broken(|e| drop(e.telemetry[0].records.remove(4)));
+        let lost = broken(|e| {
+            e.telemetry[0].records.remove(4);
+        });
         assert!(lost.contains(&"P1"), "{lost:?}");
         let failed = |failed| Some(BrokerRestart { begun_ms: 1.0, ended_ms: 2.0, failed });
         let mut evidence = sparse();

@@ -143,7 +143,7 @@ impl Hosts {
         let mine = |view: &View| view.turn(&name) == Some(self.me.name.as_str());
         let gone = |_| Error::new(Code::STOPPED, "the host stops");
         loop {
-            view.wait_for(|view| mine(view)).await.map_err(gone)?;
+            view.wait_for(mine).await.map_err(gone)?;
             let key = format!("{SEATS}{name}").into();
             let hold = Hold::take(self.ledger.clone(), key, &self.me.name, self.ttl);
             let hold = tokio::select! {

@@ -314,7 +314,7 @@ async fn topics_are_made_listed_read_and_deleted() {
         422 {"code":"BT0303","hint":null,"message":"0 partitions is not 1 to 1024"}
         422 {"code":"BT0303","hint":null,"message":"1025 partitions is not 1 to 1024"}
         422 {"code":"BT0303","hint":null,"message":"sequence fields \"a\" and \"a\" are not two different field names"}
-        400 {"code":"BT0601","hint":"send {\"name\":\"telemetry\",\"partitions\":8,\"sequence_fields\":[\"machine\",\"seq\"]}","message":"the body does not describe a topic: unknown field `retention`, expected one of `name`, `partitions`, `retention_ms`, `retention_bytes`, `sequence_fields` at line 1 column 23"}
+        400 {"code":"BT0601","hint":"send {\"name\":\"telemetry\",\"partitions\":8,\"sequence_fields\":[\"machine\",\"seq\"]}","message":"the body does not describe a topic: unknown field `retention`, expected one of `name`, `partitions`, `retention_ms`, `retention_bytes`, `sequence_fields`, `engine` at line 1 column 23"}
         400 {"code":"BT0601","hint":"send {\"name\":\"telemetry\",\"partitions\":8,\"sequence_fields\":[\"machine\",\"seq\"]}","message":"the body does not describe a topic: expected ident at line 1 column 2"}
         201 {"id":"…","name":"raw","partitions":[{"bytes":0,"end":0,"log":2,"partition":0,"start":0},{"bytes":0,"end":0,"log":3,"partition":1,"start":0}],"settings":{"retention_bytes":null,"retention_ms":null,"sequence_fields":null}}
         200 {"accepted":3,"duplicates":0,"offsets":[{"offset":0,"partition":0},{"offset":1,"partition":0},{"offset":2,"partition":0}]}

@@ -241,6 +241,20 @@ async fn behind_a_failure_a_lane_lets_nothing_pass() {
     assert!(second.answered().await.iter().all(|outcome| outcome.result.is_ok()));
 }
 
+/// A topic that can be read takes no records before it is a way in: its sequence fields may not be known yet.
+#[tokio::test]
+async fn a_topic_that_is_no_way_in_takes_no_records() {
+    let local = Local::new();
+    testing::topics(&local);
+    let ways_in = Local::new();
+    let options = Options { topic_cache_ms: 0, ..immediate() };
+    let ingest = Ingest::with_ways_in(testing::deps(&local), ways_in.clone(), options);
+    assert!(local.topic("telemetry").is_some());
+    assert_eq!(ingest.route("telemetry").expect_err("no way in").code, Code::TOPIC_UNKNOWN);
+    testing::topics(&ways_in);
+    assert!(ingest.route("telemetry").expect("a way in").sequence_fields.is_some());
+}
+
 #[tokio::test]
 async fn a_topic_that_went_is_forgotten() {
     let (local, ingest) = testing::start();
