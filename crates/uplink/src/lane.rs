@@ -239,8 +239,8 @@ pub struct Lane {
     next: Offset,
     bounds: Bounds,
     squeeze: Option<Squeeze>,
-    /// Goes with a gap record, from here up to there.
-    skip: Option<(Offset, Offset)>,
+    /// Goes with a gap record, from here up to there; and the batch that holds it.
+    skip: Option<(Offset, Offset, Option<Mark>)>,
     trouble: Option<Trouble>,
     /// When the target has last had the position from here.
     committed_at: TimeMs,
@@ -479,7 +479,7 @@ impl Lane {
             }
             Some(_) if self.settings.oversized == Oversized::Gap => {
                 let from = parcel.gap.map_or(self.next, |gap| gap.to);
-                self.skip = Some((from, parcel.position.next));
+                self.skip = Some((from, parcel.position.next, parcel.position.mark));
             }
             Some(_) => {
                 let hint = "raise max.message.bytes of the target's topic, or let the uplink skip such records with a gap \
@@ -494,27 +494,32 @@ impl Lane {
     /// Makes a parcel of what was read; `None` where there is nothing to send.
     fn plan(&self, batches: &[LocalBatch]) -> Option<Parcel> {
         let mut next = self.next;
-        let mut gap = None;
+        let (mut gap, mut mark) = (None, None);
         if self.bounds.start > next {
             gap = Some(Gap { from: next, to: self.bounds.start, reason: Reason::Retention });
             next = self.bounds.start;
-        } else if let Some((_, to)) = self.skip.filter(|(from, _)| *from == next) {
+        } else if let Some((_, to, holds)) = self.skip.filter(|(from, ..)| *from == next) {
+            mark = holds;
             gap = Some(Gap { from: next, to, reason: Reason::TooLarge });
             next = to;
         }
-        let position = Position { next, lineage: self.settings.lineage, mark: None };
+        let position = Position { next, lineage: self.settings.lineage, mark };
         let mut parcel = Parcel { gap, ..Parcel::empty(self.position, position) };
         let squeeze = self.squeeze.filter(|squeeze| next < squeeze.until);
         // Where something was refused, a gap goes alone: what is refused behind it must not hold it up.
         let careful = squeeze.is_some() || self.skip.is_some();
         for batch in batches.iter().filter(|batch| batch.last >= self.next) {
             if batch.last < next {
-                // Nothing of it is sent, but it is the batch before the position.
-                parcel.position.mark = Some(batch.mark()).filter(|_| batch.last.0 + 1 == next.0);
+                // Nothing of it is sent, but it may be the batch before the position.
+                if batch.last.0 + 1 == next.0 {
+                    parcel.position.mark = Some(batch.mark());
+                }
                 continue;
             }
             if careful && parcel.gap.is_some() {
-                parcel.position.mark = Some(batch.mark()).filter(|_| batch.base < next);
+                if batch.base < next {
+                    parcel.position.mark = Some(batch.mark());
+                }
                 break;
             }
             let whole = batch.base >= next;

@@ -233,7 +233,7 @@ pub fn judge(evidence: &Evidence, mut report: EdgeReport) -> EdgeReport {
         promises[0].text += ", through a kill -9";
     }
     report.readings_acked = evidence.acked;
-    report.cut_s = evidence.cut_s;
+    report.cut_s = (evidence.cut_s * 10.0).round() / 10.0;
     report.edge_killed = evidence.killed;
     report.alerts_during_cut = evidence.cut_alerts;
     report.batches_during_cut = evidence.cut_batches;
