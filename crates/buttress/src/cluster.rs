@@ -90,6 +90,7 @@ impl LocalCluster {
                 cluster: config::Cluster { id: cluster_id.to_owned() },
                 members: plans.iter().map(seen).collect(),
                 events: config::Events::default(),
+                etcd: config::Etcd::default(),
             };
             let text = toml::to_string(&config).expect("a configuration is plain data");
             std::fs::write(config_path(dir, &plan.member.name), text).map_err(disk)?;
@@ -149,6 +150,7 @@ impl LocalCluster {
                 cluster: config::Cluster { id: cluster_id.to_owned() },
                 members: members.clone(),
                 events: config::Events::default(),
+                etcd: config::Etcd::default(),
             };
             let text = toml::to_string(&config).expect("a configuration is plain data");
             std::fs::write(config_path(dir, &member.name), text).map_err(disk)?;

@@ -151,6 +151,7 @@ fn configuration(
         cluster: config::Cluster { id: cluster_id.to_owned() },
         members,
         events: config::Events::default(),
+        etcd: config::Etcd::default(),
     })
 }
 
