@@ -47,6 +47,8 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-coordination",
             "buttress-bridge",
             "buttress-oracle",
+            // For the clients of `buttress chaos`.
+            "buttress-etcd-proto",
         ],
     ),
     (
