@@ -60,6 +60,8 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-bridge",
             "buttress-oracle",
             "buttress-uplink",
+            // For the clients of `buttress chaos`.
+            "buttress-etcd-proto",
         ],
     ),
     (

@@ -91,6 +91,7 @@ impl LocalCluster {
                 members: plans.iter().map(seen).collect(),
                 events: config::Events::default(),
                 engines: None,
+                etcd: config::Etcd::default(),
             };
             let text = toml::to_string(&config).expect("a configuration is plain data");
             std::fs::write(config_path(dir, &plan.member.name), text).map_err(disk)?;
@@ -151,6 +152,7 @@ impl LocalCluster {
                 members: members.clone(),
                 events: config::Events::default(),
                 engines: None,
+                etcd: config::Etcd::default(),
             };
             let text = toml::to_string(&config).expect("a configuration is plain data");
             std::fs::write(config_path(dir, &member.name), text).map_err(disk)?;

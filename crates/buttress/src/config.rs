@@ -20,6 +20,8 @@ pub struct Config {
     /// Engines of the user's own, in which topics may lie.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engines: Option<Engines>,
+    #[serde(default)]
+    pub etcd: Etcd,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -65,11 +67,31 @@ pub struct Events {
     pub default_partitions: u32,
     /// The topic of `POST /events` without `?topic=`.
     pub default_topic: String,
+    /// Connections of Kafka clients at a time; one more is closed at once.
+    pub kafka_connections_max: usize,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Etcd {
+    /// Connections of etcd clients at a time; one more is closed at once.
+    pub connections_max: usize,
+}
+
+impl Default for Etcd {
+    fn default() -> Self {
+        Self { connections_max: 12 * 1024 }
+    }
 }
 
 impl Default for Events {
     fn default() -> Self {
-        Self { auto_create_topics: true, default_partitions: 1, default_topic: "telemetry".into() }
+        Self {
+            auto_create_topics: true,
+            default_partitions: 1,
+            default_topic: "telemetry".into(),
+            kafka_connections_max: 12 * 1024,
+        }
     }
 }
 

@@ -49,7 +49,18 @@ pub fn run(args: &ServeArgs) -> bool {
     false
 }
 
+/// Takes as many open files as the operating system lets this process have: a connection is one.
+fn raise_open_files() {
+    let Ok((soft, hard)) = rlimit::Resource::NOFILE.get() else { return };
+    if soft < hard
+        && let Err(error) = rlimit::Resource::NOFILE.set(hard, hard)
+    {
+        tracing::warn!(%error, soft, hard, "the limit of open files cannot be raised");
+    }
+}
+
 fn start(config: &Config, with_parent: bool) -> Result<(), Error> {
+    raise_open_files();
     // One thread for everything that waits: the edges, Raft and the planes. Disks and guests have their own.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -171,7 +182,7 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
             move |out| metrics.render_into(out)
         }),
         counters: etcd_counters,
-        options: etcd::Options::default(),
+        options: etcd::Options { connections_max: config.etcd.connections_max, ..etcd::Options::default() },
         stopping: shutdown.clone(),
     });
     let http = Arc::new(Http {
@@ -195,6 +206,7 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
         options: kafka::Options {
             auto_create_topics: config.events.auto_create_topics,
             default_partitions: config.events.default_partitions,
+            connections_max: config.events.kafka_connections_max,
             ..kafka::Options::default()
         },
         counters: kafka_counters,

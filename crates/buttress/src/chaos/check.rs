@@ -2,12 +2,14 @@
 //!
 //! The same path judges a run and a recorded history, so that a test can show that it finds what it is there to find.
 
-use buttress_core::{LogId, Offset, Revision, Violation};
-use buttress_oracle::{History, LogContent, Options, Serial, judge, pipeline};
+use buttress_core::{KeyRange, LogId, Offset, Revision, Violation, ledger::KeyEvent};
+use buttress_oracle::{History, LogContent, Options, Serial, Watcher, judge, pipeline};
 use serde::Serialize;
 
-use super::clients::{LOCKS, Read};
-use buttress_core::KeyRange;
+use super::{
+    clients::{LOCKS, Read},
+    etcd,
+};
 
 /// One promise that was judged.
 #[derive(Clone, Debug, Serialize)]
@@ -66,7 +68,6 @@ pub fn check(history: &mut History, left: &Leftovers) -> Vec<Judged> {
         &["RECORD-1", "OFFSET-1"],
         "every acknowledged record is there exactly once, where it was acknowledged, without gaps",
     );
-    by_oracle(&["WATCH-1"], "the watcher saw every change once and in order");
     by_oracle(&["LOCK-1"], "a lock never had two holders by token");
     by_oracle(&["LEASE-3"], "nothing of a lease was seen after its end was acknowledged");
     let known = ["LIN-1", "LIN-2", "GUARD-1", "RECORD-1", "OFFSET-1", "WATCH-1", "LOCK-1", "LEASE-3"];
@@ -157,9 +158,92 @@ fn replicas(left: &Leftovers) -> Judged {
     verdict("REPLICA-1", "the replicas are identical at equal index", result)
 }
 
-/// Attaches what somebody who missed nothing saw of the clients' keys.
-pub fn attach_changes(history: &mut History, changes: Vec<buttress_core::ledger::KeyEvent>, end: Revision) {
-    history.changes = changes;
-    history.changes_end = Some(end);
-    history.scope = Some(super::clients::scope());
+/// What the oracle of one invariant says.
+fn promise(history: &History, id: &str, text: &str) -> Judged {
+    let report = judge(history, &Options::default());
+    let broken: Vec<String> = report.violations.iter().filter(|v| v.id == id).map(ToString::to_string).collect();
+    let told = report.to_string();
+    let counted = told.lines().find_map(|line| line.strip_prefix(&format!("{id}: "))).unwrap_or("none");
+    let detail = if broken.is_empty() { counted.to_owned() } else { broken.join("\n") };
+    Judged { id: id.into(), text: text.into(), held: broken.is_empty(), detail }
+}
+
+/// Judges what the clients of etcd did.
+pub fn check_etcd(history: &History) -> Vec<Judged> {
+    let report = judge(history, &Options::default());
+    let mut judged = vec![
+        promise(
+            history,
+            "TXN-1",
+            "etcd: every transaction went the way that its compares say, whole, and saw what was there",
+        ),
+        promise(history, "LEASE-3", "etcd: nothing of a lease was seen after its end was acknowledged"),
+    ];
+    let known = judged.len();
+    for violation in &report.violations {
+        if !judged[..known].iter().any(|one| one.id == violation.id) {
+            let text = "etcd: an invariant of the oracles".into();
+            judged.push(Judged { id: violation.id.into(), text, held: false, detail: violation.to_string() });
+        }
+    }
+    judged
+}
+
+/// Judges what the watchers saw of all clients' keys, against what somebody who missed nothing saw.
+pub fn check_watchers(changes: Option<&(Vec<KeyEvent>, Revision)>, watchers: Vec<Watcher>) -> Judged {
+    let mut history = History::default();
+    history.watchers = watchers;
+    if let Some((changes, end)) = changes {
+        history.changes = changes.clone();
+        history.changes_end = Some(*end);
+        history.scope = Some(super::clients::scope());
+    }
+    promise(&history, "WATCH-1", "the watchers, over HTTP and over etcd's protocol, saw every change once and in order")
+}
+
+/// Attaches what somebody who missed nothing saw of the keys of etcd's clients, or of all others.
+pub fn attach_changes(history: &mut History, over_etcd: bool, (changes, end): &(Vec<KeyEvent>, Revision)) {
+    let ours = |event: &&KeyEvent| event.key.starts_with(etcd::KEYS.as_bytes()) == over_etcd;
+    history.changes = changes.iter().filter(ours).cloned().collect();
+    history.changes_end = Some(*end);
+    history.scope = Some(if over_etcd { KeyRange::prefix(etcd::KEYS) } else { super::clients::scope() });
+}
+
+#[cfg(test)]
+mod tests {
+    use buttress_core::{OpResult, PutOp, Txn, TxnOp, TxnResult};
+    use buttress_oracle::{Outcome, Session, SessionEnd, What};
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::chaos::record::Recorder;
+
+    #[test]
+    fn what_the_clients_of_etcd_were_told_and_is_not_there_is_found() {
+        let key = Bytes::from_static(b"chaos/e/0/1");
+        let recorder = Recorder::default();
+        let put = PutOp { key: key.clone(), value: Bytes::from_static(b"5"), ..PutOp::default() };
+        let txn = Txn { success: vec![TxnOp::Put(put)], ..Txn::default() };
+        let op = recorder.invoke(50, What::Txn { txn, linearizable: true });
+        let results = vec![OpResult::Put { revision: Revision(2), prev: None }];
+        let result = TxnResult { succeeded: true, results };
+        recorder.complete(op, Outcome::Transacted { revision: Revision(2), result });
+        let (history, _, _) = recorder.take();
+        let change = KeyEvent { revision: Revision(2), key, value: Some(Bytes::from_static(b"5")) };
+        let session = |events| Session { from: Revision(2), events, end: SessionEnd::UpTo(Revision(3)) };
+        for (changes, seen, broken) in [
+            (vec![change.clone()], vec![change.clone()], None),
+            (vec![], vec![], Some("LIN-2")),
+            (vec![change.clone()], vec![], Some("WATCH-1")),
+        ] {
+            let (mut history, changes) = (history.clone(), (changes, Revision(2)));
+            attach_changes(&mut history, true, &changes);
+            let mut judged = check_etcd(&history);
+            let sessions = vec![session(seen)];
+            let watcher = Watcher { name: "watcher".into(), range: crate::chaos::clients::scope(), sessions };
+            judged.push(check_watchers(Some(&changes), vec![watcher]));
+            let first = judged.iter().find(|promise| !promise.held).map(|promise| promise.id.as_str());
+            assert_eq!(first, broken, "{judged:?}");
+        }
+    }
 }

@@ -74,12 +74,12 @@ pub fn plain(serial: Serial) -> String {
     json!({"serial": serial.0}).to_string()
 }
 
-async fn pause(dice: &mut Dice, from_ms: u64, to_ms: u64) {
+pub async fn pause(dice: &mut Dice, from_ms: u64, to_ms: u64) {
     tokio::time::sleep(Duration::from_millis(from_ms + dice.below(to_ms - from_ms))).await;
 }
 
 /// The client's own node mostly, another one now and then.
-fn pick(dice: &mut Dice, home: u64, nodes: usize) -> usize {
+pub fn pick(dice: &mut Dice, home: u64, nodes: usize) -> usize {
     if dice.below(5) > 0 { home as usize % nodes } else { dice.below(nodes as u64) as usize }
 }
 

@@ -12,6 +12,7 @@ pub mod dice;
 pub mod schedule;
 
 pub mod disk;
+mod etcd;
 pub mod link;
 pub mod network;
 
@@ -107,7 +108,13 @@ pub async fn run(options: Options, stop: Arc<Notify>) -> anyhow::Result<Report> 
     let result = async {
         cluster.start_all().await?;
         let nodes = plans.iter().map(|plan| &plan.member);
-        let nodes: Vec<Node> = nodes.map(|m| Node { id: m.id, name: m.name.clone(), http: m.http.clone() }).collect();
+        let node = |m: &crate::config::MemberConfig| Node {
+            id: m.id,
+            name: m.name.clone(),
+            http: m.http.clone(),
+            etcd: m.etcd.clone(),
+        };
+        let nodes: Vec<Node> = nodes.map(node).collect();
         let topics = set_up(&nodes[0]).await?;
         let world = Arc::new(World::new(nodes, topics));
         let director = Director::new(world.clone(), cluster.clone(), network, disk, terminal.clone());
@@ -184,7 +191,11 @@ async fn play(
         load.spawn(clients::lock(world.clone(), which, dice.roll()));
     }
     load.spawn(clients::pipeline(world.clone(), dice.roll()));
+    for which in 0..etcd::CLIENTS {
+        load.spawn(etcd::transactions(world.clone(), which, dice.roll()));
+    }
     let watching = tokio::spawn(clients::watcher(world.clone()));
+    let etcd_watching = tokio::spawn(etcd::watcher(world.clone()));
     let monitor = tokio::spawn(monitor(world.clone(), terminal.clone(), options.duration));
 
     let (played, ended_early) = faults(options, kinds, dice.roll(), &world, &mut director, &terminal, &stop).await?;
@@ -196,22 +207,32 @@ async fn play(
     }
     let elapsed = world.recorder.elapsed();
     let sessions = watching.await.context("the watcher panicked")?;
+    let etcd_sessions = etcd_watching.await.context("the watcher over etcd's protocol panicked")?;
     monitor.abort();
     terminal.clear();
     terminal.event(world.recorder.elapsed(), "judge", "the clients have stopped; everything is read back and judged");
 
     let (mut left, changes, sessions) = read_back(&world, &mut director, sessions).await;
     let (mut history, samples, problems) = world.recorder.take();
+    let (mut over_etcd, _, _) = world.over_etcd.take();
     left.problems = problems;
     left.double_leaders = world.double_leaders();
     left.terms = world.terms();
-    if let Some((changes, end)) = changes {
-        check::attach_changes(&mut history, changes, end);
+    if let Some(changes) = &changes {
+        check::attach_changes(&mut history, false, changes);
+        check::attach_changes(&mut over_etcd, true, changes);
     }
-    history.watchers.push(Watcher { name: "watcher".into(), range: clients::scope(), sessions });
-    let operations = history.operations().len();
+    let watcher = |name: &str, sessions| Watcher { name: name.into(), range: clients::scope(), sessions };
+    let watchers = vec![watcher("watcher", sessions), watcher("watcher over etcd's protocol", etcd_sessions)];
+    let operations = history.operations().len() + over_etcd.operations().len();
     // Takes a while for long runs, and must not keep the heartbeat of our own sockets.
-    let promises = tokio::task::spawn_blocking(move || check::check(&mut history, &left)).await?;
+    let judging = move || {
+        let mut promises = check::check(&mut history, &left);
+        promises.extend(check::check_etcd(&over_etcd));
+        promises.push(check::check_watchers(changes.as_ref(), watchers));
+        promises
+    };
+    let promises = tokio::task::spawn_blocking(judging).await?;
     Ok(Report::of(Parts {
         seed: options.seed,
         nodes: options.nodes,

@@ -32,6 +32,7 @@ const PEER_PORT: u16 = 7390;
 const KAFKA_PORT: u16 = 7392;
 const MQTT_PORT: u16 = 7383;
 const HTTP_PORT: u16 = 7380;
+const ETCD_PORT: u16 = 7381;
 /// The proxy to node `n` listens at this port plus `n` in the namespace of the node that uses it.
 const PROXY_PORT: u16 = 7400;
 
@@ -80,12 +81,12 @@ impl Network {
         seed: u64,
     ) -> Result<Vec<NodePlan>, Error> {
         let n = ids.len();
-        let ports = ports::free(n * 4 + n * (n - 1), seed)?;
-        let (own, mut between) = (&ports[..n * 4], ports[n * 4..].iter());
+        let ports = ports::free(n * 5 + n * (n - 1), seed)?;
+        let (own, mut between) = (&ports[..n * 5], ports[n * 5..].iter());
         let address = |port: u16| format!("127.0.0.1:{port}");
         let mut plans = Vec::new();
-        for (ports, &id) in own.chunks(4).zip(ids) {
-            let member = member(id, [ports[0], ports[1], ports[2], ports[3]].map(address));
+        for (ports, &id) in own.chunks(5).zip(ids) {
+            let member = member(id, [ports[0], ports[1], ports[2], ports[3], ports[4]].map(address));
             plans.push(NodePlan { member, peers: BTreeMap::new(), wrap: Vec::new(), insecure: false });
         }
         let targets: Vec<String> = plans.iter().map(|plan| plan.member.peer.clone()).collect();
@@ -156,9 +157,8 @@ impl Network {
     }
 }
 
-fn member(id: u64, [peer, kafka, mqtt, http]: [String; 4]) -> MemberConfig {
-    // What is judged here comes over HTTP.
-    MemberConfig { id, name: format!("node-{id}"), peer, kafka, mqtt, http, etcd: String::new() }
+fn member(id: u64, [peer, kafka, mqtt, http, etcd]: [String; 5]) -> MemberConfig {
+    MemberConfig { id, name: format!("node-{id}"), peer, kafka, mqtt, http, etcd }
 }
 
 /// Namespaces, a bridge, and what is cut. Dropping it removes all of it.
@@ -229,7 +229,7 @@ impl Kernel {
             let started = self.start_proxies(id, pairs, links.clone()).await?;
             self.proxies.lock().expect("no holder panics").push(started);
             plans.push(NodePlan {
-                member: member(id, [PEER_PORT, KAFKA_PORT, MQTT_PORT, HTTP_PORT].map(at)),
+                member: member(id, [PEER_PORT, KAFKA_PORT, MQTT_PORT, HTTP_PORT, ETCD_PORT].map(at)),
                 peers: others.iter().map(|&to| (to, near(to))).collect(),
                 wrap: ["ip", "netns", "exec", &self.space(id)].map(str::to_owned).to_vec(),
                 insecure: true,

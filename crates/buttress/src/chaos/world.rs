@@ -33,6 +33,7 @@ pub struct Node {
     pub id: u64,
     pub name: String,
     pub http: String,
+    pub etcd: String,
 }
 
 /// What `GET /v1/cluster` says, as far as it is needed here.
@@ -48,6 +49,8 @@ pub struct Status {
 pub struct World {
     pub nodes: Vec<Node>,
     pub recorder: Recorder,
+    /// What the clients of etcd did. Times, samples and problems are in the other one.
+    pub over_etcd: Recorder,
     pub stopped: AtomicBool,
     /// Topics by the log of their one partition.
     topics: BTreeMap<LogId, String>,
@@ -61,6 +64,7 @@ impl World {
         Self {
             nodes,
             recorder: Recorder::default(),
+            over_etcd: Recorder::default(),
             stopped: AtomicBool::new(false),
             topics,
             serials: AtomicU64::new(1),

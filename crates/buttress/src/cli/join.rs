@@ -152,6 +152,7 @@ fn configuration(
         members,
         events: config::Events::default(),
         engines: None,
+        etcd: config::Etcd::default(),
     })
 }
 

@@ -65,8 +65,8 @@ pub use counters::{Counters, Sample};
 
 /// Largest request frame: two full entries, so that whatever fits one entry fits one request with its names.
 pub const FRAME_BYTES_MAX: usize = 2 * ENTRY_BYTES_MAX;
-/// Frames up to this size are read without asking for room; 1,024 connections × 64 KiB are 64 MiB.
-pub const FRAME_BYTES_FREE: usize = 64 * 1024;
+/// Frames up to this size are read without asking for room; 12,288 connections × 16 KiB are 192 MiB.
+pub const FRAME_BYTES_FREE: usize = 16 * 1024;
 /// Room for larger frames, over all connections: eight of the largest.
 pub const FRAME_BYTES_IN_FLIGHT_MAX: usize = 8 * FRAME_BYTES_MAX;
 /// Produce requests of one connection that are in the log at the same time. An idempotent producer keeps five.
@@ -110,7 +110,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            connections_max: 1024,
+            connections_max: 12 * 1024,
             idle_timeout: Duration::from_secs(600),
             transfer_timeout: Duration::from_secs(60),
             message_bytes_max: 1_048_588,

@@ -125,3 +125,36 @@ async fn the_edge_stops_while_clients_wait() {
     assert!(idle.is_closed().await);
     assert!(waiting.is_closed().await);
 }
+
+#[tokio::test]
+async fn a_consumer_that_asks_and_does_not_read_is_cut_off() {
+    let edge = Edge::with(Options { transfer_timeout: Duration::from_millis(100), ..Options::default() }).await;
+    edge.local.create_topic("plant", 1, TopicSettings::default());
+    let mut client = edge.client().await;
+    let large = "x".repeat(1_000_000);
+    for _ in 0..8 {
+        let _: ProduceResponse = client.ask(9, &produce("plant", vec![(0, batch(&[&large]))])).await;
+    }
+    drop(client);
+    let mut slow = edge.client().await;
+    let partitions = vec![FetchPartition { partition_max_bytes: i32::MAX, ..Default::default() }];
+    let topics = vec![FetchTopic { topic: "plant".into(), partitions, ..Default::default() }];
+    let fetch = FetchRequest { min_bytes: 1, max_bytes: i32::MAX, topics, ..Default::default() };
+    // Eight megabytes each: together far more than anything between the two can hold.
+    for _ in 0..100 {
+        slow.send(4, &fetch).await;
+    }
+    while edge.count("buttress_events_kafka_connections_closed_total", "") < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // What was sent is what sockets hold, and no more answers were made than one that did not fit.
+    let mut taken = 0;
+    let mut scratch = vec![0; 65536];
+    while let Ok(read) = tokio::io::AsyncReadExt::read(&mut slow.socket, &mut scratch).await
+        && read > 0
+    {
+        taken += read;
+    }
+    assert!(taken < 100 * 1_000_000, "{taken} bytes of 800 MB were sent to nobody");
+    still_serves(edge).await;
+}

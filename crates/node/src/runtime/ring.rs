@@ -24,6 +24,9 @@ use bytes::Bytes;
 /// Bytes that the ring keeps, counted as [`cost`] does: at 300 bytes a change, the last hundred thousand.
 const RING_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// Of large changes fewer are given at a time: a limit of 1,024 is one of 512 KiB too, counted as [`cost`] does.
+const EVENT_BYTES: usize = 512;
+
 /// The changes of one revision.
 struct Changes {
     revision: Revision,
@@ -118,7 +121,7 @@ impl Ring {
         }
     }
 
-    /// What a watch wants from a revision on, whole revisions up to about `limit` changes, and the revision that comes next.
+    /// What a watch wants from a revision on, whole revisions up to about `limit` changes of ordinary size, and the revision that comes next.
     /// `None` where the ring does not have it.
     pub fn read(&self, options: &WatchOptions, from: Revision, limit: usize) -> Option<(Vec<WatchEvent>, Revision)> {
         let kept = self.kept.lock().expect("no holder panics");
@@ -127,20 +130,25 @@ impl Ring {
             return None;
         }
         let mut events = Vec::new();
+        let mut bytes = 0;
         let mut upto = from;
         for changes in kept.changes.range((from.0 - first.0) as usize..) {
-            if events.len() >= limit {
+            if events.len() >= limit || bytes >= limit.saturating_mul(EVENT_BYTES) {
                 break;
             }
             if options.prev_kv && !changes.with_prev {
                 // What is before it may be given; the rest comes out of history.
                 return (upto > from).then_some((events, upto));
             }
+            let before = events.len();
             events.extend(changes.events.iter().filter(|event| wanted(options, event)).map(|event| WatchEvent {
                 kv: event.kv.clone(),
                 deleted: event.deleted,
                 prev: event.prev.clone().filter(|_| options.prev_kv),
             }));
+            if events.len() > before {
+                bytes += changes.bytes;
+            }
             upto = Revision(changes.revision.0 + 1);
         }
         Some((events, upto))

@@ -170,6 +170,10 @@ pub(crate) struct KeyRow {
 }
 
 impl KeyRow {
+    pub(crate) fn bytes(&self) -> usize {
+        self.key.len() + self.value.as_ref().map_or(0, Bytes::len)
+    }
+
     /// The key as this change left it; of a delete, only the key and the revision.
     pub(crate) fn kv(&self, place: Place) -> KeyValue {
         KeyValue {
@@ -538,7 +542,8 @@ impl Keys {
         self.index.range(range.from.clone()..).take_while(|(key, _)| range.contains(key))
     }
 
-    /// The changes of a range from a revision on, oldest first; stops after the revision that reaches `limit`.
+    /// The changes of a range from a revision on, oldest first; stops after the revision that reaches `limit`,
+    /// or as many times [`EVENT_BYTES`].
     pub(crate) fn events_since<S: Store>(
         &self,
         store: &S,
@@ -548,11 +553,12 @@ impl Keys {
     ) -> Result<KeyEvents, ReadError> {
         let mut events = Vec::new();
         let next = self.changes_since(store, from, (limit, usize::MAX), |place, row| {
-            let wanted = range.contains(&row.key);
-            if wanted {
-                events.push(KeyEvent { revision: Revision(place.main), key: row.key, value: row.value });
+            if !range.contains(&row.key) {
+                return Ok(None);
             }
-            Ok(wanted)
+            let bytes = row.bytes();
+            events.push(KeyEvent { revision: Revision(place.main), key: row.key, value: row.value });
+            Ok(Some(bytes))
         })?;
         Ok(KeyEvents { events, next })
     }
@@ -569,32 +575,33 @@ impl Keys {
     ) -> Result<Changed, ReadError> {
         let mut events = Vec::new();
         let next = self.changes_since(store, from, (limit, looks), |place, row| {
-            let wanted = range.contains(&row.key);
-            if wanted {
-                let before =
-                    if prev { self.was(store, &row.key, Revision(place.main.saturating_sub(1)))? } else { None };
-                events.push(WatchEvent { kv: row.kv(place), deleted: row.value.is_none(), prev: before });
+            if !range.contains(&row.key) {
+                return Ok(None);
             }
-            Ok(wanted)
+            let before = if prev { self.was(store, &row.key, Revision(place.main.saturating_sub(1)))? } else { None };
+            let bytes = row.bytes() + before.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len());
+            events.push(WatchEvent { kv: row.kv(place), deleted: row.value.is_none(), prev: before });
+            Ok(Some(bytes))
         })?;
         Ok(Changed { events, next })
     }
 
-    /// Hands every change from a revision on to `each`, which says whether it counts for `limit`; gives the revision that
-    /// comes next. Stops only between revisions.
+    /// Hands every change from a revision on to `each`, which says how many bytes it takes where it counts for `limit`; gives
+    /// the revision that comes next. Stops only between revisions.
     fn changes_since<S: Store>(
         &self,
         store: &S,
         from: Revision,
         (limit, looks): (usize, usize),
-        mut each: impl FnMut(Place, KeyRow) -> Result<bool, StoreError>,
+        mut each: impl FnMut(Place, KeyRow) -> Result<Option<usize>, StoreError>,
     ) -> Result<Revision, ReadError> {
         if from < self.compacted {
             return Err(ReadError::Compacted { wanted: from, compacted: self.compacted });
         }
         let end = Revision(self.revision.0 + 1);
         let mut next = from.max(Revision(1));
-        let (mut taken, mut looked) = (0, 0);
+        let (mut taken, mut bytes, mut looked) = (0, 0, 0);
+        let bytes_max = limit.saturating_mul(EVENT_BYTES);
         let to = Place { main: end.0, sub: 0 }.row_key();
         let mut seek = Place { main: next.0, sub: 0 }.row_key().to_vec();
         while next < end {
@@ -606,7 +613,7 @@ impl Keys {
                 let (place, row) = parse_row(&key, value)?;
                 if place.main > next.0 {
                     next = Revision(place.main);
-                    if taken >= limit || looked >= looks {
+                    if taken >= limit || bytes >= bytes_max || looked >= looks {
                         if mutant::active(Mutant::WatchSkips) {
                             next = Revision(place.main + 1);
                         }
@@ -614,8 +621,9 @@ impl Keys {
                     }
                 }
                 looked += 1;
-                if each(place, row)? {
+                if let Some(more) = each(place, row)? {
                     taken += 1;
+                    bytes += more;
                 }
             }
         }
@@ -671,5 +679,7 @@ impl Keys {
     }
 }
 
+/// Of large changes fewer are given at a time: a limit of 1,024 is one of 512 KiB too, and of the revision that is begun.
+const EVENT_BYTES: usize = 512;
 /// Rows read at a time for a watch that catches up.
 const EVENT_ROWS: usize = 256;

@@ -18,6 +18,8 @@ pub struct Counters {
     pub events_sent: AtomicU64,
     /// Watches that fell behind the ring and went on from the store.
     pub watches_behind: AtomicU64,
+    /// The most bytes of answers that one stream had in line at a time for a watch that is behind.
+    pub watch_line_bytes_max: AtomicU64,
 }
 
 impl Counters {
@@ -36,6 +38,7 @@ impl Counters {
             ("buttress_etcd_watches", "gauge", &self.watches),
             ("buttress_etcd_events_sent_total", "counter", &self.events_sent),
             ("buttress_etcd_watches_behind_total", "counter", &self.watches_behind),
+            ("buttress_etcd_watch_line_bytes_max", "gauge", &self.watch_line_bytes_max),
         ] {
             let _ = writeln!(out, "# TYPE {name} {kind}\n{name} {}", value.load(Ordering::Relaxed));
         }

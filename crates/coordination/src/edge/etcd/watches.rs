@@ -494,18 +494,21 @@ impl Session {
             Some(WatchItem::Events { events, revision }) => {
                 let position = Revision(revision.0 + 1).max(watch.position());
                 let mut piece: Vec<Arc<Group>> = Vec::new();
-                let mut bytes = 0;
+                let (mut bytes, mut line) = (0, 0);
                 let groups = feed::groups(events);
                 let last = groups.len().saturating_sub(1);
                 for (at, group) in groups.into_iter().enumerate() {
                     bytes += group.bytes;
                     piece.push(Arc::new(group));
                     if bytes >= TURN_BYTES || at == last {
-                        self.out.extend(self.messages(id, &piece).into_iter().map(Reply::Encoded));
+                        let messages = self.messages(id, &piece);
+                        line += messages.iter().map(Bytes::len).sum::<usize>();
+                        self.out.extend(messages.into_iter().map(Reply::Encoded));
                         piece.clear();
                         bytes = 0;
                     }
                 }
+                self.etcd.counters.watch_line_bytes_max.fetch_max(line as u64, Ordering::Relaxed);
                 let watching = self.watches.get_mut(&id).expect("looked up above");
                 watching.heard |= last > 0 || !self.out.is_empty();
                 watching.from = watching.from.max(position);

@@ -1,5 +1,6 @@
 //! The edge over the in-memory ledger, as clients see it: over real sockets, through the generated clients.
 
+mod abuse;
 mod gateway;
 mod keys;
 mod leases;

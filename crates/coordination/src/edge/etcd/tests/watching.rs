@@ -387,3 +387,53 @@ async fn a_client_that_has_asked_everything_goes_on_listening() {
     world.put("k", "1").await;
     assert_eq!(told(&soon("the event", answers.next()).await.unwrap().unwrap()), "#0 @2 put k=1 c2 m2 v1");
 }
+
+#[tokio::test]
+async fn a_watcher_that_stops_reading_while_a_million_changes_go_by_has_one_piece_in_line() {
+    const EACH: u64 = 4_000;
+    const ENTRIES: u64 = 250;
+    let world = World::with(Options { ring_bytes_max: 256 * 1024, ..Options::default() }).await;
+    let channel = Channel::connect(&world.address).await.unwrap();
+    let mut slow = Watcher::through(WatchClient::new(channel).max_decoding_message_size(usize::MAX)).await;
+    slow.create(all("k")).await;
+    // It does not read, and neither does the edge for it.
+    for n in 0..ENTRIES {
+        let put =
+            |m: u64| buttress_core::Put { key: format!("k{m}").into(), value: Some(n.to_string().into()), lease: None };
+        let puts = (0..EACH).map(put).collect();
+        world.local.apply(buttress_core::Entry { puts, ..Default::default() }).result.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let mut heard = 0;
+    let mut last = 1;
+    while heard < EACH * ENTRIES {
+        let answer = slow.next().await;
+        for event in answer.events {
+            let revision = event.kv.unwrap().mod_revision;
+            assert!(revision == last || revision == last + 1, "{revision} behind {last}");
+            last = revision;
+            heard += 1;
+        }
+    }
+    assert_eq!((heard, last), (1_000_000, ENTRIES as i64 + 1));
+    assert!(world.etcd.counters.watches_behind.load(std::sync::atomic::Ordering::Relaxed) > 0, "it fell behind");
+}
+
+#[tokio::test]
+async fn what_is_in_line_for_a_slow_watcher_of_large_values_is_bounded_by_bytes() {
+    let world = World::with(Options { ring_bytes_max: 256 * 1024, ..Options::default() }).await;
+    let value = "v".repeat(1_000_000);
+    for _ in 0..40 {
+        world.put("k", &value).await;
+    }
+    let channel = Channel::connect(&world.address).await.unwrap();
+    let mut late = Watcher::through(WatchClient::new(channel).max_decoding_message_size(usize::MAX)).await;
+    late.create(WatchCreateRequest { start_revision: 2, ..all("k") }).await;
+    let mut heard = 0;
+    while heard < 40 {
+        heard += late.next().await.events.len();
+    }
+    // One change of a megabyte is more than a piece, and one piece is in line at a time; not forty, nor a thousand.
+    let most = world.etcd.counters.watch_line_bytes_max.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((1_000_000..1_600_000).contains(&most), "{most} bytes were in line");
+}
