@@ -260,7 +260,7 @@ impl Client {
     }
 
     async fn lease(&mut self, world: &World, node: usize, change: LeaseChange) -> Outcome {
-        let what = What::Commit(Commit { leases: vec![change.clone()], ..Commit::default() });
+        let what = What::Commit(Commit { leases: vec![change], ..Commit::default() });
         let call = async |channel: Channel| {
             let mut client = LeaseClient::new(channel);
             match change {
@@ -377,7 +377,7 @@ pub async fn transactions(world: Arc<World>, which: u64, seed: u64) {
                         ttl_ms: LEASE_TTL_S as u64 * 1_000,
                     },
                 };
-                let outcome = client.lease(&world, node, change.clone()).await;
+                let outcome = client.lease(&world, node, change).await;
                 lease = match (change, outcome) {
                     (LeaseChange::Grant { lease, .. } | LeaseChange::KeepAlive { lease }, Outcome::Done(_)) => {
                         Some(lease)
