@@ -340,6 +340,7 @@ fn draw_settings(rng: &mut Rng) -> Settings {
             producers_per_partition: rng.one([8, 1024]),
             ends_per_entry: rng.one([1, 3, 4096]),
             sweep_per_entry: rng.one([1, 5, 4096]),
+            ..buttress_state::Limits::default()
         },
         checkpoint_every: rng.one([300 * MS, SEC, 4 * SEC]),
         checkpoint_time: rng.one([(MS, 10 * MS), (20 * MS, 300 * MS)]),
