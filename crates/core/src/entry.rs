@@ -29,6 +29,8 @@ pub const ENTRY_FORMAT: u8 = 1;
 const ENTRY_FORMAT_COMPACT: u8 = 2;
 /// The newest format that this code reads and writes.
 pub const ENTRY_FORMAT_MAX: u8 = 3;
+/// What the first release of all reads: a cluster may write it without asking its members.
+pub const ENTRY_FORMAT_RELEASED: u8 = 3;
 
 /// Identifies a request across retries, so that its result is given again instead of being produced again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -35,7 +35,6 @@ use buttress_consensus::{
 };
 use buttress_core::{
     Code, Consistency, Entry, Error, Index, LogId, NodeId, Receipt, Refusal, RequestId, Revision, SubmitError, Term,
-    entry::ENTRY_FORMAT,
     ledger::{ClusterView, CursorView},
     limits::{ENTRY_PARTS_MAX, REQUEST_RESULTS_PER_CLIENT_MAX},
 };
@@ -339,6 +338,7 @@ impl Core {
             store: handle.clone(),
             transport: transport.counters(),
         };
+        let format = options.entry_format_of_all;
         Ok(Self {
             config: config.clone(),
             group: Group::new(&options),
@@ -355,7 +355,7 @@ impl Core {
             started: Instant::now(),
             waiting: VecDeque::new(),
             parked: VecDeque::new(),
-            format: ENTRY_FORMAT,
+            format,
             raising: None,
             pending: BTreeMap::new(),
             unsent: BTreeSet::new(),
@@ -433,7 +433,7 @@ impl Core {
         // What the machine holds after a restart is visible before the first entry is applied.
         self.publish(self.replica.machine());
         self.publish_view();
-        let format = format_of(self.replica.machine())?;
+        let format = self.format_of(self.replica.machine())?;
         self.take_format(format)?;
         let mut more = false;
         loop {
@@ -998,7 +998,7 @@ impl Core {
         self.shared.counters.snapshots_installed.fetch_add(1, Ordering::Relaxed);
         self.checkpoint = None;
         self.publish(&machine);
-        let format = format_of(&machine)?;
+        let format = self.format_of(&machine)?;
         self.take_format(format)?;
         Ok(Input::Installed { snapshot: meta, machine: Box::new(machine) })
     }
@@ -1023,7 +1023,7 @@ impl Core {
             return Err(error.clone());
         }
         if self.format < self.options.entry_format {
-            let format = format_of(self.replica.machine())?;
+            let format = self.format_of(self.replica.machine())?;
             self.take_format(format)?;
         }
         self.group.applied_term = last.term;
@@ -1104,6 +1104,12 @@ impl Core {
             }
         }
         grown
+    }
+
+    /// The newest format that every member is known to read, as of this state.
+    fn format_of(&self, machine: &Machine) -> Result<u8, Error> {
+        let unread = |error| Error::new(Code::DISK, format!("the state cannot be read: {error}"));
+        Ok(machine.entry_format().map_err(unread)?.max(self.options.entry_format_of_all))
     }
 
     /// The cluster has agreed on a format: what waited for it goes on, ahead of what came later.
@@ -1243,10 +1249,6 @@ impl Core {
             changed
         });
     }
-}
-
-fn format_of(machine: &Machine) -> Result<u8, Error> {
-    machine.entry_format().map_err(|error| Error::new(Code::DISK, format!("the state cannot be read: {error}")))
 }
 
 /// What a submitter is told when the node stops while its entry is under way.

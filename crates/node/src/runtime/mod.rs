@@ -27,7 +27,12 @@ use std::{
 
 use tokio::{net::TcpListener, sync::mpsc};
 
-use buttress_core::{Error, NodeId, entry::ENTRY_FORMAT_MAX, ledger::Member, limits};
+use buttress_core::{
+    Error, NodeId,
+    entry::{ENTRY_FORMAT_MAX, ENTRY_FORMAT_RELEASED},
+    ledger::Member,
+    limits,
+};
 
 pub use admin::{MemberDone, MemberRequest};
 pub use core_loop::Running;
@@ -93,6 +98,8 @@ pub struct Options {
     /// The newest format of entries that this node reads and proposes. Less than this version's only in tests, where it
     /// makes an older node.
     pub entry_format: u8,
+    /// The format that a member reads which has not said anything. Less than what was released first only in tests.
+    pub entry_format_of_all: u8,
     /// What needs a newer format than the cluster has agreed on waits so long for it.
     pub format_wait: Duration,
     /// Puts a disk that misbehaves in the place of the real one.
@@ -118,6 +125,7 @@ impl Default for Options {
             stop_deadline: Duration::from_secs(3),
             unknown_deadline: Duration::from_secs(5),
             entry_format: ENTRY_FORMAT_MAX,
+            entry_format_of_all: ENTRY_FORMAT_RELEASED,
             // Members say what they read once a second.
             format_wait: Duration::from_secs(3),
             wrap_disk: None,

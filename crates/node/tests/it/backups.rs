@@ -10,7 +10,7 @@ use std::{
 };
 
 use buttress_core::{
-    Code, Consistency, Cursor, Entry, Error, LeaseChange, LeaseId, LogId, NodeId, Offset, StatePut, Stream as _, Txn,
+    Code, Consistency, Cursor, Entry, Error, LeaseChange, LeaseId, LogId, NodeId, Offset, StatePut, Stream as _,
     entry::TopicSettings,
 };
 use buttress_node::{
@@ -38,8 +38,6 @@ async fn take(handle: &Handle, consistency: Consistency, file: &Path) -> Verifie
 
 /// Something of everything that a state can hold.
 async fn fill(handle: &Handle) -> LogId {
-    // What the members have agreed on is an entry too, and shall not come later by itself.
-    must(handle, Entry { txn: Some(Txn::default()), ..Entry::default() }).await;
     let log = create_topic(handle, "readings", TopicSettings::default()).await;
     for n in 0..20 {
         must(handle, append(log, format!("record {n}").as_bytes())).await;

@@ -12,7 +12,7 @@ fn old() -> Options {
 }
 
 fn new() -> Options {
-    Options { format_wait: Duration::from_millis(200), ..quick() }
+    Options { format_wait: Duration::from_millis(200), entry_format_of_all: ENTRY_FORMAT, ..quick() }
 }
 
 fn txn(key: &str, value: &str) -> Entry {

@@ -23,7 +23,6 @@ use std::{
 use buttress_consensus::{Contact, Input, MEMBERS_MAX, MemberChange, MemberStep, Members, ProposalError, Role};
 use buttress_core::{
     Code, Error, Index, NodeId, Term,
-    entry::ENTRY_FORMAT,
     ledger::{Member, MemberRole, Progress},
 };
 use bytes::Bytes;
@@ -338,15 +337,14 @@ impl Core {
         self.group.reads.remove(&peer);
     }
 
-    /// The newest format of entries that all members read. Who has not said anything may be of before there was a way to
-    /// say it.
+    /// The newest format of entries that all members read. Who has not said anything may be of the first release.
     pub(super) fn all_read(&self) -> u8 {
         let own = self.config.node;
         let reads = |id: NodeId| match id == own {
             true => self.options.entry_format,
-            false => self.group.reads.get(&id).copied().unwrap_or(ENTRY_FORMAT),
+            false => self.group.reads.get(&id).copied().unwrap_or(self.options.entry_format_of_all),
         };
-        self.group.members.all().into_iter().map(reads).min().unwrap_or(ENTRY_FORMAT)
+        self.group.members.all().into_iter().map(reads).min().unwrap_or(self.options.entry_format_of_all)
     }
 
     pub(super) fn on_role_of_members(&mut self, before: Role) {
