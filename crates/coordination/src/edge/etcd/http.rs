@@ -15,7 +15,7 @@ use buttress_core::{Consistency, ledger::MemberRole};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::{
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
     service::service_fn,
@@ -159,22 +159,23 @@ impl Etcd {
     /// gets it as it came.
     async fn unary(self: &Arc<Self>, call: Unary, request: Request<Incoming>) -> Response<Body> {
         let (head, mut body) = request.into_parts();
-        let mut guard = Guarded::new((), MESSAGE_BYTES_MAX);
-        let mut whole = Bytes::new();
-        while !body.is_end_stream() {
-            let data = match body.frame().await {
-                None => break,
-                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+        let (mut whole, mut ended) = (Bytes::new(), body.is_end_stream());
+        while !ended && may_be_one_message(&whole) {
+            match body.frame().await {
+                None => ended = true,
+                Some(Ok(frame)) => {
+                    let data = frame.into_data().unwrap_or_default();
+                    whole = if whole.is_empty() { data } else { join(whole, &data) };
+                    ended = body.is_end_stream();
+                }
                 Some(Err(error)) => return Status::from_error(Box::new(error)).into_http(),
-            };
-            if let Err(status) = guard.follow(&data) {
-                return status.into_http();
             }
-            whole = if whole.is_empty() { data } else { join(whole, &data) };
         }
         let plain = !head.headers.contains_key("grpc-encoding") && !head.headers.contains_key("hasleader");
-        let Some(message) = only_message(&whole).filter(|_| plain) else {
-            return self.grpc(Request::from_parts(head, Full::new(whole)), "grpc").await;
+        let Some(message) = only_message(&whole).filter(|_| plain && ended) else {
+            let came = futures::stream::iter((!whole.is_empty()).then(|| Ok(Frame::data(whole))));
+            let body = StreamBody::new(came.chain(BodyStream::new(body)));
+            return self.grpc(Request::from_parts(head, body), "grpc").await;
         };
         self.counters.call("kv", "grpc");
         let answered = match call {
@@ -315,6 +316,15 @@ impl Unary {
 
 /// A message with gRPC's head: whether it is compressed, and its length.
 const HEAD_BYTES: usize = 5;
+
+/// Whether these are the first bytes of a body that holds one message of an allowed size, as it is. So no more than that is
+/// kept of a body.
+fn may_be_one_message(bytes: &[u8]) -> bool {
+    bytes.first_chunk::<HEAD_BYTES>().is_none_or(|[compressed, length @ ..]| {
+        let length = u32::from_be_bytes(*length) as usize;
+        *compressed == 0 && length <= MESSAGE_BYTES_MAX && bytes.len() <= HEAD_BYTES + length
+    })
+}
 
 /// The message of a body that holds just one, which is not compressed.
 fn only_message(body: &Bytes) -> Option<Bytes> {

@@ -376,6 +376,8 @@ async fn common_calls_are_answered_as_the_generated_service_answers_them() {
         ("Put", "no message", Vec::new()),
         ("Put", "an empty piece", vec![Vec::new()]),
         ("Put", "two messages", vec![[good.clone(), good.clone()].concat()]),
+        ("Put", "many messages", vec![good.clone(); 50]),
+        ("Put", "a length that is not allowed", vec![vec![0, 0xff, 0xff, 0xff, 0xff]]),
         ("Put", "half a message", vec![good[..good.len() / 2].to_vec()]),
         ("Put", "half a head", vec![good[..3].to_vec()]),
         ("Put", "said to be compressed", vec![[&[1], &good[1..]].concat()]),
