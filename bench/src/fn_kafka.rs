@@ -178,11 +178,7 @@ async fn fill(kafka: &Side, options: &Options) -> Result<()> {
     let batch = builder.build().context("no record was pushed")?;
     let mut connection = Connection::open(address).await?;
     for at in 0..batches {
-        let partition = ProducePartition {
-            index: at as i32 % PARTITIONS,
-            records: batch.clone().into(),
-            ..ProducePartition::default()
-        };
+        let partition = ProducePartition { index: at as i32 % PARTITIONS, records: batch.clone().into() };
         let topic = ProduceTopic { name: SOURCE.into(), partition_data: vec![partition], ..ProduceTopic::default() };
         let request =
             ProduceRequest { acks: -1, timeout_ms: ANSWER_MAX, topic_data: vec![topic], ..ProduceRequest::default() };

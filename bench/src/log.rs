@@ -269,11 +269,7 @@ async fn measure(
         let records = u64::from(builder.count());
         let batch = builder.build().context("no record was pushed")?;
         for (address, partitions) in leaders {
-            let partition = |index: &i32| ProducePartition {
-                index: *index,
-                records: batch.clone().into(),
-                ..ProducePartition::default()
-            };
+            let partition = |index: &i32| ProducePartition { index: *index, records: batch.clone().into() };
             let data = ProduceTopic {
                 name: topic.into(),
                 partition_data: partitions.iter().map(partition).collect(),
