@@ -66,7 +66,15 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ),
     (
         "buttress-bench",
-        &["buttress-core", "buttress-consensus", "buttress-state", "buttress-node", "buttress-engine", "buttress-wire"],
+        &[
+            "buttress-core",
+            "buttress-consensus",
+            "buttress-state",
+            "buttress-node",
+            "buttress-engine",
+            "buttress-wire",
+            "buttress-etcd-proto",
+        ],
     ),
     (
         "buttress-fuzz",
