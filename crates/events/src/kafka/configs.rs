@@ -217,7 +217,8 @@ pub(super) fn describe_created(options: &Options, settings: &TopicSettings) -> V
     values(options, settings).into_iter().map(config).collect()
 }
 
-pub(super) fn handle_describe(broker: &Broker, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
+pub(super) async fn handle_describe(broker: &Broker, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
+    broker.catch_up().await;
     let synonyms = request.include_synonyms;
     let too_many = request.resources.len() > RESOURCES_MAX;
     let one = |resource: DescribeConfigsResource| {
@@ -358,6 +359,7 @@ struct Change {
 }
 
 pub(super) async fn handle_alter(broker: &Broker, request: alter::AlterConfigsRequest) -> alter::AlterConfigsResponse {
+    broker.catch_up().await;
     let mut response = alter::AlterConfigsResponse::default();
     let too_many = request.resources.len() > RESOURCES_MAX;
     for resource in request.resources {
@@ -380,6 +382,7 @@ pub(super) async fn handle_incremental(
     broker: &Broker,
     request: incremental::IncrementalAlterConfigsRequest,
 ) -> incremental::IncrementalAlterConfigsResponse {
+    broker.catch_up().await;
     let mut response = incremental::IncrementalAlterConfigsResponse::default();
     let too_many = request.resources.len() > RESOURCES_MAX;
     for resource in request.resources {

@@ -242,7 +242,7 @@ async fn answer(broker: &Broker, host: std::net::IpAddr, header: RequestHeader, 
         Request::CreatePartitions(request) => encode(&header, &topics::handle_create_partitions(broker, request).await),
         Request::DeleteRecords(request) => encode(&header, &records::handle(broker, request).await),
         Request::OffsetForLeaderEpoch(request) => encode(&header, &epochs::handle(broker, request).await),
-        Request::DescribeConfigs(request) => encode(&header, &configs::handle_describe(broker, request)),
+        Request::DescribeConfigs(request) => encode(&header, &configs::handle_describe(broker, request).await),
         Request::AlterConfigs(request) => encode(&header, &configs::handle_alter(broker, request).await),
         Request::IncrementalAlterConfigs(request) => {
             encode(&header, &configs::handle_incremental(broker, request).await)

@@ -46,7 +46,7 @@ use std::{
 };
 
 use buttress_core::{
-    Cluster, Ledger, NodeId, Stream,
+    Cluster, Consistency, KeyRange, Ledger, NodeId, Stream,
     entry::TopicSettings,
     ledger::{ClusterView, PartitionView, TopicView},
     limits::{ENTRY_BYTES_MAX, PARTITIONS_PER_TOPIC_MAX, RECORD_BATCH_BYTES_MAX},
@@ -276,6 +276,15 @@ fn partition(topic: &TopicView, index: i32) -> Option<&PartitionView> {
 }
 
 impl Broker {
+    /// Waits until this node has what was acknowledged before: whoever has just created a topic by another node means it. A
+    /// node that hears no majority answers with what it has.
+    async fn catch_up(&self) {
+        let nothing = KeyRange::key("\0");
+        if let Err(error) = self.ledger.read(nothing, 1, Consistency::Linearizable).await {
+            tracing::debug!(plane = "events", %error, "an administrator is answered with what this node has");
+        }
+    }
+
     /// The topic with this id. Names are remembered by id, so that not every request looks through all topics.
     fn topic_by_id(&self, id: Uuid) -> Option<TopicView> {
         if id.is_nil() {

@@ -156,6 +156,7 @@ pub(super) async fn handle_create_partitions(
     broker: &Broker,
     request: CreatePartitionsRequest,
 ) -> CreatePartitionsResponse {
+    broker.catch_up().await;
     let view = broker.cluster.view();
     let mut names: BTreeMap<String, usize> = BTreeMap::new();
     for topic in &request.topics {
@@ -226,6 +227,7 @@ async fn extend_one(
 }
 
 pub(super) async fn handle_delete(broker: &Broker, request: DeleteTopicsRequest) -> DeleteTopicsResponse {
+    broker.catch_up().await;
     let by_name = |name| DeleteTopicState { name: Some(name), topic_id: Uuid::default() };
     let wanted: Vec<_> = request.topics.into_iter().chain(request.topic_names.into_iter().map(by_name)).collect();
     let one = |wanted: DeleteTopicState| async move {
