@@ -611,6 +611,7 @@ fn two_changes_in_a_log_prove_that_the_first_is_committed() {
 fn two_changes_behind_nobody_is_elected_by_those_who_have_left() {
     for (granting, wins) in [(vec![3], false), (vec![2], false), (vec![2, 3], true), (vec![2, 4], true)] {
         let mut engine = two_changes_behind();
+        let mut won = false;
         for _ in 0..40 {
             engine.tick();
             let mut asked = pump(&mut engine);
@@ -624,7 +625,8 @@ fn two_changes_behind_nobody_is_elected_by_those_who_have_left() {
                 engine.step(request.to, reply).expect("a member may vote");
                 asked.extend(pump(&mut engine));
             }
+            won |= engine.role().is_leader;
         }
-        assert_eq!(engine.role().is_leader, wins, "with the votes of 1 and {granting:?}");
+        assert_eq!(won, wins, "with the votes of 1 and {granting:?}");
     }
 }
