@@ -7,8 +7,8 @@ use buttress_core::{Code, Index, NodeId, Term};
 use bytes::Bytes;
 
 use crate::{
-    Body, Change, Config, Consensus, EntryKind, HardState, LogEntry, MemberStep, Members, Message, ProposalError,
-    RaftEngine, Ready, Restored, SnapshotMeta, StepError, engine::to_raft_message,
+    Body, Config, Consensus, EntryKind, HardState, LogEntry, MemberStep, Members, Message, ProposalError, RaftEngine,
+    Ready, Restored, SnapshotMeta, StepError, engine::to_raft_message, types::Change,
 };
 
 fn config(id: u64) -> Config {
