@@ -87,6 +87,18 @@ impl Restored {
         }
     }
 
+    /// The last index that the log itself proves to be committed. A leader proposes a change of members only once it has
+    /// applied the one before, so every change but the last one in a log is committed, whatever the hard state says.
+    ///
+    /// The crate rests on that: it counts votes by the members that it has applied, and relies on nobody being more than
+    /// one change behind its own log. The hard state alone does not give that. It is written with a commit that is never
+    /// ahead of what was durable before, so a node that took two changes in one append and crashed knew of neither; with
+    /// the members of two changes ago, a majority need not share anybody with that of today.
+    fn proven_by_changes(&self) -> Index {
+        let mut changes = self.entries.iter().rev().filter(|entry| entry.kind == EntryKind::ConfChange);
+        changes.nth(1).map_or(Index(0), |entry| entry.index)
+    }
+
     /// Brings what survived into the form that the engine starts from.
     ///
     /// # Errors
@@ -139,7 +151,7 @@ impl Restored {
         }
         // What the store holds was committed. A term is never behind the log's: it may be where a store was put in
         // place and the node stopped before the term was written.
-        self.hard_state.commit = self.hard_state.commit.max(snapshot.index);
+        self.hard_state.commit = self.hard_state.commit.max(snapshot.index).max(self.proven_by_changes());
         if self.hard_state.term < last_term {
             self.hard_state.term = last_term;
             self.hard_state.vote = None;

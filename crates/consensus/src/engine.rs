@@ -15,6 +15,8 @@
 //! - `removed_leader_*`: a leader that removed itself panics on its next persist. It steps down at once.
 //! - `impossible_change_*`: a change of members that comes too early is replaced by an empty entry in silence. It is
 //!   planned here first, and refused.
+//! - `two_changes_*`: members count from when they are applied, which is safe only while no candidate is more than one
+//!   change behind its own log (etcd-io/etcd#7625). A restart takes every change but the last as committed.
 //! - `installing_*`: a follower between accepting a snapshot and having it in place has neither the old log nor the
 //!   new state; an election then panics. Until it is in place no time passes and no entry is taken, but heartbeats
 //!   and votes are answered.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::{
     Body, Config, Consensus, EntryKind, HardState, LogEntry, MemberStep, Members, Message, ProposalError, RaftEngine,
-    Ready, Restored, SnapshotMeta, StepError, engine::to_raft_message,
+    Ready, Restored, SnapshotMeta, StepError, engine::to_raft_message, types::Change,
 };
 
 fn config(id: u64) -> Config {
@@ -575,4 +575,58 @@ fn entries_that_come_together_with_a_snapshot_are_dropped() {
     engine.installed();
     drain(&mut engine);
     engine.step(NodeId(3), behind).expect("now the log begins anew");
+}
+
+/// Founded by 1, 2 and 3; then 4 came in and 3 went out, and what follows was committed by 2 and 4. It took all of that
+/// in one append and crashed before it wrote what of it was committed.
+fn two_changes_behind() -> RaftEngine {
+    let change = |index, step| LogEntry {
+        index: Index(index),
+        term: Term(2),
+        kind: EntryKind::ConfChange,
+        data: Change::Steps { steps: vec![step], contacts: Vec::new() }.encode(),
+    };
+    let mut restored = Restored::founding(&[NodeId(1), NodeId(2), NodeId(3)]);
+    restored.hard_state.term = Term(2);
+    restored.entries.extend([
+        entry(2, 2, ""),
+        change(3, MemberStep::Voter(NodeId(4))),
+        change(4, MemberStep::Remove(NodeId(3))),
+        entry(5, 2, "a"),
+    ]);
+    let mut engine = RaftEngine::new(&config(1), restored).expect("a member starts");
+    pump(&mut engine);
+    engine
+}
+
+#[test]
+fn two_changes_in_a_log_prove_that_the_first_is_committed() {
+    let engine = two_changes_behind();
+    let status = engine.status();
+    assert_eq!((status.committed, status.applied), (Index(3), Index(3)));
+    assert_eq!(status.members, Members::voters([1, 2, 3, 4]), "the last change may not be committed yet");
+}
+
+#[test]
+fn two_changes_behind_nobody_is_elected_by_those_who_have_left() {
+    for (granting, wins) in [(vec![3], false), (vec![2], false), (vec![2, 3], true), (vec![2, 4], true)] {
+        let mut engine = two_changes_behind();
+        let mut won = false;
+        for _ in 0..40 {
+            engine.tick();
+            let mut asked = pump(&mut engine);
+            while let Some(request) = asked.pop() {
+                let Body::Vote { pre, .. } = request.body else { continue };
+                if !granting.contains(&request.to.0) {
+                    continue;
+                }
+                let reply = Body::VoteReply { pre, granted: true, commit: Index(0), commit_term: Term(0) };
+                let reply = message(request.to.0, request.from.0, request.term.0, reply);
+                engine.step(request.to, reply).expect("a member may vote");
+                asked.extend(pump(&mut engine));
+            }
+            won |= engine.role().is_leader;
+        }
+        assert_eq!(won, wins, "with the votes of 1 and {granting:?}");
+    }
 }

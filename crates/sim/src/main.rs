@@ -293,12 +293,14 @@ fn regressions() -> bool {
     let mut passed = true;
     let mut seeds = 0;
     for line in REGRESSIONS.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let seed = line.split_whitespace().next().and_then(|seed| seed.parse().ok());
+        let mut place = line.split_whitespace().next().unwrap_or_default().split(['/', ',']);
+        let seed = place.next().and_then(|seed| seed.parse().ok());
         let seed = seed.expect("a line of regressions.txt begins with a seed");
-        let outcome = run_seed(seed, &Options::default());
+        let options = Options { workloads: place.map(str::to_owned).collect(), ..Options::default() };
+        let outcome = run_seed(seed, &options);
         seeds += 1;
         passed &= outcome.failure.is_none();
-        report(&outcome, &Options::default());
+        report(&outcome, &options);
     }
     println!("{seeds} regression seeds, {}", if passed { "all pass" } else { "NOT all pass" });
     passed
