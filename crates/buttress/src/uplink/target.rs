@@ -15,7 +15,7 @@ use buttress_core::{Code, Error, Offset, TimeMs};
 use buttress_uplink::{Parcel, Settings, gap};
 use http::Method;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::resource::{Route, Spec};
 use crate::client::{Client, segment};
@@ -99,9 +99,16 @@ impl Address {
     }
 }
 
+/// The connection to a Kafka, or why there was none when it was last tried.
+#[derive(Default)]
+pub struct Link {
+    kafka: Option<Arc<Kafka>>,
+    failed: Option<(Instant, Error)>,
+}
+
 /// What the lanes of an uplink share.
 pub enum Target {
-    Kafka { options: Box<Options>, kafka: tokio::sync::Mutex<Option<Arc<Kafka>>> },
+    Kafka { options: Box<Options>, link: tokio::sync::Mutex<Link> },
     Buttress { nodes: Vec<String> },
 }
 
@@ -110,21 +117,34 @@ impl Target {
     /// `UPLINK_INVALID`.
     pub fn new(to: &str) -> Result<Self, Error> {
         Ok(match Address::parse(to)? {
-            Address::Kafka(options) => Self::Kafka { options, kafka: tokio::sync::Mutex::default() },
+            Address::Kafka(options) => Self::Kafka { options, link: tokio::sync::Mutex::default() },
             Address::Buttress(nodes) => Self::Buttress { nodes },
         })
     }
 
-    /// The connection that the lanes share, made by whoever needs it first.
+    /// The connection that the lanes share, made by whoever needs it first. Those who have waited meanwhile hear what that one
+    /// has heard: one by one, each would wait for the others' deadlines.
     async fn kafka(&self) -> Result<Arc<Kafka>, Error> {
-        let Self::Kafka { options, kafka } = self else { unreachable!("it is asked for a Kafka") };
-        let mut kafka = kafka.lock().await;
-        if let Some(kafka) = &*kafka {
+        let Self::Kafka { options, link } = self else { unreachable!("it is asked for a Kafka") };
+        let asked = Instant::now();
+        let mut link = link.lock().await;
+        if let Some(kafka) = &link.kafka {
             return Ok(kafka.clone());
         }
-        let connected = Arc::new(Kafka::connect((**options).clone()).await?);
-        *kafka = Some(connected.clone());
-        Ok(connected)
+        if let Some((_, error)) = link.failed.as_ref().filter(|(at, _)| *at >= asked) {
+            return Err(error.clone());
+        }
+        match Kafka::connect((**options).clone()).await {
+            Ok(kafka) => {
+                let kafka = Arc::new(kafka);
+                *link = Link { kafka: Some(kafka.clone()), failed: None };
+                Ok(kafka)
+            }
+            Err(error) => {
+                link.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
     }
 }
 
@@ -400,6 +420,16 @@ mod tests {
         }
         let error = Address::parse("kafka://alice@a:1?password=hunter2").unwrap_err();
         assert!(!format!("{error:?}").contains("hunter2"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lanes_that_wait_for_one_connection_hear_the_same() {
+        // Nobody listens there: each attempt alone lasts until its deadline.
+        let target = Target::new("kafka://127.0.0.1:1").unwrap();
+        let began = Instant::now();
+        let heard = futures::future::join_all((0..16).map(|_| target.kafka())).await;
+        assert!(heard.into_iter().all(|heard| heard.is_err_and(|error| error.code == Code::UNREACHABLE)));
+        assert!(began.elapsed() < KAFKA_DEADLINE * 4, "about one deadline in the clock of the test, not sixteen");
     }
 
     #[test]
