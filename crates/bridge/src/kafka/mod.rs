@@ -292,11 +292,21 @@ impl Kafka {
         });
         let weak = Arc::downgrade(&inner);
         let refresher = tokio::spawn(async move {
+            // While it goes on, a fault is told when it becomes another one.
+            let mut told = BTreeSet::new();
             loop {
                 tokio::time::sleep(REFRESH_EVERY).await;
                 let Some(inner) = weak.upgrade() else { return };
-                if let Err(error) = inner.refresh().await {
-                    tracing::warn!(plane = "bridge", code = error.code.0, %error, "the topics of the Kafka cannot be looked at");
+                match inner.refresh().await {
+                    Ok(()) if told.is_empty() => {}
+                    Ok(()) => {
+                        told.clear();
+                        tracing::info!(plane = "bridge", "the topics of the Kafka can be looked at again");
+                    }
+                    Err(error) if told.insert(error.code) => {
+                        tracing::warn!(plane = "bridge", code = error.code.0, %error, "the topics of the Kafka cannot be looked at");
+                    }
+                    Err(_) => {}
                 }
             }
         });

@@ -225,14 +225,15 @@ pub struct ConsumeArgs {
 pub enum UplinkCommand {
     /// Make an uplink.
     #[command(
-        after_help = "Examples:\n  buttress uplink create hq --topic alerts:high --topic telemetry:low --to kafka://10.0.0.1:9092 --bound 2GiB --rate 1MiB\n  buttress uplink create hq --topic telemetry=plant7-telemetry --to buttress://10.0.0.1:7380 --bound 2GiB --create-topics"
+        after_help = "Examples:\n  buttress uplink create hq --topic alerts:high --topic telemetry:low --to kafka://10.0.0.1:9092 --bound 2GiB --rate 1MiB\n  buttress uplink create hq --topic telemetry --to 'kafka://press-7@10.0.0.1:9093?tls=/etc/kafka/ca.pem&password-file=/run/secrets/kafka' --bound 2GiB\n  buttress uplink create hq --topic telemetry=plant7-telemetry --to buttress://10.0.0.1:7380 --bound 2GiB --create-topics"
     )]
     Create {
         name: String,
         /// What is forwarded: NAME, with :PRIORITY (high, normal, low) and =TARGET where they differ.
         #[arg(long = "topic", required = true, value_name = "NAME[:PRIORITY][=TARGET]")]
         topics: Vec<String>,
-        /// kafka://HOST:PORT[,…], or buttress://HOST:PORT with a node's HTTP address.
+        /// kafka://[USER@]HOST:PORT[,…][?tls=…], with paths and variables of the node, or buttress://HOST:PORT with a node's HTTP
+        /// address.
         #[arg(long)]
         to: String,
         /// This gateway's name at the target [default: the cluster's id].

@@ -154,12 +154,17 @@ fn state(uplink: &Value) -> String {
     }
 }
 
+/// An address without what it says of TLS and passwords, which `uplink status` shows.
+fn place(to: &str) -> &str {
+    to.split_once('?').map_or(to, |(place, _)| place)
+}
+
 fn summary(uplink: &Value) -> Vec<String> {
     let topics = uplink["topics"].as_array().map_or(&[][..], Vec::as_slice);
     let names: Vec<String> = topics.iter().map(|topic| show::cell(&topic["topic"])).collect();
     vec![
         show::cell(&uplink["name"]),
-        show::cell(&uplink["to"]),
+        place(&show::cell(&uplink["to"])).to_owned(),
         names.join(","),
         state(uplink),
         sum(uplink, |lane| lane["lag_records"].as_u64()).to_string(),

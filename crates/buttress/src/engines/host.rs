@@ -8,12 +8,13 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use buttress_bridge::etcd::EtcdLedger;
 use buttress_core::{
-    BoxFuture, Cluster, Error, Ledger, NodeId, Stream, Term, TimeMs,
+    BoxFuture, Cluster, Consistency, Entry, Error, KeyRange, Ledger, NodeId, Put, Stream, SubmitError, Term, TimeMs,
     ledger::{ClusterView, Member},
 };
 use buttress_engine::WasmEngine;
 use buttress_events::{http as events_http, ingest, intake, mqtt};
 use buttress_functions::{Deps as FunctionsDeps, FunctionsPlane};
+use bytes::Bytes;
 use clap::Args;
 use tokio::sync::watch;
 
@@ -23,7 +24,7 @@ use super::{
     check_namespace,
     edge::{HostLedger, HostStream},
     etcd_options, home,
-    hosts::{Host, Hosts, View},
+    hosts::{HOSTS, Host, Hosts, View},
 };
 use crate::{
     demo::cli::duration,
@@ -205,6 +206,7 @@ async fn serve(args: &HostArgs) -> Result<(), Error> {
     let (kafka, etcd) = futures::future::try_join(place.connect(), EtcdLedger::connect(etcd_options)).await?;
     let (kafka, etcd) = (Arc::new(kafka), Arc::new(etcd));
     let ledger: Arc<dyn Ledger> = etcd.clone();
+    may_keep_keys(&*ledger).await?;
     let (stop, shutdown) = watch::channel(false);
 
     let me = Host {
@@ -302,6 +304,15 @@ async fn serve(args: &HostArgs) -> Result<(), Error> {
     // Seats are given back, and what else hangs on our leases.
     tokio::time::sleep(Duration::from_millis(200)).await;
     etcd.close().await;
+    Ok(())
+}
+
+/// A host that may not read and write its keys would wait for ever: it is told here, while somebody looks.
+async fn may_keep_keys(ledger: &dyn Ledger) -> Result<(), Error> {
+    ledger.read(KeyRange::prefix(HOSTS), 1, Consistency::Linearizable).await?;
+    // Nobody has this key, so nothing is deleted; the right to is asked for all the same.
+    let put = Put { key: Bytes::from_static(b"/buttress/nobody"), value: None, lease: None };
+    ledger.submit(Entry { puts: vec![put], ..Entry::default() }).await.map_err(SubmitError::into_error)?;
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{
     plane::{LaneView, Uplinks},
     resource::{KNOWN_PREFIX, PREFIX, Spec, UPLINKS_MAX, Wanted},
+    target::Address,
 };
 use crate::http::{Body, failure, json as respond};
 
@@ -99,10 +100,11 @@ impl Uplinks {
             return Err(Error::new(Code::UPLINK_INVALID, format!("there are {UPLINKS_MAX} uplinks already")));
         }
         // Two lanes of one name at one target would fence each other for ever.
+        let address = Address::parse(&spec.to)?;
         for route in &spec.topics {
             let twin = |other: &Spec| {
                 other.edge == spec.edge
-                    && other.to == spec.to
+                    && Address::parse(&other.to).is_ok_and(|theirs| theirs.meets(&address))
                     && other.topics.iter().any(|theirs| theirs.topic == route.topic)
             };
             if let Some((other, _)) = all.iter().find(|(other, _)| twin(other)) {

@@ -11,6 +11,8 @@ pub mod resource;
 pub mod target;
 
 mod gate;
+mod telling;
+
 pub mod plane;
 
 pub mod http;

@@ -26,6 +26,7 @@ use super::{
     gate::Gate,
     resource::{KNOWN_PREFIX, PREFIX, Spec},
     target::{Port, Target},
+    telling::{Line, Telling},
 };
 
 const RECONCILE_EVERY: Duration = Duration::from_secs(1);
@@ -453,7 +454,7 @@ impl Runner {
     async fn run(mut self) {
         let topic = self.lane.settings().source.topic.clone();
         let priority = lock(&self.shared.view).priority;
-        let mut told = None;
+        let mut telling = Telling::default();
         loop {
             let now = self.now();
             self.lane.pause(self.shared.paused.load(Relaxed));
@@ -463,15 +464,21 @@ impl Runner {
             let action = self.lane.poll(now);
             self.publish(&action);
             let trouble = self.lane.trouble().map(|trouble| trouble.error.code);
-            if trouble != told {
-                match self.lane.trouble() {
-                    Some(trouble) => {
-                        tracing::warn!(plane = "uplink", topic, partition = self.lane.settings().source.partition,
-                            code = trouble.error.code.0, error = %trouble.error.message, "an uplink does not get on");
-                    }
-                    None => tracing::info!(plane = "uplink", topic, "an uplink gets on again"),
+            match telling.next(now, trouble) {
+                Some(Line::Trouble) => {
+                    let trouble = self.lane.trouble().expect("it was told of one");
+                    tracing::warn!(plane = "uplink", topic, partition = self.lane.settings().source.partition,
+                        code = trouble.error.code.0, error = %trouble.error.message, "an uplink does not get on");
                 }
-                told = trouble;
+                Some(Line::GetsOn) => {
+                    tracing::info!(
+                        plane = "uplink",
+                        topic,
+                        partition = self.lane.settings().source.partition,
+                        "an uplink gets on again"
+                    );
+                }
+                None => {}
             }
             match action {
                 Action::Claim => {

@@ -21,7 +21,7 @@ const PARCEL_BYTES_MIN: usize = 1024;
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
     pub name: String,
-    /// `kafka://HOST:PORT[,HOST:PORT…]` or `buttress://HOST:PORT[,…]`, the latter with nodes' HTTP addresses.
+    /// `kafka://[USER@]HOST:PORT[,…][?tls=…]` or `buttress://HOST:PORT[,…]`, the latter with nodes' HTTP addresses.
     pub to: String,
     /// This gateway's name at the target; the cluster's id where it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -253,7 +253,7 @@ mod tests {
         expect_test::expect![[r#"
             "ftp://x:1" is not a target [BT0803]
 
-            hint: kafka://HOST:PORT[,HOST:PORT…] or buttress://HOST:PORT, a node's HTTP address"#]]
+            hint: kafka://[USER@]HOST:PORT[,HOST:PORT…][?tls=ca.pem|system&cert=PEM&key=PEM&sasl=scram-sha-512|scram-sha-256|plain&password-file=PATH|password-env=NAME&cleartext=yes], where paths and variables are the node's; or buttress://HOST:PORT[,HOST:PORT…], nodes' HTTP addresses"#]]
         .assert_eq(&said(Wanted { to: "ftp://x:1".into(), ..wanted("bounded") }));
         for broken in [
             Wanted { name: "a b".into(), ..wanted("bounded") },

@@ -15,7 +15,7 @@ use buttress_core::{Code, Error, Offset, TimeMs};
 use buttress_uplink::{Parcel, Settings, gap};
 use http::Method;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::resource::{Route, Spec};
 use crate::client::{Client, segment};
@@ -28,41 +28,87 @@ const WHOLE_MAX: Duration = Duration::from_secs(60);
 const ENTRY_MAX: Duration = Duration::from_secs(8);
 const JOURNAL_RETENTION_BYTES: u64 = 16 * 1024 * 1024;
 
+const PLACES_MAX: usize = 16;
+const FORM: &str = "kafka://[USER@]HOST:PORT[,HOST:PORT…][?tls=ca.pem|system&cert=PEM&key=PEM&sasl=scram-sha-512|scram-sha-256|plain&\
+                    password-file=PATH|password-env=NAME&cleartext=yes], where paths and variables are the node's; or \
+                    buttress://HOST:PORT[,HOST:PORT…], nodes' HTTP addresses";
+
 /// What `--to` says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Address {
-    Kafka(Vec<String>),
+    Kafka(Box<Options>),
     Buttress(Vec<String>),
 }
 
 impl Address {
+    /// Reads the text and nothing else: files and variables that it names are the node's, and looked at where the uplink runs.
+    ///
     /// # Errors
-    /// `UPLINK_INVALID`.
+    /// `UPLINK_INVALID`, with the form that is right. What the text says of users is not repeated: it may hold a password.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let invalid = || {
-            Error::new(Code::UPLINK_INVALID, format!("{text:?} is not a target"))
-                .hint("kafka://HOST:PORT[,HOST:PORT…] or buttress://HOST:PORT, a node's HTTP address")
+        let invalid = |message: String| Error::new(Code::UPLINK_INVALID, message).hint(FORM);
+        // What stands before an '@' may hold a password.
+        let wrong = || match text.rsplit_once('@') {
+            Some((_, places)) => invalid(format!("a user at {places:?} is not a target")),
+            None => invalid(format!("{text:?} is not a target")),
         };
-        let (scheme, rest) = text.split_once("://").ok_or_else(invalid)?;
-        let places: Vec<String> = rest.trim_end_matches('/').split(',').map(str::to_owned).collect();
+        let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
+        let address = match scheme {
+            "kafka" => {
+                let options = Options::from_url(text).map_err(|error| {
+                    let hint = error.hint.filter(|hint| !hint.starts_with("kafka://")).unwrap_or_else(|| FORM.into());
+                    Error::new(Code::UPLINK_INVALID, error.message).hint(hint)
+                })?;
+                if options.prefix != Options::new([""; 0]).prefix {
+                    return Err(Error::new(Code::UPLINK_INVALID, "an uplink has no prefix")
+                        .hint("what it uses begins with buttress.uplink. and the name of the gateway: --edge NAME"));
+                }
+                Self::Kafka(Box::new(Options { deadline: KAFKA_DEADLINE, ..options }))
+            }
+            "buttress" | "http" => Self::Buttress(rest.trim_end_matches('/').split(',').map(str::to_owned).collect()),
+            _ => return Err(wrong()),
+        };
         let good = |place: &String| {
             let port = place.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
-            matches!(port, Some(Ok(1..))) && !place.contains(['/', ' ', '@'])
+            matches!(port, Some(Ok(1..))) && !place.contains(['/', ' ', '@', '?'])
         };
-        if places.len() > 16 || !places.iter().all(good) {
-            return Err(invalid());
-        }
-        match scheme {
-            "kafka" => Ok(Self::Kafka(places)),
-            "buttress" | "http" => Ok(Self::Buttress(places)),
-            _ => Err(invalid()),
+        match address.places() {
+            places if places.len() > PLACES_MAX => {
+                Err(invalid(format!("{} hosts are named, {PLACES_MAX} can be", places.len())))
+            }
+            places if places.iter().all(good) => Ok(address),
+            places if matches!(address, Self::Kafka(_)) => {
+                let bad = places.iter().find(|place| !good(place)).expect("one is not good");
+                Err(invalid(format!("{bad:?} is no HOST:PORT of a broker")))
+            }
+            _ => Err(wrong()),
         }
     }
+
+    fn places(&self) -> &[String] {
+        match self {
+            Self::Kafka(options) => &options.bootstrap,
+            Self::Buttress(nodes) => nodes,
+        }
+    }
+
+    /// Whether both name a host in common, and so the same target, by whatever user.
+    pub fn meets(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Kafka(_), Self::Kafka(_)) | (Self::Buttress(_), Self::Buttress(_)))
+            && self.places().iter().any(|place| other.places().contains(place))
+    }
+}
+
+/// The connection to a Kafka, or why there was none when it was last tried.
+#[derive(Default)]
+pub struct Link {
+    kafka: Option<Arc<Kafka>>,
+    failed: Option<(Instant, Error)>,
 }
 
 /// What the lanes of an uplink share.
 pub enum Target {
-    Kafka { bootstrap: Vec<String>, kafka: tokio::sync::Mutex<Option<Arc<Kafka>>> },
+    Kafka { options: Box<Options>, link: tokio::sync::Mutex<Link> },
     Buttress { nodes: Vec<String> },
 }
 
@@ -71,22 +117,34 @@ impl Target {
     /// `UPLINK_INVALID`.
     pub fn new(to: &str) -> Result<Self, Error> {
         Ok(match Address::parse(to)? {
-            Address::Kafka(bootstrap) => Self::Kafka { bootstrap, kafka: tokio::sync::Mutex::default() },
+            Address::Kafka(options) => Self::Kafka { options, link: tokio::sync::Mutex::default() },
             Address::Buttress(nodes) => Self::Buttress { nodes },
         })
     }
 
-    /// The connection that the lanes share, made by whoever needs it first.
+    /// The connection that the lanes share, made by whoever needs it first. Those who have waited meanwhile hear what that one
+    /// has heard: one by one, each would wait for the others' deadlines.
     async fn kafka(&self) -> Result<Arc<Kafka>, Error> {
-        let Self::Kafka { bootstrap, kafka } = self else { unreachable!("it is asked for a Kafka") };
-        let mut kafka = kafka.lock().await;
-        if let Some(kafka) = &*kafka {
+        let Self::Kafka { options, link } = self else { unreachable!("it is asked for a Kafka") };
+        let asked = Instant::now();
+        let mut link = link.lock().await;
+        if let Some(kafka) = &link.kafka {
             return Ok(kafka.clone());
         }
-        let options = Options { deadline: KAFKA_DEADLINE, ..Options::new(bootstrap.iter().cloned()) };
-        let connected = Arc::new(Kafka::connect(options).await?);
-        *kafka = Some(connected.clone());
-        Ok(connected)
+        if let Some((_, error)) = link.failed.as_ref().filter(|(at, _)| *at >= asked) {
+            return Err(error.clone());
+        }
+        match Kafka::connect((**options).clone()).await {
+            Ok(kafka) => {
+                let kafka = Arc::new(kafka);
+                *link = Link { kafka: Some(kafka.clone()), failed: None };
+                Ok(kafka)
+            }
+            Err(error) => {
+                link.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
     }
 }
 
@@ -307,24 +365,79 @@ async fn ensure(client: &Client, name: &str, create: bool, settings: Value) -> R
 
 #[cfg(test)]
 mod tests {
+    use buttress_bridge::{
+        kafka::Mechanism,
+        secure::{Password, Roots},
+    };
+
     use super::*;
 
     #[test]
     fn targets_are_told_from_what_is_none() {
-        let two = vec!["a:1".to_owned(), "b:2".to_owned()];
-        assert_eq!(Address::parse("kafka://a:1,b:2"), Ok(Address::Kafka(two.clone())));
-        assert_eq!(Address::parse("buttress://a:1,b:2/"), Ok(Address::Buttress(two)));
+        let two = ["a:1".to_owned(), "b:2".to_owned()];
+        for (text, kafka) in [("kafka://a:1,b:2", true), ("buttress://a:1,b:2/", false), ("http://a:1,b:2", false)] {
+            let address = Address::parse(text).unwrap();
+            assert_eq!((address.places(), matches!(address, Address::Kafka(_))), (&two[..], kafka), "{text}");
+        }
         for text in [
             "a:1",
             "kafka://",
             "kafka://a",
             "kafka://a:0",
             "kafka://a:x",
-            "kafka://u:p@a:1",
+            "kafka://a:1/x",
             "mqtt://a:1",
             "kafka://a:1,",
+            "buttress://me@a:1",
+            "buttress://a:1?tls=ca.pem",
+            "kafka://me@a:1?sasl=gssapi",
+            "kafka://a:1?sasl=plain",
+            "kafka://a:1?tls=",
+            "kafka://a:1?nothing=x",
+            "kafka://a:1?prefix=line-",
         ] {
-            assert_eq!(Address::parse(text).unwrap_err().code, Code::UPLINK_INVALID, "{text}");
+            let error = Address::parse(text).unwrap_err();
+            assert!(error.code == Code::UPLINK_INVALID && error.hint.is_some(), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_kafka_is_named_with_its_tls_and_its_user_and_no_file_is_read() {
+        let to = "kafka://alice@a:1,b:2?tls=/nowhere/ca.pem&sasl=scram-sha-256&password-file=/nowhere/password";
+        let Ok(Address::Kafka(options)) = Address::parse(to) else { panic!("it is a Kafka") };
+        assert_eq!(options.bootstrap, ["a:1", "b:2"]);
+        assert_eq!(options.tls.unwrap().roots, Roots::File("/nowhere/ca.pem".into()));
+        let sasl = options.sasl.unwrap();
+        assert_eq!((sasl.mechanism, &*sasl.user.name), (Mechanism::ScramSha256, "alice"));
+        assert_eq!(sasl.user.password, Password::File("/nowhere/password".into()));
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_refused_and_not_repeated() {
+        for scheme in ["kafka", "buttress", "http", "mqtt"] {
+            let error = Address::parse(&format!("{scheme}://alice:hunter2@a:1")).unwrap_err();
+            assert!(error.code == Code::UPLINK_INVALID && !format!("{error:?}").contains("hunter2"), "{error}");
+        }
+        let error = Address::parse("kafka://alice@a:1?password=hunter2").unwrap_err();
+        assert!(!format!("{error:?}").contains("hunter2"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lanes_that_wait_for_one_connection_hear_the_same() {
+        // Nobody listens there: each attempt alone lasts until its deadline.
+        let target = Target::new("kafka://127.0.0.1:1").unwrap();
+        let began = Instant::now();
+        let heard = futures::future::join_all((0..16).map(|_| target.kafka())).await;
+        assert!(heard.into_iter().all(|heard| heard.is_err_and(|error| error.code == Code::UNREACHABLE)));
+        assert!(began.elapsed() < KAFKA_DEADLINE * 4, "about one deadline in the clock of the test, not sixteen");
+    }
+
+    #[test]
+    fn one_target_is_known_by_another_user_and_by_one_of_its_hosts() {
+        let meets = |one: &str, other: &str| Address::parse(one).unwrap().meets(&Address::parse(other).unwrap());
+        assert!(meets("kafka://a:1,b:2", "kafka://me@b:2?tls=system"));
+        assert!(meets("buttress://a:1", "http://a:1"));
+        assert!(!meets("kafka://a:1", "kafka://a:2"));
+        assert!(!meets("kafka://a:1", "buttress://a:1"));
     }
 }

@@ -48,6 +48,14 @@ fn an_uplink_says_what_is_in_its_way_and_sends_everything_once() {
     };
     assert!(failed(&create(&[])).contains("[BT0803]"));
     assert!(failed(&create(&["--bound", "1GiB", "--from", "middle"])).contains("[BT0601]"));
+    let kafka = |to: &str| {
+        let given = ["uplink", "create", "in", "--topic", "alerts", "--bound", "1GiB", "--to", to, "--server", edge_at];
+        failed(&run(&given))
+    };
+    let said = kafka("kafka://me:hunter2@127.0.0.1:9092");
+    assert!(said.contains("[BT0803]") && said.contains("password-file=PATH") && !said.contains("hunter2"), "{said}");
+    let said = kafka("kafka://me@127.0.0.1:9092?ssl=yes");
+    assert!(said.contains("[BT0803]") && said.contains("?tls=ca.pem|system"), "{said}");
     ok(&create(&["--bound", "1GiB"]));
     assert!(failed(&create(&["--bound", "1GiB"])).contains("[BT0802]"));
 
@@ -63,6 +71,18 @@ fn an_uplink_says_what_is_in_its_way_and_sends_everything_once() {
     ok(&run(&["uplink", "resume", "hq", "--server", edge_at]));
     drained(edge_at);
     assert_eq!(consumed(edge_at, "telemetry"), consumed(centre_at, "plant"));
+
+    // Files that an address names are the node's, and missed where the uplink runs.
+    let nowhere = "kafka://me@127.0.0.1:1?tls=/nowhere/ca.pem&password-file=/nowhere/password";
+    let lost =
+        ["uplink", "create", "lost", "--topic", "alerts", "--bound", "1GiB", "--to", nowhere, "--server", edge_at];
+    ok(&run(&lost));
+    let said = until("the code of a file that is not there", || {
+        let said = stderr(&run(&["uplink", "status", "lost", "--server", edge_at]));
+        said.contains("[BT0701]").then_some(said)
+    });
+    assert!(said.contains("/nowhere/ca.pem") && said.contains("hint: is the path right"), "{said}");
+    ok(&run(&["uplink", "delete", "lost", "--server", edge_at]));
 
     // Both are killed, one after the other; `dev` leaves a killed node down, so it is started anew on its directory.
     produce(edge_at, "telemetry", "s", 500);
