@@ -42,7 +42,6 @@ const REQUEST_BYTES: usize = 256_000;
 /// Requests under way on a connection, as with Kafka's producer.
 const IN_FLIGHT: usize = 5;
 const RECORD_BYTES: [usize; 2] = [100, 1000];
-const PARTITIONS: [i32; 2] = [1, 64];
 const WARM_UP: Duration = Duration::from_millis(1500);
 /// Before the first case each side works so long and is not measured: what runs on a Java machine compiles itself meanwhile.
 const WARM_SIDE: Duration = Duration::from_secs(12);
@@ -77,7 +76,7 @@ pub fn run(args: &[String]) -> Result<()> {
     let rest = [resident(&kafka)?, resident(&ours)?];
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut cases = Vec::new();
-    for partitions in PARTITIONS {
+    for &partitions in &options.partitions {
         for record_bytes in RECORD_BYTES {
             cases.push(
                 LocalSet::new()

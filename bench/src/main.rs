@@ -39,6 +39,7 @@ cargo xtask bench kv --clients 128 --seconds 5 --rounds 3
 cargo xtask bench kv --keys 1000000 --rounds 0    resident memory with a million keys
 cargo xtask bench watch                       1,000 watchers of one prefix, beside etcd
 cargo xtask bench log                         produce with acks=all to three nodes, beside Kafka
+cargo xtask bench log --partitions 64 --rounds 1  one of its cases
 cargo xtask bench fn-kafka                    a function on a Kafka, exactly once, beside a transactional loop in Java
 cargo xtask bench fn                          functions: requests/s beside wasmtime serve's library path, cold start, batches
 cargo xtask bench append                      commits of 1 MiB to one node beside a loop of append and fdatasync

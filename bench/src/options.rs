@@ -13,6 +13,8 @@ pub struct Options {
     pub clients: Vec<usize>,
     /// Keys that are loaded to see what they take in memory; none where it is 0.
     pub keys: usize,
+    /// Partitions of the topics that `log` measures, a case each.
+    pub partitions: Vec<i32>,
     /// Clients speak to the leader alone, and not to all nodes evenly.
     pub leader_only: bool,
     /// The binary of Buttress.
@@ -35,6 +37,7 @@ impl Options {
             seconds,
             clients: clients.to_vec(),
             keys: 0,
+            partitions: vec![1, 64],
             leader_only: false,
             binary: PathBuf::new(),
             json: false,
@@ -55,6 +58,11 @@ impl Options {
                     options.clients =
                         list.with_context(|| format!("--clients takes numbers like 1,16,128, not \"{value}\""))?;
                 }
+                "--partitions" => {
+                    let list = value.split(',').map(str::parse).collect::<Result<_, _>>();
+                    options.partitions =
+                        list.with_context(|| format!("--partitions takes numbers like 1,64, not \"{value}\""))?;
+                }
                 "--keys" => options.keys = number()?,
                 "--to" if value == "all" => options.leader_only = false,
                 "--to" if value == "leader" => options.leader_only = true,
@@ -74,6 +82,7 @@ impl Options {
             options.seconds
         );
         ensure!(options.clients.iter().all(|n| (1..=4096).contains(n)), "--clients takes numbers from 1 to 4096");
+        ensure!(options.partitions.iter().all(|n| (1..=1024).contains(n)), "--partitions takes numbers from 1 to 1024");
         ensure!(
             options.binary.is_file(),
             "\"{}\" is not the binary of Buttress\n\nhint: cargo build --release, then --binary target/release/buttress; `cargo xtask bench` does both",

@@ -338,6 +338,9 @@ pub enum FnCommand {
         /// Call it with batches of this topic.
         #[arg(long)]
         topic: Option<String>,
+        /// Most records of one batch, 1 to 4096; 512 where it is left out.
+        #[arg(long, requires = "topic")]
+        max_records: Option<usize>,
         /// Topics it may produce to.
         #[arg(long = "output-topic")]
         outputs: Vec<String>,

@@ -15,7 +15,7 @@ use crate::client::{Client, segment};
 
 pub async fn run(command: FnCommand) -> Result<(), Error> {
     match command {
-        FnCommand::Deploy { name, component, topic, outputs, models, state, routes, server } => {
+        FnCommand::Deploy { name, component, topic, max_records, outputs, models, state, routes, server } => {
             let client = Client::new(&server.server)?;
             let component = read_file(&component, Code::COMPONENT_INVALID)?;
             let blob = client.send_bytes(Method::PUT, "/v1/blobs", component.into()).await?;
@@ -27,6 +27,9 @@ pub async fn run(command: FnCommand) -> Result<(), Error> {
             });
             if let Some(topic) = &topic {
                 manifest["trigger"] = json!({ "topic": topic });
+                if let Some(max_records) = max_records {
+                    manifest["trigger"]["max_records"] = json!(max_records);
+                }
             }
             let answer = client.send_json(Method::PUT, &format!("/v1/functions/{}", segment(&name)), &manifest).await?;
             match server.output {
