@@ -43,7 +43,6 @@ fn the_event_log_reads_well() {
         heal_at: Some(2_500_000),
         ops_max: Some(6),
         workloads: ALL.iter().map(|(name, ..)| *name).filter(|name| *name != "uplink").map(str::to_owned).collect(),
-        ..Options::default()
     };
     let outcome = run_seed(seed, &options);
     assert_eq!(outcome.failure, None);
