@@ -92,7 +92,7 @@ codes! {
     DATA_FILE = "BT0703", "the data file cannot be played";
     LIMITS = "BT0704", "a limit of the operating system is too low";
     UNREACHABLE = "BT0705", "the server cannot be reached";
-    TLS = "BT0706", "no safe connection can be agreed on: a certificate is not trusted, has expired, or is wanted";
+    TLS = "BT0706", "no safe connection can be agreed on";
     CREDENTIALS = "BT0707", "the server does not take the user or the password";
     FORBIDDEN = "BT0708", "the user may not do this";
     // 08xx: uplinks
