@@ -39,12 +39,12 @@ const RECORD_BYTES: usize = 100;
 /// Records in one batch that the source is filled with.
 const BATCH_RECORDS: u64 = 2_000;
 /// What is there for each second that a side may copy; where it is used up, the benchmark says so.
-const RECORDS_PER_SECOND_MAX: f64 = 360_000.0;
+const RECORDS_PER_SECOND_MAX: f64 = 1_600_000.0;
 /// Most records of one transaction, on all sides. Records lie in long runs in their partitions, so that most transactions have
 /// as many.
 const TRANSACTION_RECORDS: usize = 2_000;
 /// Until a side has started and is as fast as it gets: a Java program compiles itself meanwhile.
-const WARM_UP: Duration = Duration::from_secs(6);
+const WARM_UP: Duration = Duration::from_secs(3);
 const FIRST_COMMIT_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(20);
 /// A transaction that nobody ends is ended by the broker after a minute.
