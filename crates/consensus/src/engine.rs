@@ -8,6 +8,9 @@
 //!   already matched (tikv/raft-rs#557). A rejection at or below `matched` is dropped.
 //! - `gap_*`, `lost_tail_*`: an append with an index gap, and a heartbeat that commits more than the log holds, panic.
 //!   The first is dropped; the second proves that this node lost what it acknowledged, and is fatal.
+//! - `batched_*`: entries that a probe sends again are put into an append without entries that waits for the same
+//!   follower, though that one follows a later entry. The follower would drop it as one with a gap, and hear nothing more
+//!   until the next heartbeat. What it follows is set right on its way out.
 //! - `follower_never_forwards_*`: `propose` on a follower returns `Ok` and forwards. The role is asked first.
 //! - `undurable_*`: winning an election while entries are not yet durable panics. Such a campaign does not start.
 //! - `sole_voter_*`: a group's only voter leads the moment it campaigns, before its own vote is durable; sending to
@@ -268,6 +271,20 @@ impl RaftEngine {
         result.map_err(|_| StepError::Dropped("the sender is not a member"))
     }
 
+    /// Sets what an append follows to what it does follow: see `batched` in the file's head.
+    fn close_gap(&self, message: &mut RaftMessage) {
+        if message.get_msg_type() != MessageType::MsgAppend {
+            return;
+        }
+        // Where the log begins behind it by now, the message stays what it is, and is dropped as one with a gap.
+        if let Some(first) = message.get_entries().first()
+            && message.index != first.index - 1
+            && let Ok(term) = self.node.raft.raft_log.term(first.index - 1)
+        {
+            (message.index, message.log_term) = (first.index - 1, term);
+        }
+    }
+
     /// The body of a [`Mutant`].
     fn truncate_on_append(&mut self, message: &RaftMessage) {
         let raft = &mut self.node.raft;
@@ -473,6 +490,7 @@ impl Consensus for RaftEngine {
 
         let vote_is_durable = self.pending_votes.is_empty();
         let mut at_once = raw.take_messages();
+        at_once.iter_mut().for_each(|message| self.close_gap(message));
         let mut later = raw.take_persisted_messages();
         if !vote_is_durable {
             later.append(&mut at_once);

@@ -138,9 +138,11 @@ impl fmt::Debug for Body {
 }
 
 impl Message {
-    /// Whether it carries entries: such messages may wait behind each other, all others must never wait behind them.
+    /// Whether it may carry entries: such messages wait behind each other, all others must never wait behind them. One that
+    /// only tells what is committed is among them: it follows the entries that were sent before, and would be refused, and
+    /// all that is under way sent again, where it came before them.
     pub fn is_bulk(&self) -> bool {
-        matches!(&self.body, Body::Append { entries, .. } if !entries.is_empty())
+        matches!(&self.body, Body::Append { .. })
     }
 
     /// The state that a snapshot message announces.
