@@ -1,4 +1,4 @@
-//! Leases that live for seconds and minutes, some kept alive and some not. Those of the other workloads are short, so that
+//! Leases that live for seconds, some kept alive and some not. Those of the other workloads are short, so that
 //! many end; a clock that takes seconds from a lease shows on one that has them. The world checks every one (LEASE-4).
 
 use std::collections::BTreeMap;
@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use buttress_core::{Entry, LeaseChange, LeaseId, invariants::Violation};
 
 use super::{Context, FinalView, Op, Outcome, SHARDS, Workload};
-use crate::{MS, SEC, Us, rng::Rng};
+use crate::{MS, Us, rng::Rng};
 
 /// Nobody else's leases have these numbers.
 const FIRST_LEASE: i64 = 1 << 42;
 /// One time for each client's leases.
-const TTLS_MS: [u64; 3] = [2_000, 5_000, 60_000];
+const TTLS_MS: [u64; 4] = [2_000, 3_000, 5_000, 15_000];
 
 #[derive(Clone, Copy)]
 enum Asked {
@@ -54,9 +54,10 @@ impl Leases {
         self.open.insert(op, (client, asked));
     }
 
+    /// A lease shows that it lost time when it has little left, so mostly it is kept alive late.
     fn think(&self, cx: &mut Context<'_>, client: u32) {
-        let most: Us = (self.clients[client as usize].ttl_ms * MS / 3).min(2 * SEC);
-        let after = cx.rng.range(most / 4, most);
+        let ttl = self.clients[client as usize].ttl_ms * MS;
+        let after: Us = if cx.rng.percent(30) { ttl / 10 } else { cx.rng.range(ttl / 2, ttl * 9 / 10) };
         cx.wake(after, client.into());
     }
 }
