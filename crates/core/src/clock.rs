@@ -96,7 +96,8 @@ impl ClusterClock {
             return;
         }
         // A step, or a pause: how long this node waited for the entry does not tell, it may have lagged.
-        let apart = (stamp.0 - before > AGREE_MS).then_some(stamp.0);
+        let apart = stamp.0 - before > AGREE_MS && !mutant::active(Mutant::StepUnseen);
+        let apart = apart.then_some(stamp.0);
         if self.leads {
             // What the former leader stamped and was in the log already.
             self.stepped_ms = self.stepped_ms.max(apart).max(self.counted_to_ms);
@@ -105,9 +106,7 @@ impl ClusterClock {
         }
         // A step of this node that never got into the log is behind whatever got there.
         self.stepped_ms = apart.or(self.stepped_ms.map(|stepped| stepped.min(stamp.0)));
-        if !(mutant::active(Mutant::CountAhead) && self.known) {
-            self.now_us = us;
-        }
+        self.now_us = us;
         self.known |= stamp.0.abs_diff(clocks.wall.0) <= AGREE_MS || self.keeps_pace(stamp.0);
     }
 
@@ -159,7 +158,6 @@ impl ClusterClock {
     /// Whether an expiry may be proposed. `heard_all` says that an entry of this leader's own term was applied, and with it
     /// all that former leaders stamped: an expiry behind a step that it has not seen would end whatever that step took.
     pub fn may_end(&self, heard_all: bool) -> bool {
-        let heard_all = heard_all || mutant::active(Mutant::ExpireUnheard);
         self.leads && heard_all && self.owes_renewal().is_none()
     }
 
