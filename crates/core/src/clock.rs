@@ -96,8 +96,7 @@ impl ClusterClock {
             return;
         }
         // A step, or a pause: how long this node waited for the entry does not tell, it may have lagged.
-        let apart = stamp.0 - before > AGREE_MS && !mutant::active(Mutant::StepUnseen);
-        let apart = apart.then_some(stamp.0);
+        let apart = (stamp.0 - before > AGREE_MS).then_some(stamp.0);
         if self.leads {
             // What the former leader stamped and was in the log already.
             self.stepped_ms = self.stepped_ms.max(apart).max(self.counted_to_ms);

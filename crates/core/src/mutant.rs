@@ -72,7 +72,6 @@ mutants! {
     WallStamps = "wall-stamps", "a leader stamps entries with its wall clock";
     WallOnElection = "wall-on-election", "a new leader sets the cluster's time to its wall clock, and renews nothing";
     StepRenewsNothing = "step-renews-nothing", "leases are not renewed when the cluster's time stepped";
-    StepUnseen = "step-unseen", "a new leader renews nothing in the place of one that made a step and died";
     // The uplink.
     UplinkPositionApart = "uplink-position-apart", "an uplink commits its position apart from the records";
     UplinkMemory = "uplink-memory", "an uplink goes on from what it remembers, not from what the target has";
