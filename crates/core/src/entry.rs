@@ -189,7 +189,7 @@ pub enum TopicChange {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Entry {
     pub request: Option<RequestId>,
-    /// The leader's clock when it proposed. State never goes back: an earlier time counts as the latest seen.
+    /// The cluster's time, by the leader's count, when it proposed. State never goes back: an earlier time counts as the latest seen.
     pub time: TimeMs,
     pub guards: Vec<Guard>,
     pub topics: Vec<TopicChange>,

@@ -77,6 +77,7 @@ invariants! {
     LEASE_1 = "LEASE-1", "a key is attached to living leases only, and to one at most";
     LEASE_2 = "LEASE-2", "a lease ends only by revocation or by an expiry that has reached its deadline";
     LEASE_3 = "LEASE-3", "no key of a lease is seen after the end of the lease was acknowledged";
+    LEASE_4 = "LEASE-4", "a lease does not end before its time has passed since it was last kept alive, less 5 percent and a second: no jump of a clock, restart or change of leader takes it";
     LOCK_1 = "LOCK-1", "a lock never has two holders: fencing tokens grow with every holder, and no write under an older token succeeds once a newer one exists";
     TIMER_1 = "TIMER-1", "a timer is due exactly once";
     // Records.

@@ -483,6 +483,10 @@ pub trait Cluster: Send + Sync + 'static {
     fn view(&self) -> ClusterView;
     /// Returns when leader or term differ from what `seen` had.
     fn changed(&self, seen: &ClusterView) -> BoxFuture<'_, ClusterView>;
-    /// The node's wall clock.
+    /// The node's wall clock: for people, and for the timestamps of records.
     fn now(&self) -> TimeMs;
+    /// The cluster's time, by which leases end and timers fire. An engine that has none of its own goes by the wall clock.
+    fn cluster_time(&self) -> TimeMs {
+        self.now()
+    }
 }

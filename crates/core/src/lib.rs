@@ -8,6 +8,7 @@
 
 mod bytes_debug;
 pub mod claims;
+pub mod clock;
 pub mod codec;
 pub mod entry;
 pub mod error;
@@ -25,6 +26,7 @@ pub mod store;
 pub mod txn;
 
 pub use claims::{Claimed, Claims, Seat};
+pub use clock::{Clocks, ClusterClock, Renewal};
 pub use codec::{DecodeError, Reader, Writer};
 pub use entry::{
     Append, Cursor, Entry, Forget, Guard, KeyRange, LeaseChange, Put, RequestId, Sequence, StatePut, Timer, TopicChange,

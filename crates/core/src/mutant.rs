@@ -68,6 +68,10 @@ mutants! {
     TxnStale = "txn-stale", "the retry of a transaction is answered from what is there now";
     WatchRepeats = "watch-repeats", "a watch that catches up is given the last revision twice";
     WatchSkips = "watch-skips", "a watch that stops at its limit goes on one revision too late";
+    // The cluster's time.
+    WallStamps = "wall-stamps", "a leader stamps entries with its wall clock";
+    WallOnElection = "wall-on-election", "a new leader sets the cluster's time to its wall clock, and renews nothing";
+    StepRenewsNothing = "step-renews-nothing", "leases are not renewed when the cluster's time stepped";
     // The uplink.
     UplinkPositionApart = "uplink-position-apart", "an uplink commits its position apart from the records";
     UplinkMemory = "uplink-memory", "an uplink goes on from what it remembers, not from what the target has";

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use buttress_core::{
-    AppendOutcome, Entry, Index, LeaseId, Term, TimeMs,
+    AppendOutcome, Entry, Index, LeaseChange, LeaseId, Term, TimeMs,
     invariants::{LEASE_2, TIMER_1, Violation},
 };
 use buttress_state::{Effects, Machine, MemStore};
@@ -27,6 +27,10 @@ pub struct Step {
     pub full: Option<u64>,
     pub violation: Option<Violation>,
     pub effects: Effects,
+    /// Leases whose time began anew, and that time.
+    pub leases_set: Vec<(LeaseId, u64)>,
+    /// It is the leader's expiry, and not a client's entry.
+    pub expires: bool,
 }
 
 impl buttress_core::Machine for SimMachine {
@@ -39,13 +43,22 @@ impl buttress_core::Machine for SimMachine {
     fn apply(&mut self, index: Index, term: Term, entry: Bytes) -> Step {
         let entry_hash = mix_bytes(0, &entry);
         let ending = Ending::of(&self.inner, &entry);
+        let expires = ending.is_some();
+        let changes = Entry::decode(entry.clone()).map(|entry| entry.leases).unwrap_or_default();
         let effects = buttress_core::Machine::apply(&mut self.inner, index, term, entry);
         self.rolling = effects_hash(mix(self.rolling, entry_hash), &effects);
         let due = index.0.is_multiple_of(FULL_EVERY);
         let full = due.then(|| self.inner.hash().expect("a store in memory can be read"));
         let checked = ending.map_or(Ok(()), |before| check_ended(&before, &self.inner, &effects));
         let violation = checked.and_then(|()| if due { check_all(&self.inner) } else { Ok(()) }).err();
-        Step { entry_hash, rolling: self.rolling, full, violation, effects }
+        let mut leases_set = Vec::new();
+        if effects.result.as_ref().is_ok_and(|receipt| !receipt.replayed) {
+            for change in changes {
+                let (LeaseChange::Grant { lease, .. } | LeaseChange::KeepAlive { lease }) = change else { continue };
+                leases_set.extend(self.inner.leases().get(lease).map(|found| (lease, found.ttl_ms)));
+            }
+        }
+        Step { entry_hash, rolling: self.rolling, full, violation, effects, leases_set, expires }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the host does or answers because of an applied entry.
 
 use buttress_core::{
-    Error, Index, LeaseId, LogId, Offset, Receipt, Refusal, RequestId, Term,
+    Error, Index, LeaseId, LogId, Offset, Receipt, Refusal, RequestId, Term, TimeMs,
     ledger::{KeyEvent, KeyValue},
 };
 
@@ -30,6 +30,8 @@ pub enum TopicEvent {
 pub struct Effects {
     pub index: Index,
     pub term: Term,
+    /// The state's clock behind it, whatever became of the entry.
+    pub time: TimeMs,
     /// The request that the entry carried, for hosts that find the waiting client by it.
     pub request: Option<RequestId>,
     pub result: Result<Receipt, Refusal>,
@@ -60,6 +62,7 @@ impl Effects {
         Self {
             index,
             term,
+            time: TimeMs(0),
             request: None,
             result,
             events: Vec::new(),

@@ -741,6 +741,7 @@ impl<S: Store> buttress_core::Machine for Machine<S> {
                 if self.clock_row() != clock {
                     self.write_clock(&mut changes);
                 }
+                effects.time = self.clock;
                 effects.deadline_changed = self.next_deadline() != deadline;
                 self.store.write(changes.finish(index, term));
                 effects

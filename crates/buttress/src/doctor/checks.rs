@@ -8,9 +8,9 @@ use buttress_node::quorum::{MemberStep, Members, Verdict, preview};
 use super::{Finding, Level, Observation, Observed};
 use crate::{cli::show::bytes, vitals::Vitals};
 
-/// Clocks that differ by more make expiry and timers visibly early or late after a change of leader …
+/// Clocks that differ by more make timestamps disagree visibly …
 const SKEW_WARNING_MS: f64 = 500.0;
-/// … and by more than this, leases of seconds end at once or live on.
+/// … and by more than this, timers and retention are off after a start, and by and by.
 const SKEW_CRITICAL_MS: f64 = 5_000.0;
 /// etcd's advice for its own log is 10 ms; a commit waits for the slower of the two quickest disks.
 const SYNC_INFO_US: u64 = 16_384;
@@ -312,7 +312,7 @@ impl Patient<'_> {
         };
         let remedy = match level {
             Level::Ok => "",
-            _ => "run chrony or another NTP client on every node; leases and timers go by the leader's clock",
+            _ => "run chrony or another NTP client on every node; the cluster's time follows the leader's clock",
         };
         self.note(id, check, level, evidence, remedy);
     }

@@ -176,7 +176,7 @@ fn clocks_disks_and_space() {
         &[],
         &expect![[r#"
         WARNING DOC-05: node-3 is 899 ms ahead of node-1, give or take 5 ms
-            -> run chrony or another NTP client on every node; leases and timers go by the leader's clock
+            -> run chrony or another NTP client on every node; the cluster's time follows the leader's clock
     "#]],
     );
     check(|o| o.members[2].clock = Some((900.0, 800.0)), &[], &expect![[""]]);

@@ -248,7 +248,7 @@ fn each<J, T>(list: &str, from: Vec<J>, convert: impl Fn(J) -> Result<T, Error>)
 impl EventsHttp {
     pub(super) async fn post_entry(&self, request: Request<Bytes>) -> Result<Response<Bytes>, Error> {
         let body = request::body(&request, self.options.body_bytes_max)?;
-        let now = self.ingest.deps().cluster.now();
+        let now = self.ingest.deps().cluster.cluster_time();
         let (entry, places) = Reader { log: &|topic, partition| self.log(topic, partition), now }.parse(&body)?;
         match self.ingest.deps().ledger.submit(entry).await {
             Ok(receipt) => Ok(applied(&receipt, &places)),
@@ -278,6 +278,7 @@ type LogOf<'a> = dyn Fn(&str, Option<u32>) -> Result<LogId, Error> + 'a;
 /// What a body is read with.
 pub(super) struct Reader<'a> {
     pub log: &'a LogOf<'a>,
+    /// The cluster's time, by which timers fire.
     pub now: TimeMs,
 }
 

@@ -34,7 +34,8 @@ use buttress_consensus::{
     Applied, Body, Input, LogEntry, Message, Outputs, Persist, ProposalError, Replica, Role, SnapshotMeta,
 };
 use buttress_core::{
-    Code, Consistency, Entry, Error, Index, LogId, NodeId, Receipt, Refusal, RequestId, Revision, SubmitError, Term,
+    ClusterClock, Code, Consistency, Entry, Error, Index, LogId, NodeId, Receipt, Refusal, Renewal, RequestId,
+    Revision, SubmitError, Term,
     ledger::{ClusterView, CursorView},
     limits::{ENTRY_PARTS_MAX, REQUEST_RESULTS_PER_CLIENT_MAX},
 };
@@ -44,8 +45,8 @@ use members::{AskedBy, Group};
 
 use super::{
     Config, MemberDone, MemberRequest, Options,
-    handle::{stopped, wall_clock},
-    shared::{Counters, Inspection, LeaderSeen, Shared},
+    handle::stopped,
+    shared::{Counters, Inspection, LeaderSeen, Shared, Time},
     snapshots,
 };
 use crate::{
@@ -236,6 +237,8 @@ pub(super) struct Core {
     after_sync: VecDeque<(u64, Vec<(NodeId, Message)>)>,
     role: Role,
     leaderless_since: Option<Instant>,
+    /// Leases that get their whole time again before any ends.
+    renewal: Option<Renewal>,
     /// The tag of the expiry that is under way.
     expiry: Option<u64>,
     /// The tag of the empty entry that goes on with what a compaction left to remove.
@@ -325,6 +328,7 @@ impl Core {
             ..ClusterView::default()
         };
         let shared = Shared {
+            time: Time::start(options.wall_clock.clone(), replica.machine().clock()),
             view: watch::Sender::new(view),
             topics: RwLock::default(),
             logs: RwLock::default(),
@@ -372,6 +376,7 @@ impl Core {
             after_sync: VecDeque::new(),
             role: Role::default(),
             leaderless_since: Some(Instant::now()),
+            renewal: None,
             expiry: None,
             sweep: None,
             retention_at: Instant::now(),
@@ -553,7 +558,7 @@ impl Core {
             let Waiting { mut entry, reply, since, room } = self.waiting.pop_front().expect("the front was just there");
             self.next_request += 1;
             entry.request = Some(RequestId { client: self.config.client, number, acknowledged_below: oldest });
-            entry.time = wall_clock();
+            entry.time = self.shared.time.now();
             let pending = Pending {
                 encoded: entry.encode(),
                 reply,
@@ -587,7 +592,7 @@ impl Core {
                 self.pause_unsent();
                 return false;
             }
-            let data = Entry::stamp(&encoded, wall_clock()).expect("we encoded it");
+            let data = Entry::stamp(&encoded, self.shared.time.now()).expect("we encoded it");
             self.propose(data, Proposer::Own { number }, inputs);
             Place::Here
         } else {
@@ -702,7 +707,7 @@ impl Core {
                     self.transport.send(from, Lane::Control, Frame::NotTaken { number, overloaded });
                     return Ok(());
                 }
-                match Entry::stamp(&entry, wall_clock()) {
+                match Entry::stamp(&entry, self.shared.time.now()) {
                     Ok(data) => {
                         self.from_peers.insert((from, number));
                         self.propose(data, Proposer::Peer { node: from, number }, inputs);
@@ -808,9 +813,31 @@ impl Core {
         }
     }
 
-    /// Proposes what is due by the clock: leases and timers, retention now and then, and the rest of a compaction.
+    /// Gives every lease its whole time again where a step of the cluster's time may have taken some of it. `true` when
+    /// what is due may end.
+    fn renew_leases(&mut self, inputs: &mut Vec<Input<Machine>>) -> bool {
+        let heard_all = self.knows_members();
+        let (owed, may_end) = self.shared.time.with(|clock, _| (clock.owes_renewal(), clock.may_end(heard_all)));
+        let Some(step) = owed else { return may_end };
+        if !heard_all || self.renewal.as_ref().is_some_and(Renewal::waits) {
+            return may_end;
+        }
+        let leases = self.replica.machine().leases();
+        let mut renewal = self.renewal.take().unwrap_or_else(|| Renewal::of(leases.set_before(step), ENTRY_PARTS_MAX));
+        let lives = |lease| leases.get(lease).is_some();
+        let Some(entry) = renewal.next(self.next_tag, self.shared.time.now(), lives) else {
+            self.shared.time.with(|clock, _| clock.renewed());
+            return true;
+        };
+        self.renewal = Some(renewal);
+        self.propose(entry.encode(), Proposer::Clock, inputs);
+        false
+    }
+
+    /// Proposes what is due by the cluster's time: leases and timers, retention now and then, and the rest of a compaction.
     fn propose_due(&mut self, inputs: &mut Vec<Input<Machine>>) {
-        let now = wall_clock();
+        let now = self.shared.time.now();
+        let may_end = self.renew_leases(inputs);
         let machine = self.replica.machine();
         let mut trims = Vec::new();
         if self.retention_at <= Instant::now() {
@@ -819,7 +846,7 @@ impl Core {
             trims.truncate(ENTRY_PARTS_MAX);
             self.retention_at = Instant::now() + self.options.retention_every;
         }
-        if self.expiry.is_none() && machine.next_deadline().is_some_and(|due| due <= now) {
+        if may_end && self.expiry.is_none() && machine.next_deadline().is_some_and(|due| due <= now) {
             let data = Entry { time: now, expire: true, ..Entry::default() }.encode();
             self.expiry = Some(self.propose(data, Proposer::Clock, inputs));
         }
@@ -957,6 +984,12 @@ impl Core {
             (None, Some(arrival)) => drop(arrival.taken.send(())),
             (None, None) => {}
         }
+        let follows = outputs.role.is_some_and(|role| !role.is_leader || role.term != self.role.term);
+        if follows && self.role.is_leader {
+            // What is applied may be another leader's already, and its time counts.
+            self.renewal = None;
+            self.shared.time.with(ClusterClock::follow);
+        }
         self.on_applied(outputs.applied)?;
         if let Some((index, members)) = outputs.members {
             let meta = SnapshotMeta { index, term: self.role.term, members: members.clone() }.encode();
@@ -998,6 +1031,7 @@ impl Core {
         self.shared.counters.snapshots_installed.fetch_add(1, Ordering::Relaxed);
         self.checkpoint = None;
         self.publish(&machine);
+        self.shared.time.with(|clock, clocks| clock.installed(clocks, machine.clock()));
         let format = self.format_of(&machine)?;
         self.take_format(format)?;
         Ok(Input::Installed { snapshot: meta, machine: Box::new(machine) })
@@ -1036,6 +1070,12 @@ impl Core {
         };
         self.shared.counters.applied_records.fetch_add(grown, Ordering::Relaxed);
         let machine = self.replica.machine();
+        // One by one, for a step among them is seen by what came just before.
+        self.shared.time.with(|clock, clocks| {
+            for Applied { term, effects, .. } in &applied {
+                clock.heard(clocks, effects.time, self.role.is_leader && self.role.term == *term);
+            }
+        });
         for applied in &applied {
             self.shared.ring.push(&applied.effects.kvs, |key, at| machine.was(key, at));
         }
@@ -1043,6 +1083,9 @@ impl Core {
         self.shared.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
         self.publish_view();
         for Applied { tag, effects, .. } in applied {
+            if let (Some(tag), Some(renewal)) = (tag, &mut self.renewal) {
+                renewal.settle(tag, effects.result.is_ok());
+            }
             if let Some(tag) = tag
                 && let Some(Proposer::Change { by, done }) = self.settle_proposal(tag)
             {
@@ -1147,6 +1190,9 @@ impl Core {
 
     fn on_proposal_failed(&mut self, tag: u64, error: &ProposalError) {
         let overloaded = matches!(error, ProposalError::Overloaded);
+        if let Some(renewal) = &mut self.renewal {
+            renewal.settle(tag, false);
+        }
         match self.settle_proposal(tag) {
             Some(Proposer::Own { number }) => {
                 self.unsend(number);
@@ -1167,6 +1213,9 @@ impl Core {
 
     fn on_role(&mut self, role: Role, inputs: &mut Vec<Input<Machine>>) {
         let before = std::mem::replace(&mut self.role, role);
+        if role.is_leader && (!before.is_leader || before.term != role.term) {
+            self.shared.time.with(ClusterClock::lead);
+        }
         self.on_role_of_members(before);
         if role.leader.is_none() && self.leaderless_since.is_none() {
             self.leaderless_since = Some(Instant::now());
@@ -1177,7 +1226,11 @@ impl Core {
             }
             if before.leader != role.leader {
                 self.shared.counters.leader_changes.fetch_add(1, Ordering::Relaxed);
-                self.shared.note_leader(LeaderSeen { at: wall_clock(), leader: role.leader, term: role.term });
+                self.shared.note_leader(LeaderSeen {
+                    at: self.shared.time.wall(),
+                    leader: role.leader,
+                    term: role.term,
+                });
                 tracing::info!(
                     node_id = self.config.node.0,
                     term = role.term.0,

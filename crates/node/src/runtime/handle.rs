@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -324,7 +324,7 @@ impl Handle {
     /// `NO_LEADER` where a read barrier does not come about or nothing was applied yet, `DISK`, `STOPPED`.
     pub async fn backup(&self, consistency: Consistency) -> Result<BackupStream, Error> {
         self.checkpoint(consistency).await?;
-        let (store, taken_at, view) = (self.shared.store.clone(), wall_clock(), self.view());
+        let (store, taken_at, view) = (self.shared.store.clone(), self.shared.time.wall(), self.view());
         let begin = move || {
             let export = store.export()?;
             let header = export.header();
@@ -639,7 +639,8 @@ impl Ledger for Handle {
         keys: bool,
         consistency: Consistency,
     ) -> BoxFuture<'_, Result<Option<LeaseView>, Error>> {
-        Box::pin(self.ask(consistency, move |machine| Ok(machine.lease(lease, wall_clock(), keys))))
+        let shared = self.shared.clone();
+        Box::pin(self.ask(consistency, move |machine| Ok(machine.lease(lease, shared.time.now(), keys))))
     }
 
     fn keys(&self, consistency: Consistency) -> BoxFuture<'_, Result<KeysView, Error>> {
@@ -738,13 +739,12 @@ impl Cluster for Handle {
     }
 
     fn now(&self) -> TimeMs {
-        wall_clock()
+        self.shared.time.wall()
     }
-}
 
-/// The node's wall clock.
-pub(super) fn wall_clock() -> TimeMs {
-    TimeMs(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64))
+    fn cluster_time(&self) -> TimeMs {
+        self.shared.time.now()
+    }
 }
 
 /// A watch that asks for history when the revision has moved. It holds no queue: a slow watcher reads later, from disk if

@@ -22,13 +22,13 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::{net::TcpListener, sync::mpsc};
 
 use buttress_core::{
-    Error, NodeId,
+    Error, NodeId, TimeMs,
     entry::{ENTRY_FORMAT_MAX, ENTRY_FORMAT_RELEASED},
     ledger::Member,
     limits,
@@ -104,8 +104,11 @@ pub struct Options {
     pub format_wait: Duration,
     /// Puts a disk that misbehaves in the place of the real one.
     pub wrap_disk: Option<WrapDisk>,
+    /// Gives the wall clock's time. The system's, but in tests of what a wrong one does.
+    pub wall_clock: WallClock,
 }
 
+pub type WallClock = Arc<dyn Fn() -> TimeMs + Send + Sync>;
 pub type WrapDisk = Arc<dyn Fn(DirDisk) -> Arc<dyn Disk> + Send + Sync>;
 
 impl Default for Options {
@@ -129,6 +132,9 @@ impl Default for Options {
             // Members say what they read once a second.
             format_wait: Duration::from_secs(3),
             wrap_disk: None,
+            wall_clock: Arc::new(|| {
+                TimeMs(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64))
+            }),
         }
     }
 }

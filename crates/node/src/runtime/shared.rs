@@ -6,18 +6,18 @@ use std::{
         Arc, Mutex, RwLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, watch};
 
 use buttress_consensus::Status;
 use buttress_core::{
-    LogId, NodeId, Offset, Revision, Term, TimeMs,
+    Clocks, ClusterClock, LogId, NodeId, Offset, Revision, Term, TimeMs,
     ledger::{ClusterView, CursorView, TopicView},
 };
 
-use super::ring::Ring;
+use super::{WallClock, ring::Ring};
 use crate::{
     store::{LogReader, StoreHandle},
     transport,
@@ -104,7 +104,39 @@ pub struct Inspection {
     pub up: Duration,
 }
 
+/// The node's clocks, and the cluster's time by them.
+pub(super) struct Time {
+    wall: WallClock,
+    started: Instant,
+    clock: Mutex<ClusterClock>,
+}
+
+impl Time {
+    /// The latest entry that was applied before this start says `stamp`.
+    pub fn start(wall: WallClock, stamp: TimeMs) -> Self {
+        let clocks = Clocks { monotonic_ms: 0, wall: wall() };
+        Self { wall, started: Instant::now(), clock: Mutex::new(ClusterClock::start(clocks, stamp)) }
+    }
+
+    /// What the wall clock says: for people, and for the timestamps of records.
+    pub fn wall(&self) -> TimeMs {
+        (self.wall)()
+    }
+
+    /// The cluster's time.
+    pub fn now(&self) -> TimeMs {
+        self.with(ClusterClock::now)
+    }
+
+    pub fn with<R>(&self, run: impl FnOnce(&mut ClusterClock, Clocks) -> R) -> R {
+        let mut clock = self.clock.lock().expect("no holder panics");
+        let clocks = Clocks { monotonic_ms: self.started.elapsed().as_millis() as u64, wall: self.wall() };
+        run(&mut clock, clocks)
+    }
+}
+
 pub(super) struct Shared {
+    pub time: Time,
     /// Watchers see changes of leader, term and membership; indexes are updated in place.
     pub view: watch::Sender<ClusterView>,
     pub topics: RwLock<Arc<BTreeMap<String, TopicView>>>,

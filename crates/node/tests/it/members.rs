@@ -14,25 +14,10 @@ use std::{
 use buttress_core::{Cluster as _, Code, Consistency, Error, Ledger as _, NodeId, SubmitError};
 use buttress_node::runtime::{GiveWayOptions, Handle, MemberDone, MemberRequest};
 
-use crate::world::{World, get, keys, must, put, quick, until, value};
+use crate::world::{World, get, keys, must, put, quick, transfer, until, value};
 
 async fn change(node: &Handle, request: MemberRequest) -> Result<MemberDone, Error> {
     node.change_members(request).await
-}
-
-/// Sends leadership somewhere. On a machine with other work the heir may not be far enough in time, which is said and can be
-/// asked again.
-async fn transfer(node: &Handle, to: Option<u64>) -> MemberDone {
-    until("leadership is taken over", async || {
-        match change(node, MemberRequest::Transfer { to: to.map(NodeId), from: None }).await {
-            Ok(done) => Some(done),
-            Err(error) => {
-                assert!(error.retryable, "{error}");
-                None
-            }
-        }
-    })
-    .await
 }
 
 fn remove(id: u64) -> MemberRequest {

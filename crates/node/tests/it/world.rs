@@ -15,12 +15,12 @@ use std::{
 
 use buttress_core::{
     Append, AppendOutcome, Cluster as _, Code, Consistency, Entry, Error, Index, KeyRange, Ledger as _, LogId, NodeId,
-    Offset, Put, Receipt, Stream as _, SubmitError, TopicChange,
+    Offset, Put, Receipt, Stream as _, SubmitError, TimeMs, TopicChange,
     entry::TopicSettings,
     ledger::{Member, MemberRole},
 };
 use buttress_node::{
-    runtime::{self, Config, Handle, MemberRequest, Options},
+    runtime::{self, Config, Handle, MemberDone, MemberRequest, Options},
     wal::{
         disk::{Disk, DiskFile, Open},
         faulty::FailingDisk,
@@ -89,6 +89,8 @@ pub struct World {
     /// The founders.
     size: u64,
     pub starts: u64,
+    /// By how much the nodes' wall clocks are ahead. It stays over a restart.
+    walls: BTreeMap<u64, Arc<AtomicI64>>,
     proxies: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -129,6 +131,7 @@ impl World {
             nodes: BTreeMap::new(),
             size,
             starts: 0,
+            walls: BTreeMap::new(),
             proxies: Some((end, thread)),
         }
     }
@@ -236,7 +239,9 @@ impl World {
         let fuse = Arc::new(AtomicI64::new(-1));
         let sync_ms = Arc::new(AtomicU64::new(0));
         let (their_fuse, their_ms) = (fuse.clone(), sync_ms.clone());
+        let (right, ahead_ms) = (self.options.wall_clock.clone(), self.walls.entry(id).or_default().clone());
         let options = Options {
+            wall_clock: Arc::new(move || TimeMs(right().0.saturating_add_signed(ahead_ms.load(SeqCst)))),
             wrap_disk: Some(Arc::new(move |disk| {
                 let disk = FailingDisk::new(disk, their_fuse.clone(), false);
                 Arc::new(SlowDisk { disk, sync_ms: their_ms.clone() })
@@ -271,6 +276,11 @@ impl World {
         }
         self.nodes.insert(id, Running { handle, fuse, sync_ms, kill, thread });
         Ok(())
+    }
+
+    /// Sets a node's wall clock, which may not run yet, so far ahead of the right time.
+    pub fn set_wall(&mut self, id: u64, ahead_ms: i64) {
+        self.walls.entry(id).or_default().store(ahead_ms, SeqCst);
     }
 
     /// Ends a node without giving it a chance to do anything.
@@ -440,6 +450,21 @@ fn current_thread() -> tokio::runtime::Runtime {
 }
 
 /// Takes connections and passes bytes on both ways while the way is open; while it is cut, bytes wait, as they do in TCP.
+/// Sends leadership somewhere. On a machine with other work the heir may not be far enough in time, which is said and can be
+/// asked again.
+pub async fn transfer(node: &Handle, to: Option<u64>) -> MemberDone {
+    until("leadership is taken over", async || {
+        match node.change_members(MemberRequest::Transfer { to: to.map(NodeId), from: None }).await {
+            Ok(done) => Some(done),
+            Err(error) => {
+                assert!(error.retryable, "{error}");
+                None
+            }
+        }
+    })
+    .await
+}
+
 async fn proxy(listener: TcpListener, target: Arc<Mutex<Option<SocketAddr>>>, open: watch::Receiver<bool>) {
     loop {
         let Ok((near, _)) = listener.accept().await else { return };

@@ -41,6 +41,7 @@ mod book;
 pub mod etcd;
 pub mod groups;
 pub mod keys;
+pub mod leases;
 pub mod locks;
 pub mod pipeline;
 pub mod records;
@@ -247,6 +248,7 @@ pub const ALL: &[(&str, u64, Make)] = &[
     ("etcd", 35, |rng| Box::new(etcd::Etcd::draw(rng))),
     ("groups", 30, |rng| Box::new(groups::Groups::draw(rng))),
     ("uplink", 40, |rng| Box::new(uplink::Uplink::draw(rng))),
+    ("leases", 50, |rng| Box::new(leases::Leases::draw(rng))),
 ];
 
 /// The workloads of a seed.

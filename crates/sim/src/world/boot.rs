@@ -20,8 +20,10 @@ impl World {
         if self.node(id).host.is_some() || matches!(self.node(id).standing, Standing::Dead | Standing::Gone) {
             return;
         }
-        self.node_mut(id).incarnation += 1;
-        let incarnation = self.node(id).incarnation;
+        let node = self.node_mut(id);
+        node.incarnation += 1;
+        node.started_us = node.clock.monotonic_us(now);
+        let incarnation = node.incarnation;
         match self.open(id) {
             Ok(host) => {
                 let node = self.node_mut(id);
@@ -100,7 +102,7 @@ impl World {
             replicas.push(Replica::new(config, restored, SimMachine { inner, rolling })?);
         }
         let replicas = replicas.try_into().unwrap_or_else(|_| unreachable!("one replica per shard"));
-        Ok(Host::new(wal, self.now, replicas))
+        Ok(Host::new(wal, self.now, self.clocks(id), replicas))
     }
 
     /// A node says that it lost what it had acknowledged. Where its disk was damaged that is what it must say, and it must be

@@ -2,7 +2,7 @@
 //!
 //! It follows the production host rule by rule: a turn drains the inbox, steps the replica once, and carries out what comes
 //! out in the order of the contract. Jobs for the log wait while a commit is in flight and then go as one batch. The
-//! leader stamps entries with its own clock and proposes what is due. An entry of a client is unsent, in this
+//! leader stamps entries with the cluster's time, as it knows it, and proposes what is due. An entry of a client is unsent, in this
 //! leader's log, or sent to another leader, and is sent again when that is silent.
 
 use std::{
@@ -13,7 +13,10 @@ use std::{
 use buttress_consensus::{
     Applied, Body, Input, MemberChange, Message, Outputs, Persist, ProposalError, Replica, Role, SnapshotMeta,
 };
-use buttress_core::{Code, Entry, Index, Machine as _, NodeId, Refusal, RequestId, Term, invariants};
+use buttress_core::{
+    Clocks, ClusterClock, Code, Entry, Index, Machine as _, NodeId, Refusal, Renewal, RequestId, Term, TimeMs,
+    invariants, limits::ENTRY_PARTS_MAX,
+};
 use buttress_state::{Machine, MemStore};
 use buttress_wal::{Batch, Job, Wal};
 use bytes::Bytes;
@@ -123,6 +126,11 @@ pub(crate) struct ShardHost {
     proposed: BTreeMap<u64, Proposer>,
     from_peers: BTreeSet<(u64, u64, u64)>,
     next_tag: u64,
+    /// The term of the latest entry that was applied in this run.
+    applied_term: Term,
+    /// The cluster's time, as this replica knows it.
+    clock: ClusterClock,
+    renewal: Option<Renewal>,
     expiry: Option<u64>,
     retention_at: Us,
     checkpoint_at: Us,
@@ -159,8 +167,11 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub fn new(wal: Wal, started: Us, replicas: [Replica<SimMachine>; SHARDS as usize]) -> Self {
+    pub fn new(wal: Wal, started: Us, clocks: Clocks, replicas: [Replica<SimMachine>; SHARDS as usize]) -> Self {
         let shards = replicas.map(|replica| ShardHost {
+            clock: ClusterClock::start(clocks, replica.machine().inner.clock()),
+            applied_term: Term(0),
+            renewal: None,
             replica,
             inbox: Vec::new(),
             turn_due: false,
@@ -264,24 +275,59 @@ impl World {
         }
     }
 
-    /// What is due by the leader's clock: leases and timers, and retention now and then.
+    fn time(&mut self, id: u64, shard: u32) -> TimeMs {
+        let clocks = self.clocks(id);
+        self.shard(id, shard).clock.now(clocks)
+    }
+
+    /// Gives every lease its whole time again where a step of the time may have taken some of it. `true` when what is due
+    /// may end.
+    fn renew_leases(&mut self, id: u64, shard: u32) -> bool {
+        let time = self.time(id, shard);
+        // One by one, so that a leader dies in the middle of them.
+        let together = if self.seed.is_multiple_of(2) { 1 } else { ENTRY_PARTS_MAX };
+        let at = self.shard(id, shard);
+        let heard_all = at.applied_term == at.role.term;
+        let may_end = at.clock.may_end(heard_all);
+        let Some(step) = at.clock.owes_renewal() else { return may_end };
+        if !heard_all || at.renewal.as_ref().is_some_and(Renewal::waits) {
+            return may_end;
+        }
+        let leases = at.replica.machine().inner.leases();
+        let mut renewal = at.renewal.take().unwrap_or_else(|| Renewal::of(leases.set_before(step), together));
+        let Some(entry) = renewal.next(at.next_tag, time, |lease| leases.get(lease).is_some()) else {
+            at.clock.renewed();
+            return true;
+        };
+        at.renewal = Some(renewal);
+        let data = entry.encode();
+        self.note_proposed(shard, &data);
+        self.shard(id, shard).propose(data, Proposer::Clock);
+        self.count("renewals");
+        false
+    }
+
+    /// What is due by the cluster's time: leases and timers, and retention now and then.
     fn propose_due(&mut self, id: u64, shard: u32) {
-        let (now, wall) = (self.now, self.wall(id));
+        let (now, time) = (self.now, self.time(id, shard));
+        let may_end = self.renew_leases(id, shard);
         let at = self.shard(id, shard);
         let machine = &at.replica.machine().inner;
-        let trims = if at.retention_at <= now { machine.retention(wall) } else { Vec::new() };
-        let due = at.expiry.is_none() && machine.next_deadline().is_some_and(|due| due <= wall);
+        let trims = if at.retention_at <= now { machine.retention(time) } else { Vec::new() };
+        let due = may_end && at.expiry.is_none() && machine.next_deadline().is_some_and(|due| due <= time);
         if at.retention_at <= now {
             at.retention_at = now + RETENTION_EVERY;
         }
         if due {
-            let data = Entry { time: wall, expire: true, ..Entry::default() }.encode();
+            let data = Entry { time, expire: true, ..Entry::default() }.encode();
+            self.note_proposed(shard, &data);
+            let at = self.shard(id, shard);
             let tag = at.propose(data, Proposer::Clock);
             at.expiry = Some(tag);
             self.count("expiries");
         }
         if !trims.is_empty() {
-            let data = Entry { time: wall, topics: trims, ..Entry::default() }.encode();
+            let data = Entry { time, topics: trims, ..Entry::default() }.encode();
             self.shard(id, shard).propose(data, Proposer::Clock);
             self.count("trims");
         }
@@ -363,6 +409,9 @@ impl World {
             let outputs = at.replica.step(now_ms, inputs);
             let more = outputs.more;
             if replaced {
+                let clocks = self.clocks(id);
+                let at = self.shard(id, shard);
+                at.clock.installed(clocks, at.replica.machine().inner.clock());
                 self.tell_replaced(id, shard);
             }
             self.carry_out(id, shard, before, outputs, arrival);
@@ -422,6 +471,13 @@ impl World {
             }
             (None, Some(arrival)) => self.arrival_taken(id, shard, &arrival),
             (None, None) => {}
+        }
+        let at = self.shard(id, shard);
+        let follows = outputs.role.is_some_and(|role| !role.is_leader || role.term != at.role.term);
+        if follows && at.role.is_leader {
+            at.renewal = None;
+            let clocks = self.clocks(id);
+            self.shard(id, shard).clock.follow(clocks);
         }
         self.on_applied(id, shard, before, outputs.applied);
         if self.failure.is_some() {
@@ -488,8 +544,17 @@ impl World {
                 return;
             }
             if let Some(tag) = tag {
+                if let Some(renewal) = &mut self.shard(id, shard).renewal {
+                    renewal.settle(*tag, effects.effects.result.is_ok());
+                }
                 self.settle_proposal(id, shard, *tag);
             }
+        }
+        let clocks = self.clocks(id);
+        let at = self.shard(id, shard);
+        for Applied { term, effects, .. } in &applied {
+            at.clock.heard(clocks, effects.effects.time, at.role.is_leader && at.role.term == *term);
+            at.applied_term = *term;
         }
         let seen: Vec<_> = applied.iter().map(|applied| &applied.effects.effects).collect();
         self.tell_watchers(id, shard, &seen);
@@ -538,6 +603,9 @@ impl World {
             return;
         }
         let overloaded = matches!(error, ProposalError::Overloaded);
+        if let Some(renewal) = &mut self.shard(id, shard).renewal {
+            renewal.settle(tag, false);
+        }
         match self.settle_proposal(id, shard, tag) {
             Some(Proposer::Own { client, number }) => {
                 self.unsend(id, shard, (client, number));
@@ -553,9 +621,12 @@ impl World {
     }
 
     fn on_role(&mut self, id: u64, shard: u32, role: Role) {
-        let resend = self.settings.resend_after;
+        let (resend, clocks) = (self.settings.resend_after, self.clocks(id));
         let at = self.shard(id, shard);
         let before = std::mem::replace(&mut at.role, role);
+        if role.is_leader && (!before.is_leader || before.term != role.term) {
+            at.clock.lead(clocks);
+        }
         self.note(id, "role", &[u64::from(shard), role.term.0, role.leader.map_or(0, |leader| leader.0)], || {
             let leader = role.leader.map_or("nobody".to_owned(), |leader| format!("node {leader}"));
             format!("s{shard} term {} led by {leader}", role.term)
@@ -624,7 +695,7 @@ impl World {
     }
 
     fn send_pending(&mut self, id: u64, shard: u32, key: (u64, u64)) -> bool {
-        let (now, wall) = (self.now, self.wall(id));
+        let (now, time) = (self.now, self.time(id, shard));
         let uncommitted_max = self.settings.max_uncommitted_bytes;
         let at = self.shard(id, shard);
         let Some(leader) = at.role.leader else { return false };
@@ -635,8 +706,9 @@ impl World {
                 self.pause_unsent(id, shard);
                 return false;
             }
-            let data = Entry::stamp(&encoded, wall).expect("we encoded it");
-            at.propose(data, Proposer::Own { client, number });
+            let data = Entry::stamp(&encoded, time).expect("we encoded it");
+            self.note_proposed(shard, &data);
+            self.shard(id, shard).propose(data, Proposer::Own { client, number });
             Place::Here
         } else {
             if !self.send(id, leader.0, shard, Frame::Propose { client, number, entry: encoded }) {
@@ -650,7 +722,7 @@ impl World {
     }
 
     pub(super) fn peer_proposes(&mut self, id: u64, shard: u32, from: u64, client: u64, number: u64, entry: &Bytes) {
-        let wall = self.wall(id);
+        let time = self.time(id, shard);
         let uncommitted_max = self.settings.max_uncommitted_bytes;
         let at = self.shard(id, shard);
         if at.role.is_leader && at.from_peers.contains(&(from, client, number)) {
@@ -661,7 +733,9 @@ impl World {
             self.send(id, from, shard, Frame::NotTaken { client, number, overloaded });
             return;
         }
-        let data = Entry::stamp(entry, wall).expect("a node sends entries");
+        let data = Entry::stamp(entry, time).expect("a node sends entries");
+        self.note_proposed(shard, &data);
+        let at = self.shard(id, shard);
         at.from_peers.insert((from, client, number));
         at.propose(data, Proposer::Peer { node: from, client, number });
         self.turn_soon(id, shard);

@@ -29,7 +29,7 @@ use std::{
 };
 
 use buttress_consensus::{Members, SnapshotMeta};
-use buttress_core::{Index, NodeId, Term, TimeMs, invariants};
+use buttress_core::{Clocks, Index, LeaseId, NodeId, Term, TimeMs, invariants};
 use buttress_state::{Machine, MemStore};
 use bytes::Bytes;
 
@@ -75,11 +75,13 @@ pub(crate) enum Standing {
     Gone,
 }
 
-/// A wall clock, and the pace of its monotonic one.
+/// A node's clocks: the wall clock, and the monotonic one that goes at the same pace and is never set.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     since: Us,
     at_since_us: i64,
+    /// By how much it was set, which the monotonic one does not see.
+    jumped_us: i64,
     ppm: i64,
 }
 
@@ -89,8 +91,13 @@ impl Clock {
         self.at_since_us + passed + passed / 1_000_000 * self.ppm + passed % 1_000_000 * self.ppm / 1_000_000
     }
 
+    pub fn monotonic_us(&self, now: Us) -> i64 {
+        self.us(now) - self.jumped_us
+    }
+
     fn set(&mut self, now: Us, jump_us: i64, ppm: i64) {
-        *self = Clock { since: now, at_since_us: self.us(now) + jump_us, ppm };
+        let jumped_us = self.jumped_us + jump_us;
+        *self = Clock { since: now, at_since_us: self.us(now) + jump_us, jumped_us, ppm };
     }
 }
 
@@ -110,6 +117,8 @@ pub(crate) struct Node {
     /// Something durable on its disk was damaged since the last start.
     pub damaged: bool,
     pub clock: Clock,
+    /// What the monotonic clock said when the process began, which counts from there.
+    pub started_us: i64,
     pub paused_until: Us,
     pub slow: (Us, Us),
     /// A broken or full disk is mended when it restarts after so long.
@@ -178,6 +187,10 @@ pub(crate) struct Group {
     pub leaders: BTreeMap<Term, u64>,
     /// The latest index that a client was told of.
     pub acknowledged: Index,
+    /// When entries that set or end leases were proposed first and last, by their hash.
+    pub proposed: BTreeMap<u64, (Us, Us)>,
+    /// Living leases: their time, and when the entry that set it was proposed.
+    pub leases: BTreeMap<LeaseId, (u64, Us)>,
     /// Members by the index from which on they count.
     pub configs: BTreeMap<Index, Members>,
 }
@@ -243,6 +256,8 @@ impl World {
                 facts: Vec::new(),
                 leaders: BTreeMap::new(),
                 acknowledged: Index(0),
+                proposed: BTreeMap::new(),
+                leases: BTreeMap::new(),
                 configs: BTreeMap::new(),
             }),
             tasks: Vec::new(),
@@ -294,7 +309,8 @@ impl World {
             standing: Standing::Down,
             joiner,
             damaged: false,
-            clock: Clock { since: self.now, at_since_us: self.now as i64 + skew, ppm: 0 },
+            clock: Clock { since: self.now, at_since_us: self.now as i64 + skew, jumped_us: 0, ppm: 0 },
+            started_us: 0,
             paused_until: 0,
             slow: (0, 0),
             mend_after: None,
@@ -317,6 +333,13 @@ impl World {
 
     pub(crate) fn wall(&self, id: u64) -> TimeMs {
         TimeMs((EPOCH_MS as i64 + self.node(id).clock.us(self.now) / 1000).max(1) as u64)
+    }
+
+    /// What a node's clocks show.
+    pub(crate) fn clocks(&self, id: u64) -> Clocks {
+        let node = self.node(id);
+        let monotonic_us = node.clock.monotonic_us(self.now) - node.started_us;
+        Clocks { monotonic_ms: monotonic_us as u64 / 1000, wall: self.wall(id) }
     }
 
     pub(crate) fn at(&mut self, at: Us, event: Event) {

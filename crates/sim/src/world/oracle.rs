@@ -3,12 +3,20 @@
 use std::collections::VecDeque;
 
 use buttress_consensus::{Members, Restored};
-use buttress_core::{Code, Index, Machine as _, NodeId, Refusal, Term, invariants};
+use buttress_core::{
+    Code, Entry, Index, Machine as _, NodeId, Refusal, Term,
+    clock::{AGREE_MS, SLEW_PERCENT},
+    invariants,
+};
 use buttress_wal::{Job, ShardLog};
+use bytes::Bytes;
 
 use super::{Checkpoint, World};
 use crate::{
+    MS, Us,
     machine::{Step, check_all},
+    rng::mix_bytes,
+    schedule::Fault,
     workload::{Fact, SHARDS},
 };
 
@@ -106,6 +114,44 @@ impl World {
         }
     }
 
+    /// An entry was proposed. The same bytes may be proposed again, by another leader.
+    pub(crate) fn note_proposed(&mut self, shard: u32, data: &Bytes) {
+        let counts = Entry::decode(data.clone()).is_ok_and(|entry| entry.expire || !entry.leases.is_empty());
+        if counts {
+            let times = self.groups[shard as usize].proposed.entry(mix_bytes(0, data)).or_insert((self.now, self.now));
+            times.1 = self.now;
+        }
+    }
+
+    /// LEASE-4: what an expiry ends had its time, in true time, since the entry that gave it was proposed. A monotonic clock
+    /// that goes too fast takes its part, as nobody can tell.
+    fn check_leases(&mut self, shard: u32, index: Index, step: &Step) -> bool {
+        let drift = |(_, fault): &(Us, Fault)| if let Fault::ClockDrift { ppm, .. } = fault { *ppm } else { 0 };
+        let fastest = self.faults.iter().map(drift).max().unwrap_or(0).max(0) as u64;
+        let group = &mut self.groups[shard as usize];
+        let proposed = group.proposed.get(&step.entry_hash).copied();
+        let mut early = None;
+        for lease in &step.effects.leases_ended {
+            let Some((ttl_ms, since)) = group.leases.remove(lease) else { continue };
+            let Some((_, at)) = proposed.filter(|_| step.expires) else { continue };
+            let counted = (at - since) * (100 + SLEW_PERCENT) / 100 * (1_000_000 + fastest) / 1_000_000;
+            if counted + (AGREE_MS + 2) * MS < ttl_ms * MS {
+                let had = (at - since) / MS;
+                early =
+                    Some(format!("shard {shard} at {index}: lease {lease} of {ttl_ms} ms was ended after {had} ms"));
+            }
+        }
+        for (lease, ttl_ms) in &step.leases_set {
+            let (since, _) = proposed.expect("a leader proposed it");
+            group.leases.insert(*lease, (*ttl_ms, since));
+        }
+        if let Some(found) = early {
+            self.fail(invariants::LEASE_4, found);
+            return false;
+        }
+        true
+    }
+
     /// LOG-1, STATE-1, COMMIT-1 and what the machine says of itself.
     pub(crate) fn check_applied(&mut self, id: u64, shard: u32, index: Index, term: Term, step: &Step) -> bool {
         if let Some(violation) = &step.violation {
@@ -133,6 +179,9 @@ impl World {
         }
         if index.0 != known + 1 {
             self.fail(invariants::LOG_1, format!("node {id} shard {shard} applies {index} when {known} is the last"));
+            return false;
+        }
+        if !self.check_leases(shard, index, step) {
             return false;
         }
         let request = step.effects.request;

@@ -42,6 +42,11 @@ impl Leases {
         self.leases.iter().map(|(id, lease)| (*id, *lease))
     }
 
+    /// Leases that were granted or kept alive last before this time.
+    pub fn set_before(&self, time: TimeMs) -> impl Iterator<Item = LeaseId> {
+        self.iter().filter(move |(_, lease)| lease.deadline.0.saturating_sub(lease.ttl_ms) < time.0).map(|(id, _)| id)
+    }
+
     pub(crate) fn deadlines(&self) -> impl Iterator<Item = (TimeMs, LeaseId)> {
         self.by_deadline.iter().copied()
     }
