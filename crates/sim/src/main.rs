@@ -52,6 +52,8 @@ const COVERAGE: &[&str] = &[
     "group_commits",
     "group_commits_fenced",
     "linearizable_reads",
+    "log_reads_found",
+    "log_reads_too_late",
     "member_changes_applied",
     "messages_cut",
     "messages_dropped",
