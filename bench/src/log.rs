@@ -30,9 +30,9 @@ use tokio::{
 };
 
 use crate::{
-    figures::{Figures, Round, Window, noise},
-    options::Options,
-    sides::{NODES, Original, Side},
+    figures::{self, Figures, Round, Window, noise},
+    options::{Only, Options},
+    sides::{Memory, NODES, Original, Side},
 };
 
 /// The batch of one partition, as Kafka's producer fills it, and what a request to all partitions may have: with many of them,
@@ -61,47 +61,76 @@ struct Contender<'a> {
 
 pub fn run(args: &[String]) -> Result<()> {
     let options = Options::parse(args, 2, 4.0, &[4])?;
-    Original::Kafka.install()?;
-    let [kafka, ours] = [Side::original(Original::Kafka, NODES)?, Side::buttress(&options.binary, "kafka")?];
-    let contenders = [
-        Contender {
-            name: "kafka, synced",
-            side: &kafka,
-            configs: &[("flush.messages", "1"), ("min.insync.replicas", "2")],
-        },
-        Contender { name: "kafka, default", side: &kafka, configs: &[("min.insync.replicas", "2")] },
-        Contender { name: "buttress", side: &ours, configs: &[] },
-    ];
-    let resident = |side: &Side| -> Result<f64> { Ok(side.resident_mib()?.iter().sum()) };
-    let rest = [resident(&kafka)?, resident(&ours)?];
+    let side = |original: bool| -> Result<Option<Side>> {
+        let wanted = options.measures(if original { Only::Original } else { Only::Buttress });
+        let start =
+            || if original { Side::original(Original::Kafka, NODES) } else { Side::buttress(&options.binary, "kafka") };
+        wanted.then(start).transpose()
+    };
+    if options.measures(Only::Original) {
+        Original::Kafka.install()?;
+    }
+    let (kafka, ours) = (side(true)?, side(false)?);
+    let mut contenders = Vec::new();
+    if let Some(side) = &kafka {
+        let configs = &[("flush.messages", "1"), ("min.insync.replicas", "2")];
+        contenders.push(Contender { name: "kafka, synced", side, configs });
+        contenders.push(Contender { name: "kafka, default", side, configs: &configs[1..] });
+    }
+    contenders.extend(ours.as_ref().map(|side| Contender { name: "buttress", side, configs: &[] }));
+    let sides: Vec<&Side> = kafka.iter().chain(&ours).collect();
+    let memory = |when: &str| memory(when, &sides, options.json);
+    let rest = memory("at rest")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut cases = Vec::new();
+    let mut after = rest.clone();
     for &partitions in &options.partitions {
         for record_bytes in RECORD_BYTES {
-            cases.push(
-                LocalSet::new()
-                    .block_on(&runtime, case(&options, &contenders, partitions, record_bytes, cases.is_empty()))?,
-            );
+            let warm = cases.is_empty();
+            let case = case(&options, &contenders, partitions, record_bytes, warm);
+            let mut case = LocalSet::new().block_on(&runtime, case)?;
+            after = memory(&format!("after {partitions} partitions, {record_bytes} B"))?;
+            case["memory_mib"] = told(&after);
+            cases.push(case);
         }
     }
-    let (theirs, mine) = (resident(&kafka)?, resident(&ours)?);
     if options.json {
         let ratios: Vec<f64> = cases.iter().filter_map(|case| case["ratio"]["records_per_s"].as_f64()).collect();
+        let ratio = ours.is_some() && kafka.is_some();
         let result = json!({
             "bench": "log", "nodes": NODES, "batch_bytes": BATCH_BYTES, "in_flight": IN_FLIGHT, "cases": cases,
-            "rss_mib": { "kafka": theirs.round(), "buttress": mine.round() },
-            "rss_mib_at_rest": { "kafka": rest[0].round(), "buttress": rest[1].round() },
+            "memory_mib": told(&after), "memory_mib_at_rest": told(&rest),
             // The least of all cases.
-            "ratio": { "records_per_s": ratios.iter().copied().fold(f64::INFINITY, f64::min), "rss": crate::figures::round(mine / theirs, 3) },
+            "ratio": ratio.then(|| json!({
+                "records_per_s": ratios.iter().copied().fold(f64::INFINITY, f64::min),
+                "rss": figures::round(after["buttress"].resident / after["kafka"].resident, 3),
+            })),
         });
         println!("{result}");
-    } else {
-        println!(
-            "resident on all nodes after all rounds: kafka {theirs:.0} MiB, buttress {mine:.0} MiB, ratio {:.3}",
-            mine / theirs
-        );
+    } else if let (Some(mine), Some(theirs)) = (after.get("buttress"), after.get("kafka")) {
+        println!("resident on all nodes after all rounds: ratio {:.3}", mine.resident / theirs.resident);
     }
     Ok(())
+}
+
+fn told(memory: &BTreeMap<&'static str, Memory>) -> Value {
+    memory.iter().map(|(name, memory)| ((*name).to_owned(), memory.json())).collect()
+}
+
+/// What all nodes of each side have in memory.
+fn memory(when: &str, sides: &[&Side], quiet: bool) -> Result<BTreeMap<&'static str, Memory>> {
+    let mut found = BTreeMap::new();
+    for side in sides {
+        let memory = side.memory()?;
+        if !quiet {
+            println!(
+                "{} {when}: resident on all nodes {:.0} MiB, of that {:.0} their own and {:.0} of files",
+                side.name, memory.resident, memory.own, memory.files
+            );
+        }
+        found.insert(side.name, memory);
+    }
+    Ok(found)
 }
 
 async fn case(
@@ -138,7 +167,6 @@ async fn case(
         }
     }
     let figures: Vec<Figures> = measured.into_iter().map(Figures::of).collect();
-    let [synced, default, ours] = &figures[..] else { bail!("there are three contenders") };
     if !options.json {
         println!(
             "{partitions} partitions, records of {record_bytes} B; times are a request's, processor time a record's"
@@ -146,14 +174,19 @@ async fn case(
         for (contender, figures) in contenders.iter().zip(&figures) {
             println!("{}", figures.row(contender.name));
         }
-        println!("{}", ours.ratio_row(synced));
+        if let [synced, _, ours] = &figures[..] {
+            println!("{}", ours.ratio_row(synced));
+        }
     }
-    Ok(json!({
-        "partitions": partitions, "record_bytes": record_bytes,
-        "kafka_synced": synced.json("records", "record"), "kafka_default": default.json("records", "record"),
-        "buttress": ours.json("records", "record"),
-        "ratio": ours.ratio(synced, "records", "record"), "ratio_to_default": ours.ratio(default, "records", "record"),
-    }))
+    let mut case = json!({ "partitions": partitions, "record_bytes": record_bytes });
+    for (contender, figures) in contenders.iter().zip(&figures) {
+        case[contender.name.replace(", ", "_")] = figures.json("records", "record");
+    }
+    if let [synced, default, ours] = &figures[..] {
+        case["ratio"] = ours.ratio(synced, "records", "record");
+        case["ratio_to_default"] = ours.ratio(default, "records", "record");
+    }
+    Ok(case)
 }
 
 /// A connection that sends a request and reads its answer, one or several at a time.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub const NODES: usize = 3;
 /// Building etcd or fetching Kafka takes minutes on a small machine.
@@ -115,7 +115,19 @@ impl Side {
 
     /// Resident memory of each node, in MiB.
     pub fn resident_mib(&self) -> Result<Vec<f64>> {
-        self.pids.iter().map(|pid| resident_mib(*pid)).collect()
+        self.pids.iter().map(|pid| Ok(memory(*pid)?.resident)).collect()
+    }
+
+    /// What all nodes together have in memory.
+    pub fn memory(&self) -> Result<Memory> {
+        self.pids.iter().try_fold(Memory::default(), |sum, pid| {
+            let node = memory(*pid)?;
+            Ok(Memory {
+                resident: sum.resident + node.resident,
+                own: sum.own + node.own,
+                files: sum.files + node.files,
+            })
+        })
     }
 }
 
@@ -217,9 +229,29 @@ pub fn cpu_seconds(pid: &str) -> Result<f64> {
     Ok(stat(pid).with_context(|| format!("process {pid} is gone"))?.ticks as f64 / TICKS_PER_SECOND)
 }
 
-fn resident_mib(pid: u32) -> Result<f64> {
+/// Memory of processes in MiB. What the page cache holds of files that nobody has mapped is in none of these.
+#[derive(Clone, Copy, Default)]
+pub struct Memory {
+    /// All that is resident: the next two, and shared memory.
+    pub resident: f64,
+    /// Theirs alone: heaps and stacks.
+    pub own: f64,
+    /// Mapped files: programs and libraries, and logs and indexes where they are mapped. Several processes that map the same
+    /// file have its pages once, and each counts them.
+    pub files: f64,
+}
+
+impl Memory {
+    pub fn json(&self) -> Value {
+        json!({ "resident": self.resident.round(), "own": self.own.round(), "files": self.files.round() })
+    }
+}
+
+fn memory(pid: u32) -> Result<Memory> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid} is gone"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kib / 1024.0)
+    let mib = |name: &str| -> Result<f64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
+    };
+    Ok(Memory { resident: mib("VmRSS:")?, own: mib("RssAnon:")?, files: mib("RssFile:")? })
 }

@@ -2,7 +2,7 @@
 
 use buttress_core::{
     Code, Error, Index, NodeId, Term,
-    limits::{ENTRY_BYTES_MAX, LOG_TAIL_BYTES},
+    limits::{ENTRY_BYTES_MAX, LOG_MEMORY_BYTES, LOG_TAIL_BYTES},
 };
 
 use crate::types::{Change, EntryKind, HardState, LogEntry, NUMBER_MAX, SnapshotMeta};
@@ -27,6 +27,9 @@ pub struct Config {
     pub max_apply_bytes: usize,
     /// Bytes of entries kept behind the last checkpoint for followers that lag.
     pub log_tail_bytes: usize,
+    /// Bytes of entries kept in memory once they are applied and durable here. A follower that needs older ones makes the
+    /// host read them from the durable log ([`crate::Outputs::fetch`]).
+    pub log_memory_bytes: usize,
 }
 
 impl Config {
@@ -41,6 +44,7 @@ impl Config {
             max_uncommitted_bytes: 4 * ENTRY_BYTES_MAX,
             max_apply_bytes: 2 * ENTRY_BYTES_MAX,
             log_tail_bytes: LOG_TAIL_BYTES,
+            log_memory_bytes: LOG_MEMORY_BYTES,
         }
     }
 

@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 use crate::{
     message::Message,
-    types::{Contact, HardState, LogEntry, MemberStep, Members, ProposalError, Role, SnapshotMeta},
+    types::{Contact, Fetch, HardState, LogEntry, MemberStep, Members, ProposalError, Role, SnapshotMeta},
 };
 
 /// Why a message was not taken.
@@ -78,7 +78,9 @@ pub struct EngineStatus {
     pub persisted: Index,
     pub committed: Index,
     pub applied: Index,
+    /// Of the entries from the first to the last, and of those among them that are in memory.
     pub log_bytes: usize,
+    pub log_memory_bytes: usize,
     pub uncommitted_bytes: usize,
     pub members: Members,
     /// Only on the leader, in id order.
@@ -134,6 +136,12 @@ pub trait Consensus: Send + 'static {
 
     /// The machine has applied up to here.
     fn applied(&mut self, index: Index);
+
+    /// Entries that followers need and that are in the durable log only; each is told once.
+    fn fetches(&mut self) -> Vec<Fetch>;
+
+    /// What the host read for the [`Fetch`] that began at `low`: entries from there on, or none if it could not.
+    fn fetched(&mut self, low: Index, entries: Vec<LogEntry>);
 
     /// Carries out a committed change of members and gives the members after it.
     fn apply_change(&mut self, entry: &LogEntry) -> Members;

@@ -56,8 +56,8 @@ use crate::{
     message::{Body, Message},
     rng::Rng,
     types::{
-        Book, Change, Contact, EntryKind, HardState, LogEntry, MemberStep, Members, ProposalError, Role, SnapshotMeta,
-        contacts_fit,
+        Book, Change, Contact, EntryKind, Fetch, HardState, LogEntry, MemberStep, Members, ProposalError, Role,
+        SnapshotMeta, contacts_fit,
     },
 };
 
@@ -69,6 +69,7 @@ pub struct RaftEngine {
     id: u64,
     pub(crate) node: RawNode<MemoryLog>,
     log_tail_bytes: usize,
+    log_memory_bytes: usize,
     max_uncommitted_bytes: usize,
     rng: Rng,
     timeout: usize,
@@ -146,6 +147,7 @@ impl RaftEngine {
             id: config.id.0,
             node,
             log_tail_bytes: config.log_tail_bytes,
+            log_memory_bytes: config.log_memory_bytes,
             max_uncommitted_bytes: config.max_uncommitted_bytes,
             rng: Rng::new(config.seed),
             timeout: 0,
@@ -162,6 +164,7 @@ impl RaftEngine {
         if index.0 > 0 {
             engine.node.mut_store().set_offer(SnapshotMeta { index, term, members }, conf_state);
         }
+        engine.cool();
         engine.draw_timeout();
         Ok(engine)
     }
@@ -180,6 +183,15 @@ impl RaftEngine {
         } else {
             self.node.raft.set_randomized_election_timeout(self.timeout);
         }
+    }
+
+    /// Lets the log go of bytes that only a follower that lags would need again. What is not applied or not durable stays:
+    /// the crate reads it, and truncates it.
+    fn cool(&mut self) {
+        let log = &self.node.raft.raft_log;
+        let index = log.applied.min(log.persisted);
+        let keep_bytes = self.log_memory_bytes;
+        self.node.mut_store().cool(index, keep_bytes);
     }
 
     fn is_leader(&self) -> bool {
@@ -530,6 +542,7 @@ impl Consensus for RaftEngine {
                     let durable = self.node.raft.raft_log.persisted;
                     self.node.raft.raft_log.commit_to(durable);
                 }
+                self.cool();
                 self.settle();
             }
         }
@@ -552,6 +565,20 @@ impl Consensus for RaftEngine {
 
     fn applied(&mut self, index: Index) {
         self.node.advance_apply_to(index.0);
+        self.cool();
+    }
+
+    fn fetches(&mut self) -> Vec<Fetch> {
+        self.node.store().take_wishes()
+    }
+
+    fn fetched(&mut self, low: Index, entries: Vec<LogEntry>) {
+        let entries = entries.into_iter().map(to_raft_entry).collect();
+        for asker in self.node.mut_store().serve(low.0, entries) {
+            self.node.on_entries_fetched(asker);
+        }
+        self.node.mut_store().served();
+        self.settle();
     }
 
     fn apply_change(&mut self, entry: &LogEntry) -> Members {
@@ -641,6 +668,7 @@ impl Consensus for RaftEngine {
             committed: Index(log.committed),
             applied: Index(log.applied),
             log_bytes: log.store.bytes(),
+            log_memory_bytes: log.store.memory_bytes(),
             uncommitted_bytes: if self.is_leader() { raft.uncommitted_size() } else { 0 },
             members: self.members_now().clone(),
             peers,

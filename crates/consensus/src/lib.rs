@@ -107,6 +107,6 @@ pub use engine::RaftEngine;
 pub use message::{Body, CONTEXT_BYTES_MAX, MESSAGE_ENTRIES_MAX, MESSAGE_FORMAT, Message};
 pub use replica::{Applied, Input, Outputs, Persist, Replica, Status};
 pub use types::{
-    Book, CONTACT_TEXT_BYTES_MAX, Contact, ENTRY_OVERHEAD_BYTES, EntryKind, HardState, LogEntry, MEMBERS_MAX,
+    Book, CONTACT_TEXT_BYTES_MAX, Contact, ENTRY_OVERHEAD_BYTES, EntryKind, Fetch, HardState, LogEntry, MEMBERS_MAX,
     MemberChange, MemberStep, Members, NUMBER_MAX, ProposalError, Role, SnapshotMeta,
 };

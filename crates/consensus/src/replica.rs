@@ -13,7 +13,9 @@
 //! 4. The receiver hands that message in as any other. If `install` comes out of that very step, the host puts the
 //!    state in place of its store, durably, and answers [`Input::Installed`] with a machine on it; otherwise it was
 //!    not needed and is thrown away.
-//! 5. `fatal` means that this node lost what it had acknowledged: it must stop and never come back under its id.
+//! 5. Each of `fetch` is read from the durable log, and answered with [`Input::Fetched`]. It may take its time: no other
+//!    input waits for it.
+//! 6. `fatal` means that this node lost what it had acknowledged: it must stop and never come back under its id.
 //!
 //! The machine is applied to inside `step`, entry by entry in log order, and never before an entry is committed and
 //! durable here.
@@ -29,7 +31,7 @@ use crate::{
     engine::RaftEngine,
     message::Message,
     rng::Rng,
-    types::{EntryKind, HardState, LogEntry, MemberChange, Members, ProposalError, Role, SnapshotMeta},
+    types::{EntryKind, Fetch, HardState, LogEntry, MemberChange, Members, ProposalError, Role, SnapshotMeta},
 };
 
 /// Reads that wait for their index; at most this many rounds, each with any number of reads.
@@ -70,6 +72,12 @@ pub enum Input<M> {
     SnapshotSent {
         to: NodeId,
         ok: bool,
+    },
+    /// What a [`Fetch`] that began at `low` gave: entries from there on as the durable log has them; none if it has them no
+    /// more.
+    Fetched {
+        low: Index,
+        entries: Vec<LogEntry>,
     },
     /// The transport lost its connection to a member.
     Unreachable {
@@ -135,6 +143,9 @@ pub struct Outputs<M: Machine> {
     pub members: Option<(Index, Members)>,
     /// The write-ahead log may forget everything before.
     pub log_start: Option<Index>,
+    /// Followers need these entries, which are durable here and no longer in memory: read them from the durable log and
+    /// answer each with [`Input::Fetched`], in any order.
+    pub fetch: Vec<Fetch>,
     /// A follower waits for a snapshot and there was no checkpoint yet: make one.
     pub checkpoint_wanted: bool,
     /// More is ready than one step takes: step again at once, with or without inputs.
@@ -156,6 +167,7 @@ impl<M: Machine> Default for Outputs<M> {
             role: None,
             members: None,
             log_start: None,
+            fetch: Vec::new(),
             checkpoint_wanted: false,
             more: false,
             fatal: None,
@@ -324,6 +336,7 @@ impl<M: Machine, C: Consensus> Replica<M, C> {
             self.settle_role(now_ms, &mut out);
             self.answer_reads(&mut out);
             out.checkpoint_wanted = self.engine.wants_checkpoint();
+            out.fetch = self.engine.fetches();
         } else {
             self.fail_everything(&mut out);
         }
@@ -363,6 +376,7 @@ impl<M: Machine, C: Consensus> Replica<M, C> {
                 }
             }
             Input::SnapshotSent { to, ok } => self.engine.snapshot_sent(to, ok),
+            Input::Fetched { low, entries } => self.engine.fetched(low, entries),
             Input::Unreachable { peer } => self.engine.unreachable(peer),
             Input::Installed { snapshot, machine } => {
                 assert_eq!(Some(&snapshot), self.installing.as_ref(), "only what was asked for is installed");

@@ -662,3 +662,122 @@ fn two_changes_behind_nobody_is_elected_by_those_who_have_left() {
         assert_eq!(won, wins, "with the votes of 1 and {granting:?}");
     }
 }
+
+/// A leader of three whose applied entries are on its disk only, with follower 3 at the log's very start.
+fn cold_leader(entries: &[&'static str]) -> RaftEngine {
+    let founders: Vec<NodeId> = (1..=3).map(NodeId).collect();
+    let config = Config { log_memory_bytes: 0, ..config(1) };
+    let mut engine = RaftEngine::new(&config, Restored::founding(&founders)).expect("a founder starts");
+    pump(&mut engine);
+    elect(&mut engine);
+    let mut last = engine.status().last.0;
+    for &data in entries {
+        last = propose(&mut engine, data);
+    }
+    pump(&mut engine);
+    accept(&mut engine, 2, last);
+    pump(&mut engine);
+    let status = engine.status();
+    assert_eq!((status.applied.0, status.log_memory_bytes), (last, 0), "what is applied is no longer in memory");
+    assert!(status.log_bytes > 0, "and still in the log");
+    beat(&mut engine);
+    assert_eq!(sent_to_3(pump(&mut engine)), [], "nothing can be sent before it was read");
+    engine
+}
+
+fn beat(engine: &mut RaftEngine) {
+    let term = engine.role().term.0;
+    let body = Body::HeartbeatReply { commit: Index(0), context: Bytes::new() };
+    engine.step(NodeId(3), message(3, 1, term, body)).expect("3 is there");
+}
+
+/// What is said to the follower: the index before, and the data of the entries.
+fn sent_to_3(messages: Vec<Message>) -> Vec<(u64, Vec<Bytes>)> {
+    let appends =
+        messages.into_iter().filter(|message| message.to == NodeId(3)).filter_map(|message| match message.body {
+            Body::Append { prev_index, entries, .. } => {
+                Some((prev_index.0, entries.into_iter().map(|e| e.data).collect()))
+            }
+            _ => None,
+        });
+    appends.collect()
+}
+
+#[test]
+fn a_follower_that_lags_further_than_memory_goes_is_sent_what_the_host_reads() {
+    let mut engine = cold_leader(&["a", "b"]);
+    let term = engine.role().term.0;
+    let wanted = engine.fetches();
+    assert_eq!(wanted.iter().map(|fetch| (fetch.low.0, fetch.high.0)).collect::<Vec<_>>(), [(2, 5)]);
+    assert!(engine.fetches().is_empty(), "it is told once");
+    beat(&mut engine);
+    assert!(engine.fetches().is_empty(), "also when the follower asks again meanwhile");
+    // 1 founds the group, 2 begins the term.
+    let entries = vec![entry(2, term, ""), entry(3, term, "a"), entry(4, term, "b")];
+    engine.fetched(Index(2), entries);
+    let sent = sent_to_3(pump(&mut engine));
+    assert_eq!(sent.first(), Some(&(1, vec![Bytes::new(), Bytes::from_static(b"a"), Bytes::from_static(b"b")])));
+    assert_eq!(engine.status().log_memory_bytes, 0, "nothing of it stays");
+    // New entries follow from memory.
+    accept(&mut engine, 3, 4);
+    pump(&mut engine);
+    propose(&mut engine, "c");
+    assert_eq!(sent_to_3(pump(&mut engine)), [(4, vec![Bytes::from_static(b"c")])]);
+    assert!(engine.fetches().is_empty());
+}
+
+#[test]
+fn what_the_host_read_is_held_against_the_log_and_asked_for_again() {
+    let mut engine = cold_leader(&["a"]);
+    let term = engine.role().term.0;
+    assert_eq!(engine.fetches().len(), 1);
+    // Not there any more, of another term, with a gap, and what nobody asked for.
+    for (low, entries) in [
+        (2, vec![]),
+        (2, vec![entry(2, term + 1, "")]),
+        (2, vec![entry(2, term, ""), entry(4, term, "b")]),
+        (3, vec![entry(3, term, "a")]),
+    ] {
+        engine.fetched(Index(low), entries);
+        assert_eq!(sent_to_3(pump(&mut engine)), []);
+        beat(&mut engine);
+        let again: Vec<u64> = engine.fetches().iter().map(|fetch| fetch.low.0).collect();
+        assert_eq!(again, if low == 2 { vec![2] } else { vec![] }, "the next heartbeat asks again");
+    }
+    // The other one leads now: whoever asked is not answered.
+    let request = Body::Heartbeat { commit: Index(0), context: Bytes::new() };
+    engine.step(NodeId(2), message(2, 1, term + 1, request)).expect("it is newer");
+    engine.fetched(Index(2), vec![entry(2, term, "")]);
+    assert_eq!(sent_to_3(pump(&mut engine)), []);
+}
+
+#[test]
+fn what_is_not_durable_or_not_applied_stays_in_memory() {
+    let mut engine = cold_leader(&[]);
+    propose(&mut engine, "a");
+    let readies = drain(&mut engine);
+    let last = engine.status().last;
+    accept(&mut engine, 2, last.0);
+    drain(&mut engine);
+    let size = entry(1, 1, "a").size();
+    assert_eq!(engine.status().log_memory_bytes, size, "it is not durable here");
+    engine.persisted(readies.last().expect("there is an entry").number);
+    drain(&mut engine);
+    assert_eq!((engine.status().applied, engine.status().log_memory_bytes), (last, 0));
+    propose(&mut engine, "b");
+    pump(&mut engine);
+    assert_eq!(engine.status().log_memory_bytes, size, "it is not committed");
+}
+
+#[test]
+fn a_cold_log_is_cut_behind_a_checkpoint_as_a_warm_one() {
+    let mut cold = cold_leader(&["a", "bb", "ccc"]);
+    let applied = cold.status().applied;
+    let term = cold.role().term;
+    cold.log_tail_bytes = entry(4, 1, "bb").size() + entry(5, 1, "ccc").size();
+    assert_eq!(cold.checkpointed(applied, term), Some(Index(4)));
+    assert_eq!(cold.status().log_bytes, cold.log_tail_bytes);
+    assert_eq!(cold.node.store().term_at(3), Some(term.0));
+    assert_eq!(cold.node.store().term_at(2), None);
+    assert_eq!(cold.node.store().term_at(5), Some(term.0));
+}

@@ -30,6 +30,15 @@ pub struct LogEntry {
     pub data: Bytes,
 }
 
+/// Entries of the durable log that a follower needs: from `low` on and below `high`, as many as have `bytes_max` bytes, and
+/// at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    pub low: Index,
+    pub high: Index,
+    pub bytes_max: usize,
+}
+
 impl fmt::Debug for LogEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}", self.index, self.term)?;

@@ -53,6 +53,8 @@ const COVERAGE: &[&str] = &[
     "group_commits_fenced",
     "linearizable_reads",
     "leases_kept",
+    "log_reads_found",
+    "log_reads_too_late",
     "member_changes_applied",
     "messages_cut",
     "messages_dropped",

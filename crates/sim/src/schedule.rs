@@ -261,6 +261,10 @@ pub struct Settings {
     pub max_uncommitted_bytes: usize,
     pub max_apply_bytes: usize,
     pub log_tail_bytes: usize,
+    /// Small, so that followers often need what only the disk has.
+    pub log_memory_bytes: usize,
+    /// How long reading from the log takes at most.
+    pub log_read_time: Us,
     /// Above this a leader forgets its log although followers want it.
     pub lagging_log_bytes: usize,
     pub segment_bytes: u64,
@@ -305,8 +309,15 @@ impl Schedule {
         let mut settings = draw_settings(&mut rng);
         let mut faults = draw_faults(&mut rng, &settings);
         short_reigns(&mut Rng::derive(seed, 2), &mut settings, &mut faults);
+        cold_log(&mut Rng::derive(seed, 3), &mut settings);
         Self { settings, faults }
     }
+}
+
+/// What of the log stays in memory. Drawn apart, so that the rest of a seed's world is what it was before this came.
+fn cold_log(rng: &mut Rng, settings: &mut Settings) {
+    settings.log_memory_bytes = rng.one([0, 0, 500, 5_000, 1 << 20]);
+    settings.log_read_time = rng.one([100, 5 * MS, 200 * MS]);
 }
 
 fn draw_settings(rng: &mut Rng) -> Settings {
@@ -330,6 +341,8 @@ fn draw_settings(rng: &mut Rng) -> Settings {
         max_uncommitted_bytes: rng.one([2_000, 20_000, 1 << 20]),
         max_apply_bytes: rng.one([600, 20_000, 1 << 20]),
         log_tail_bytes: rng.one([0, 2_000, 1 << 20]),
+        log_memory_bytes: usize::MAX,
+        log_read_time: MS,
         lagging_log_bytes: rng.one([4_000, 100_000]),
         segment_bytes: rng.one([2_048, 8_192, 65_536]),
         fill_bytes: rng.one([0, 0, 2_048]),

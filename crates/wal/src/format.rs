@@ -246,40 +246,86 @@ pub enum Record {
     CarriedMarker(Marker),
 }
 
+impl Record {
+    /// What the log must remember of it. A marker that was carried over counts for nothing that comes behind it.
+    pub(super) fn note(&self) -> Option<Note> {
+        Some(match self {
+            Record::Entry(entry) => Note::Entry { index: entry.index.0 },
+            Record::HardState(state) => Note::HardState(*state),
+            Record::Marker(marker) => Note::Marker(marker.clone()),
+            Record::CarriedMarker(_) => return None,
+        })
+    }
+}
+
+/// A record as the frame has it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Raw<'a> {
+    kind: u8,
+    pub shard: u32,
+    pub index: u64,
+    term: u64,
+    payload: &'a [u8],
+}
+
+impl Raw<'_> {
+    pub fn is_entry(&self) -> bool {
+        self.kind == ENTRY
+    }
+
+    pub fn is_marker(&self) -> bool {
+        self.kind == MARKER
+    }
+
+    /// The entry that it is.
+    pub fn to_entry(self) -> Result<LogEntry, &'static str> {
+        let (kind, data) = self.payload.split_first().ok_or("an entry has no kind")?;
+        let data = Bytes::copy_from_slice(data);
+        Ok(LogEntry { index: Index(self.index), term: Term(self.term), kind: *kind, data })
+    }
+
+    fn to_record(self) -> Result<Record, &'static str> {
+        let (index, term) = (Index(self.index), Term(self.term));
+        let marker = || Marker { index, term, meta: Bytes::copy_from_slice(self.payload) };
+        Ok(match self.kind {
+            ENTRY => Record::Entry(self.to_entry()?),
+            HARD_STATE => {
+                let vote = self.payload.try_into().map_err(|_| "a hard state has the wrong length")?;
+                Record::HardState(HardState { term, vote: NodeId(u64::from_le_bytes(vote)), commit: index })
+            }
+            MARKER => Record::Marker(marker()),
+            CARRIED_MARKER => Record::CarriedMarker(marker()),
+            _ => return Err("a record has an unknown kind"),
+        })
+    }
+}
+
+/// The records of a verified frame's body, in order; nothing behind a bad one.
+pub(super) fn raw_records(body: &[u8]) -> impl Iterator<Item = Result<Raw<'_>, &'static str>> {
+    let mut rest = body;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let cut = std::mem::take(&mut rest);
+        if cut.len() < RECORD_HEADER_BYTES {
+            return Some(Err("a record's header is cut"));
+        }
+        let (head, tail) = cut.split_at(RECORD_HEADER_BYTES);
+        let len = u32_at(head, 21) as usize;
+        if tail.len() < len {
+            return Some(Err("a record is longer than its frame"));
+        }
+        let (payload, tail) = tail.split_at(len);
+        rest = tail;
+        Some(Ok(Raw { kind: head[0], shard: u32_at(head, 1), index: u64_at(head, 5), term: u64_at(head, 13), payload }))
+    })
+}
+
 /// Takes a verified frame's body apart.
 ///
 /// # Errors
 /// What is wrong with it, without a place.
 pub fn records(body: &[u8]) -> Result<Vec<(u32, Record)>, &'static str> {
-    let mut rest = body;
-    let mut out = Vec::new();
-    while !rest.is_empty() {
-        if rest.len() < RECORD_HEADER_BYTES {
-            return Err("a record's header is cut");
-        }
-        let (head, tail) = rest.split_at(RECORD_HEADER_BYTES);
-        let (kind, shard) = (head[0], u32_at(head, 1));
-        let (index, term) = (Index(u64_at(head, 5)), Term(u64_at(head, 13)));
-        let len = u32_at(head, 21) as usize;
-        if tail.len() < len {
-            return Err("a record is longer than its frame");
-        }
-        let (payload, tail) = tail.split_at(len);
-        rest = tail;
-        let record = match kind {
-            ENTRY => {
-                let (kind, data) = payload.split_first().ok_or("an entry has no kind")?;
-                Record::Entry(LogEntry { index, term, kind: *kind, data: Bytes::copy_from_slice(data) })
-            }
-            HARD_STATE => {
-                let vote = payload.try_into().map_err(|_| "a hard state has the wrong length")?;
-                Record::HardState(HardState { term, vote: NodeId(u64::from_le_bytes(vote)), commit: index })
-            }
-            MARKER => Record::Marker(Marker { index, term, meta: Bytes::copy_from_slice(payload) }),
-            CARRIED_MARKER => Record::CarriedMarker(Marker { index, term, meta: Bytes::copy_from_slice(payload) }),
-            _ => return Err("a record has an unknown kind"),
-        };
-        out.push((shard, record));
-    }
-    Ok(out)
+    raw_records(body).map(|raw| raw.and_then(|raw| Ok((raw.shard, raw.to_record()?)))).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering::Relaxed},
     time::Instant,
 };
 
@@ -15,6 +15,7 @@ use super::{
         Batch, CLUSTER_ID_BYTES_MAX, FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, HEADER_BYTES, Header, Identity,
         Note, Record, frame_bytes, records,
     },
+    reader::{Places, Reader},
     stats::WalStats,
 };
 
@@ -131,10 +132,11 @@ pub struct Wal {
     filled: u64,
     next_seq: u64,
     shards: BTreeMap<u32, ShardState>,
+    places: Arc<Mutex<Places>>,
     failed: Option<Error>,
 }
 
-fn segment_name(epoch: u64) -> String {
+pub(super) fn segment_name(epoch: u64) -> String {
     format!("wal-{epoch:016x}.seg")
 }
 
@@ -166,7 +168,7 @@ impl Wal {
         for (at, epoch) in epochs.iter().enumerate() {
             recovery.segment(*epoch, at + 1 == epochs.len())?;
         }
-        let Recovery { segments, next_seq, shards, expected, torn_bytes, .. } = recovery;
+        let Recovery { segments, next_seq, shards, expected, torn_bytes, places, .. } = recovery;
 
         // A spare whose number is not below every segment's is not ours to reuse: its epoch could come again.
         let mut spares: Vec<u64> = names.iter().filter_map(|n| epoch_of(n, "spare-")).collect();
@@ -203,6 +205,7 @@ impl Wal {
             filled,
             next_seq,
             shards: states,
+            places: Arc::new(Mutex::new(places)),
             failed: None,
         };
         wal.segments.push(Segment { epoch, last: BTreeMap::new() });
@@ -213,6 +216,15 @@ impl Wal {
 
     pub fn stats(&self) -> Arc<WalStats> {
         self.stats.clone()
+    }
+
+    /// Reads entries back, on any thread, while the log goes on.
+    pub fn reader(&self) -> Reader {
+        Reader { disk: self.disk.clone(), places: self.places.clone() }
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().expect("nothing panics while it holds this lock")
     }
 
     /// Writes the batch and syncs. When this returns, what the batch says is durable.
@@ -261,7 +273,10 @@ impl Wal {
             self.rotate()?;
         }
         let entries = batch.notes.iter().filter(|(_, n)| matches!(n, Note::Entry { .. })).count();
+        let position = self.position;
         self.write_frame(batch)?;
+        let epoch = self.segments.last().expect("an open log has a segment").epoch;
+        self.places().frame(epoch, position, need, batch.notes.iter());
         let segment = self.segments.last_mut().expect("an open log has a segment");
         for (shard, note) in batch.notes.drain(..) {
             if let Note::Entry { index } = note {
@@ -383,6 +398,7 @@ impl Wal {
             if needed && !mutant::active(Mutant::TruncateTooFar) {
                 break;
             }
+            self.places().forget(segment.epoch);
             if self.spares.len() < self.options.spares_max {
                 self.disk.rename(&segment_name(segment.epoch), &spare_name(segment.epoch)).map_err(failed)?;
                 self.spares.push(segment.epoch);
@@ -409,6 +425,7 @@ struct Recovery<'a> {
     shards: BTreeMap<u32, ShardLog>,
     /// Index that must come next, where known.
     expected: BTreeMap<u32, u64>,
+    places: Places,
     torn_bytes: u64,
 }
 
@@ -421,6 +438,7 @@ impl<'a> Recovery<'a> {
             next_seq: 1,
             shards: BTreeMap::new(),
             expected: BTreeMap::new(),
+            places: Places::default(),
             torn_bytes: 0,
         }
     }
@@ -469,6 +487,9 @@ impl<'a> Recovery<'a> {
             }
             let parts = records(&body)
                 .map_err(|what| corrupt(format_args!("log segment \"{name}\" at byte {position}: {what}")))?;
+            let notes: Vec<(u32, Note)> =
+                parts.iter().filter_map(|(shard, record)| Some((*shard, record.note()?))).collect();
+            self.places.frame(epoch, position, frame_bytes(body.len()) as u64, notes.iter());
             for (shard, record) in parts {
                 if let Record::Entry(entry) = &record {
                     let last = last.entry(shard).or_default();
@@ -558,7 +579,7 @@ impl<'a> Recovery<'a> {
 }
 
 /// Reads the frame at `position` if a whole and good one is there.
-fn read_frame(
+pub(super) fn read_frame(
     file: &dyn DiskFile,
     epoch: u64,
     position: u64,

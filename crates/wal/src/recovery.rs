@@ -6,11 +6,13 @@
 
 use std::collections::VecDeque;
 
-use buttress_consensus::{ENTRY_OVERHEAD_BYTES, EntryKind, HardState, LogEntry, Persist, Restored, SnapshotMeta};
+use buttress_consensus::{
+    ENTRY_OVERHEAD_BYTES, EntryKind, Fetch, HardState, LogEntry, Persist, Restored, SnapshotMeta,
+};
 use buttress_core::{Code, Error, Index, NodeId, Term};
 use bytes::Bytes;
 
-use crate::{Batch, Job, Marker, ShardLog, Wal, disk::corrupt};
+use crate::{Batch, Job, Marker, Reader, ShardLog, Wal, disk::corrupt};
 
 /// Where the store stands, and what it was told about that place: an encoded [`SnapshotMeta`].
 #[derive(Clone, Debug, Default)]
@@ -91,6 +93,16 @@ pub fn restore(
     }
     let entries = entries.into_iter().map(from_wal_entry).collect::<Result<_, _>>()?;
     Ok(Restored { hard_state, snapshot, entries })
+}
+
+/// Reads what a replica wants from its durable log, for a follower that lags: entries from the first one on, or none if
+/// the log has let go of them.
+///
+/// # Errors
+/// `CORRUPT`, `FORMAT`, `DISK`.
+pub fn fetch(reader: &Reader, shard: u32, fetch: &Fetch) -> Result<Vec<LogEntry>, Error> {
+    let read = reader.read(shard, fetch.low, fetch.high, fetch.bytes_max)?;
+    read.into_iter().map(from_wal_entry).collect()
 }
 
 fn to_wal_state(state: HardState) -> crate::HardState {

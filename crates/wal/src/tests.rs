@@ -549,3 +549,121 @@ fn short_reads_and_writes_of_a_real_file_are_whole() {
     assert_eq!(disk::read_full(&*file, &mut buf, 0).unwrap(), 8);
     assert_eq!(&buf, b"\0\0\0hello\x09\x09");
 }
+
+/// What a reader should give: entries of shard 0 from `low` on.
+fn read(wal: &Wal, low: u64, high: u64, bytes_max: usize) -> Result<Vec<LogEntry>, Error> {
+    wal.reader().read(0, Index(low), Index(high), bytes_max)
+}
+
+#[test]
+fn entries_are_read_back_as_they_were_last_written() {
+    let disk = Arc::new(MemDisk::new(1));
+    let (mut wal, _) = open(&disk).unwrap();
+    append(&mut wal, 1, 60, 1).unwrap();
+    append(&mut wal, 61, 80, 1).unwrap();
+    append(&mut wal, 50, 70, 2).unwrap();
+    // Replaced once more within a frame, beside another shard.
+    commit(&mut wal, |b| {
+        (71..=75).for_each(|i| b.entry(0, &entry(i, 2, 40)));
+        b.entry(1, &entry(9, 1, 10));
+        (73..=74).for_each(|i| b.entry(0, &entry(i, 3, 40)));
+    })
+    .unwrap();
+    let expected = |index: u64| entry(index, [1, 2, 3][usize::from(index >= 50) + usize::from(index >= 73)], 40);
+    let all: Vec<LogEntry> = (1..75).map(expected).collect();
+    assert_eq!(read(&wal, 1, 75, usize::MAX).unwrap(), all);
+    assert_eq!(read(&wal, 48, 53, usize::MAX).unwrap(), all[47..52]);
+    assert_eq!(read(&wal, 10, 75, 100).unwrap(), all[9..11], "as many as have so many bytes");
+    assert_eq!(read(&wal, 10, 75, 0).unwrap(), all[9..10], "and at least one");
+    assert_eq!(wal.reader().read(1, Index(9), Index(10), 1).unwrap(), [entry(9, 1, 10)]);
+    assert_eq!(wal.reader().read(2, Index(9), Index(10), 1).unwrap(), []);
+    // After a restart too, and behind what is written then.
+    drop(wal);
+    let (mut wal, _) = open(&disk).unwrap();
+    append(&mut wal, 75, 90, 4).unwrap();
+    let all: Vec<LogEntry> = all.into_iter().chain((75..=90).map(|i| entry(i, 4, 40))).collect();
+    assert_eq!(read(&wal, 1, 91, usize::MAX).unwrap(), all);
+}
+
+#[test]
+fn what_was_let_go_is_not_read_and_what_a_snapshot_replaced_neither() {
+    let disk = Arc::new(MemDisk::new(1));
+    let (mut wal, _) = open(&disk).unwrap();
+    for from in (1..=300).step_by(10) {
+        append(&mut wal, from, from + 9, 1).unwrap();
+    }
+    let reader = wal.reader();
+    assert!(wal.forget_before(0, Index(200)).unwrap() > 2);
+    assert_eq!(reader.read(0, Index(1), Index(300), usize::MAX).unwrap(), []);
+    assert_eq!(
+        reader.read(0, Index(200), Index(203), usize::MAX).unwrap(),
+        (200..203).map(|i| entry(i, 1, 40)).collect::<Vec<_>>()
+    );
+    // The segments that went are written over.
+    for from in (301..=600).step_by(10) {
+        append(&mut wal, from, from + 9, 1).unwrap();
+    }
+    assert_eq!(reader.read(0, Index(1), Index(300), usize::MAX).unwrap(), []);
+    assert_eq!(reader.read(0, Index(590), Index(601), usize::MAX).unwrap().len(), 11);
+    let marker = Marker { index: Index(700), term: Term(3), meta: Bytes::new() };
+    commit(&mut wal, |b| b.marker(0, &marker)).unwrap();
+    append(&mut wal, 701, 702, 3).unwrap();
+    assert_eq!(reader.read(0, Index(590), Index(601), usize::MAX).unwrap(), []);
+    assert_eq!(reader.read(0, Index(701), Index(703), usize::MAX).unwrap(), [entry(701, 3, 40), entry(702, 3, 40)]);
+}
+
+#[test]
+fn a_reader_finds_what_has_rotted() {
+    let disk = Arc::new(MemDisk::new(1));
+    let (mut wal, _) = open(&disk).unwrap();
+    append(&mut wal, 1, 5, 1).unwrap();
+    append(&mut wal, 6, 9, 1).unwrap();
+    let name = disk.list("").unwrap().into_iter().find(|name| name.starts_with("wal-")).unwrap();
+    let file = disk.open(&name, Open::Write).unwrap();
+    file.write_all_at(&[0xff], HEADER_BYTES as u64 + 100).unwrap();
+    let error = read(&wal, 2, 9, usize::MAX).unwrap_err();
+    assert_eq!(error.code, Code::CORRUPT);
+    assert!(error.message.contains(&name), "{error:?}");
+}
+
+proptest! {
+    /// Appends, replacements, restarts of the log and forgetting in any order; what is read is what a start would find.
+    #[test]
+    fn a_reader_gives_what_a_start_would(steps in proptest::collection::vec((0u8..8, 1u64..40, 1usize..120), 1..60)) {
+        let disk = Arc::new(MemDisk::new(1));
+        let (mut wal, _) = open(&disk).unwrap();
+        let (mut last, mut least) = (0, 1);
+        for (at, (what, number, len)) in (1..).zip(steps) {
+            match what {
+                0 => {
+                    last += number;
+                    let marker = Marker { index: Index(last), term: Term(at), meta: Bytes::new() };
+                    commit(&mut wal, |b| b.marker(0, &marker)).unwrap();
+                    least = last + 1;
+                }
+                1 => {
+                    least = least.max((last + 1).saturating_sub(number));
+                    wal.forget_before(0, Index(least)).unwrap();
+                }
+                2 => {
+                    drop(wal);
+                    wal = open(&disk).unwrap().0;
+                }
+                _ => {
+                    // What a snapshot replaced, or what was let go, is not written anew.
+                    let from = if what > 5 { (last + 1).saturating_sub(number).max(least) } else { last + 1 };
+                    let to = from + number / 4;
+                    commit(&mut wal, |b| (from..=to).for_each(|i| b.entry(0, &entry(i, at, len)))).unwrap();
+                    last = to;
+                }
+            }
+        }
+        let reader = wal.reader();
+        drop(wal);
+        let (_, mut recovered) = open(&disk).unwrap();
+        let kept = recovered.take(0).entries;
+        if let Some(first) = kept.first() {
+            prop_assert_eq!(reader.read(0, first.index, Index(last + 1), usize::MAX).unwrap(), kept);
+        }
+    }
+}

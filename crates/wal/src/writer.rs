@@ -14,8 +14,9 @@ use buttress_core::{Code, Error, Index};
 
 use super::{Batch, HardState, LogEntry, Marker, Wal, WalStats};
 
-/// Bytes that one sync takes, unless a single job is larger: two of the largest entries.
-pub const COMMIT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes that one sync takes, unless a single job is larger: beyond it a sync costs what its bytes cost, and each of them is
+/// copied into the frame.
+pub const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Something to make durable. Within a job the marker comes first, then entries, then the hard state.
 #[derive(Clone, Debug, Default)]

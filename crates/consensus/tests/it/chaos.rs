@@ -57,6 +57,8 @@ fn many_seeds() {
         total.elections += stats.elections;
         total.changes += stats.changes;
         total.lost += stats.lost;
+        total.fetches.0 += stats.fetches.0;
+        total.fetches.1 += stats.fetches.1;
     }
     eprintln!("{total:?}");
     // A world in which nothing happens proves nothing.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use buttress_consensus::{
-    Config, HardState, Input, LogEntry, MemberChange, MemberStep, Members, Message, Outputs, Persist, Replica,
+    Config, Fetch, HardState, Input, LogEntry, MemberChange, MemberStep, Members, Message, Outputs, Persist, Replica,
     Restored, Role, SnapshotMeta,
 };
 use buttress_core::{Index, Machine, NodeId, Term};
@@ -147,6 +147,7 @@ pub struct Node {
 #[derive(Debug)]
 enum Event {
     Tick { node: u64, incarnation: u64 },
+    Fetch { node: u64, incarnation: u64, fetch: Fetch },
     Turn { node: u64, incarnation: u64 },
     Deliver { from: u64, to: u64, bytes: Bytes, state: Option<(SnapshotMeta, Book)> },
     SnapshotSent { node: u64, incarnation: u64, to: u64, ok: bool },
@@ -173,6 +174,8 @@ pub struct Cruelty {
     pub checkpoints: bool,
     /// Bytes of log kept behind a checkpoint.
     pub tail_bytes: usize,
+    /// Bytes of applied entries that stay in memory.
+    pub memory_bytes: usize,
 }
 
 impl Cruelty {
@@ -186,6 +189,7 @@ impl Cruelty {
         members_change: false,
         checkpoints: true,
         tail_bytes: 4096,
+        memory_bytes: 0,
     };
 
     pub fn draw(rng: &mut Rng) -> Self {
@@ -199,6 +203,7 @@ impl Cruelty {
             members_change: rng.percent(35),
             checkpoints: rng.percent(80),
             tail_bytes: [0, 600, 1 << 20][rng.below(3) as usize],
+            memory_bytes: [0, 0, 300, 1 << 20][rng.below(4) as usize],
         }
     }
 }
@@ -244,6 +249,8 @@ pub struct Stats {
     pub elections: u64,
     pub changes: u64,
     pub lost: u64,
+    /// Reads of the durable log for followers that lag, and those among them that found something.
+    pub fetches: (u64, u64),
 }
 
 pub const TICK_MS: u64 = 10;
@@ -324,7 +331,7 @@ impl World {
     }
 
     pub fn start(&mut self, id: u64) {
-        let (seed, tail) = (self.seed, self.cruelty.tail_bytes);
+        let (seed, tail, memory) = (self.seed, self.cruelty.tail_bytes, self.cruelty.memory_bytes);
         let node = self.nodes.get_mut(&id).expect("the node exists");
         assert!(node.replica.is_none(), "a node starts once");
         node.incarnation += 1;
@@ -337,6 +344,7 @@ impl World {
             max_uncommitted_bytes: 2000,
             max_apply_bytes: 1000,
             log_tail_bytes: tail,
+            log_memory_bytes: memory,
             ..Config::new(NodeId(id), mix(seed, &[id as u8, incarnation as u8]))
         };
         let restored = Restored {
@@ -416,6 +424,7 @@ impl World {
                     self.at(TICK_MS, Event::Tick { node, incarnation });
                 }
             }
+            Event::Fetch { node, incarnation, fetch } => self.fetch(node, incarnation, &fetch),
             Event::Turn { node, incarnation } => {
                 if self.alive(node, incarnation) {
                     self.turn(node);
@@ -587,6 +596,10 @@ impl World {
             }
         }
         let arrived = std::mem::take(&mut node.arrived);
+        for fetch in out.fetch {
+            let delay = self.rng.below(30);
+            self.at(delay, Event::Fetch { node: id, incarnation, fetch });
+        }
         if let Some(meta) = out.install {
             let (meta, state) =
                 arrived.into_iter().find(|(arrived, _)| *arrived == meta).expect("what is installed has arrived");
@@ -616,6 +629,28 @@ impl World {
                 self.at(0, Event::Turn { node: id, incarnation });
             }
         }
+    }
+
+    fn fetch(&mut self, id: u64, incarnation: u64, fetch: &Fetch) {
+        let node = &self.nodes[&id];
+        if node.incarnation != incarnation || node.replica.is_none() {
+            return;
+        }
+        let mut bytes = 0;
+        let wanted = node.disk.log.iter().filter(|e| e.index >= fetch.low && e.index < fetch.high);
+        let entries: Vec<LogEntry> = wanted
+            .take_while(|entry| {
+                let first = bytes == 0;
+                bytes += entry.data.len() + 1;
+                first || bytes <= fetch.bytes_max
+            })
+            .cloned()
+            .collect();
+        // It was forgotten since, or a part of it was.
+        let entries = if entries.first().is_some_and(|e| e.index == fetch.low) { entries } else { Vec::new() };
+        self.stats.fetches.0 += 1;
+        self.stats.fetches.1 += u64::from(!entries.is_empty());
+        self.input(id, Input::Fetched { low: fetch.low, entries });
     }
 
     /// Syncs finish in order.

@@ -4,11 +4,15 @@
 //! when it is started, which proposes it, so they enter the log in their order. Every other request waits until all
 //! requests before it are answered, so a client that pipelines sees what it would see from Kafka, which takes one
 //! request of a connection at a time.
+//!
+//! Records on their way into the log are held several times: as they came, encoded, and on their way to each follower and to
+//! the disk. So all connections share a budget for them (`Options::produce_bytes_in_flight_max`). A Produce that finds no room
+//! waits, and its connection is not read meanwhile: the client's socket fills, and the client waits.
 
 use std::{io::IoSlice, net::SocketAddr, sync::Arc};
 
 use buttress_core::BoxFuture;
-use buttress_wire::kafka::{self, Api, Body, Request, RequestError, RequestHeader};
+use buttress_wire::kafka::{self, Api, Body, Request, RequestError, RequestHeader, produce::ProduceRequest};
 use bytes::{Buf, Bytes};
 use futures::{FutureExt, StreamExt, stream::FuturesOrdered};
 use tokio::{
@@ -55,6 +59,14 @@ impl Close {
     }
 }
 
+/// A Produce that waits for room.
+struct Waiting {
+    room: BoxFuture<'static, OwnedSemaphorePermit>,
+    header: RequestHeader,
+    request: ProduceRequest,
+    frame_room: Option<OwnedSemaphorePermit>,
+}
+
 type Produces = FuturesOrdered<BoxFuture<'static, (Reply, Option<OwnedSemaphorePermit>)>>;
 
 pub(super) async fn run(broker: Arc<Broker>, socket: TcpStream, peer: SocketAddr, shutdown: watch::Receiver<bool>) {
@@ -67,6 +79,7 @@ pub(super) async fn run(broker: Arc<Broker>, socket: TcpStream, peer: SocketAddr
         frames: FrameReader::new(input, broker.frame_room.clone(), options.idle_timeout, options.transfer_timeout),
         output,
         produces: FuturesOrdered::new(),
+        waiting: None,
         broker: broker.clone(),
         host: peer.ip(),
     };
@@ -86,6 +99,8 @@ struct Connection {
     output: OwnedWriteHalf,
     /// Produce requests that are in the log, in the order in which they came.
     produces: Produces,
+    /// The next of them. Nothing is read behind it, so that none overtakes.
+    waiting: Option<Waiting>,
     host: std::net::IpAddr,
 }
 
@@ -99,12 +114,20 @@ impl Connection {
                 Some((reply, _room)) = self.produces.next(), if !self.produces.is_empty() => {
                     self.answer_produces(reply).await?;
                 }
-                frame = self.frames.next(), if self.produces.len() < PRODUCES_IN_FLIGHT_MAX => match frame? {
+                room = room_of(&mut self.waiting), if self.waiting.is_some() => {
+                    let Waiting { header, request, frame_room, .. } = self.waiting.take().expect("it waits");
+                    self.start_produce(header, request, room, frame_room).await?;
+                }
+                frame = self.frames.next(), if self.reads_on() => match frame? {
                     Some(frame) => self.request(frame, &mut also_shutdown).await?,
                     None => return self.drain().await,
                 },
             }
         }
+    }
+
+    fn reads_on(&self) -> bool {
+        self.waiting.is_none() && self.produces.len() < PRODUCES_IN_FLIGHT_MAX
     }
 
     async fn request(&mut self, frame: Frame, shutdown: &mut watch::Receiver<bool>) -> Result<(), Close> {
@@ -124,9 +147,19 @@ impl Connection {
         };
         self.broker.counters.request(request.api(), size);
         if let Request::Produce(request) = request {
-            let broker = self.broker.clone();
-            let answer = async move { (produce::handle(broker, header, request).await, room) };
-            return self.start_produce(answer.boxed()).await;
+            // One that is larger than the budget has it alone.
+            let bytes = size.min(self.broker.options.produce_bytes_in_flight_max) as u32;
+            let budget = self.broker.produce_room.clone();
+            return match budget.clone().try_acquire_many_owned(bytes) {
+                Ok(produce_room) => self.start_produce(header, request, produce_room, room).await,
+                Err(_) => {
+                    let free =
+                        async move { budget.acquire_many_owned(bytes).await.expect("the budget is never closed") };
+                    self.broker.counters.produce_waited();
+                    self.waiting = Some(Waiting { room: free.boxed(), header, request, frame_room: room });
+                    Ok(())
+                }
+            };
         }
         self.drain().await?;
         let broker = self.broker.clone();
@@ -142,8 +175,18 @@ impl Connection {
     /// Polls a Produce for the first time, which proposes it.
     async fn start_produce(
         &mut self,
-        mut answer: BoxFuture<'static, (Reply, Option<OwnedSemaphorePermit>)>,
+        header: RequestHeader,
+        request: ProduceRequest,
+        produce_room: OwnedSemaphorePermit,
+        frame_room: Option<OwnedSemaphorePermit>,
     ) -> Result<(), Close> {
+        let broker = self.broker.clone();
+        let answer = async move {
+            let reply = produce::handle(broker, header, request).await;
+            drop(produce_room);
+            (reply, frame_room)
+        };
+        let mut answer = answer.boxed();
         let first = std::future::poll_fn(|cx| std::task::Poll::Ready(answer.as_mut().poll(cx))).await;
         match first {
             std::task::Poll::Ready((reply, _room)) if self.produces.is_empty() => self.answer_produces(reply).await,
@@ -249,6 +292,14 @@ async fn answer(broker: &Broker, host: std::net::IpAddr, header: RequestHeader, 
         }
         Request::DescribeCluster(request) => encode(&header, &cluster::handle(broker, &request)),
         Request::InitProducerId(request) => encode(&header, &producer_id::handle(broker, request).await),
+    }
+}
+
+/// Room for the Produce that waits, if one does.
+async fn room_of(waiting: &mut Option<Waiting>) -> OwnedSemaphorePermit {
+    match waiting {
+        Some(waiting) => waiting.room.as_mut().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -26,6 +26,7 @@ pub struct Counters {
     connections_closed: AtomicU64,
     connections_refused: AtomicU64,
     connections_failed: AtomicU64,
+    produce_waits: AtomicU64,
     topics: Mutex<BTreeMap<String, TopicCounters>>,
 }
 
@@ -76,6 +77,11 @@ impl Counters {
         self.connections_failed.fetch_add(failed.into(), Relaxed);
     }
 
+    /// A Produce found no room on its way into the log.
+    pub(super) fn produce_waited(&self) {
+        self.produce_waits.fetch_add(1, Relaxed);
+    }
+
     pub(super) fn connection_refused(&self) {
         self.connections_refused.fetch_add(1, Relaxed);
     }
@@ -113,6 +119,7 @@ impl Counters {
             ("buttress_events_kafka_connections_closed_total", &self.connections_closed),
             ("buttress_events_kafka_connections_refused_total", &self.connections_refused),
             ("buttress_events_kafka_connections_failed_total", &self.connections_failed),
+            ("buttress_events_kafka_produce_waits_total", &self.produce_waits),
         ];
         samples.extend(plain.map(|(name, value)| Sample { name, label: None, value: value.load(Relaxed) }));
         for (name, values) in [

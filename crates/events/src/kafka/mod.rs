@@ -89,6 +89,9 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// A frame must arrive within this time of its first byte, and a response must be taken within it.
     pub transfer_timeout: Duration,
+    /// Bytes of Produce requests on their way into the log, over all connections; a connection that brings more is not read
+    /// until there is room. What a commit takes while the disk syncs: 20 ms at 200 MB/s.
+    pub produce_bytes_in_flight_max: usize,
     /// Largest batch. Kafka's `max.message.bytes`.
     pub message_bytes_max: usize,
     /// Whether a Metadata request that allows it creates the topics it names. Kafka's `auto.create.topics.enable`.
@@ -113,6 +116,7 @@ impl Default for Options {
             connections_max: 12 * 1024,
             idle_timeout: Duration::from_secs(600),
             transfer_timeout: Duration::from_secs(60),
+            produce_bytes_in_flight_max: 4 * 1024 * 1024,
             message_bytes_max: 1_048_588,
             auto_create_topics: true,
             default_partitions: 1,
@@ -144,6 +148,7 @@ pub(crate) struct Broker {
     counters: Arc<Counters>,
     producer_ids: producer_id::ProducerIds,
     frame_room: Arc<Semaphore>,
+    produce_room: Arc<Semaphore>,
     topic_names: Mutex<BTreeMap<Uuid, String>>,
     groups: groups::coordinator::Coordinator,
 }
@@ -170,6 +175,7 @@ pub async fn serve(listener: TcpListener, deps: Deps) {
     };
     let (groups, coordinate) = groups::coordinator::new(group_deps, shutdown.clone());
     let coordinate = tokio::spawn(coordinate);
+    let produce_room = Arc::new(Semaphore::new(options.produce_bytes_in_flight_max));
     let broker = Arc::new(Broker {
         ledger,
         stream,
@@ -178,6 +184,7 @@ pub async fn serve(listener: TcpListener, deps: Deps) {
         counters,
         producer_ids: producer_id::ProducerIds::default(),
         frame_room: Arc::new(Semaphore::new(FRAME_BYTES_IN_FLIGHT_MAX)),
+        produce_room,
         topic_names: Mutex::default(),
         groups,
     });

@@ -7,7 +7,7 @@ use buttress_core::{
     entry::TopicSettings,
     ledger::{KeyValues, Watch},
 };
-use buttress_events::kafka::Deps;
+use buttress_events::kafka::{Deps, Options};
 use buttress_state::local::Local;
 use buttress_wire::{
     kafka::{list_offsets::*, produce::*},
@@ -55,6 +55,10 @@ impl Ledger for Gated {
 }
 
 async fn gated() -> (Edge, Arc<Gated>) {
+    gated_with(Options::default()).await
+}
+
+async fn gated_with(options: Options) -> (Edge, Arc<Gated>) {
     let local = Local::new();
     let gated = Arc::new(Gated {
         local: local.clone(),
@@ -63,7 +67,7 @@ async fn gated() -> (Edge, Arc<Gated>) {
         arrived: Semaphore::new(0),
     });
     let ledger = gated.clone();
-    let edge = Edge::over(local, |deps| Deps { ledger, ..deps }).await;
+    let edge = Edge::over(local, |deps| Deps { ledger, options, ..deps }).await;
     edge.local.create_topic("plant", 1, TopicSettings::default());
     (edge, gated)
 }
@@ -92,6 +96,39 @@ async fn produces_share_a_commit_and_are_answered_in_order() {
     }
     let (id, answer): (_, ListOffsetsResponse) = client.receive(5).await;
     assert_eq!((id, answer.topics[0].partitions[0].offset), (6, 5));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn what_finds_no_room_waits_its_turn_and_nothing_is_refused_or_overtakes() {
+    // Room for one at a time, over all connections.
+    let (edge, gated) = gated_with(Options { produce_bytes_in_flight_max: 1, ..Options::default() }).await;
+    let mut clients = [edge.client().await, edge.client().await];
+    for sequence in 0..4 {
+        for (at, client) in clients.iter_mut().enumerate() {
+            let producer = Producer { id: at as i64, epoch: 0, base_sequence: sequence };
+            client.send(9, &produce("plant", vec![(0, batch_from(Some(producer), NOW as i64, &["x"]))])).await;
+        }
+    }
+    gated.arrived.acquire().await.unwrap().forget();
+    // Another connection's request goes through meanwhile, so the edge has had its turn.
+    let mut other = edge.client().await;
+    let _: buttress_wire::kafka::api_versions::ApiVersionsResponse =
+        other.ask(0, &buttress_wire::kafka::api_versions::ApiVersionsRequest::default()).await;
+    assert_eq!(*gated.proposed.lock().unwrap(), 1);
+    gated.gate.add_permits(8);
+    let mut offsets = Vec::new();
+    for _ in 0..4 {
+        for client in &mut clients {
+            let (_, answer): (_, ProduceResponse) = client.receive(9).await;
+            let partition = &answer.responses[0].partition_responses[0];
+            assert_eq!(partition.error_code.0, 0, "a sequence that came too early would be refused");
+            offsets.push(partition.base_offset);
+        }
+    }
+    offsets.sort_unstable();
+    assert_eq!(offsets, (0..8).collect::<Vec<_>>());
+    assert!(edge.count("buttress_events_kafka_produce_waits_total", "") > 0);
     edge.stop().await;
 }
 

@@ -31,11 +31,11 @@ use tokio::{
 };
 
 use buttress_consensus::{
-    Applied, Body, Input, LogEntry, Message, Outputs, Persist, ProposalError, Replica, Role, SnapshotMeta,
+    Applied, Body, Fetch, Input, LogEntry, Message, Outputs, Persist, ProposalError, Replica, Role, SnapshotMeta,
 };
 use buttress_core::{
     ClusterClock, Code, Consistency, Entry, Error, Index, LogId, NodeId, Receipt, Refusal, Renewal, RequestId,
-    Revision, SubmitError, Term,
+    Revision, SubmitError, Term, TimeMs,
     ledger::{ClusterView, CursorView},
     limits::{ENTRY_PARTS_MAX, REQUEST_RESULTS_PER_CLIENT_MAX},
 };
@@ -112,6 +112,8 @@ pub(super) enum Command {
 pub(super) enum Notice {
     Synced(Vec<u64>),
     Failed(Error),
+    /// The store's thread has caught up.
+    StoreHasRoom,
     Checkpointed {
         index: Index,
         term: Term,
@@ -119,6 +121,11 @@ pub(super) enum Notice {
     SnapshotSent {
         to: NodeId,
         result: Result<(), Error>,
+    },
+    /// What the log on disk has for a follower that lags.
+    Fetched {
+        low: Index,
+        result: Result<Vec<LogEntry>, Error>,
     },
     /// A snapshot has come in whole; the message makes consensus judge it.
     SnapshotReceived {
@@ -159,6 +166,8 @@ struct Waiting {
 /// An entry of ours that is not applied here yet.
 struct Pending {
     encoded: Bytes,
+    /// What it says.
+    time: TimeMs,
     reply: oneshot::Sender<Result<Receipt, SubmitError>>,
     since: Instant,
     place: Place,
@@ -201,6 +210,7 @@ pub(super) struct Core {
     shared: Arc<Shared>,
     transport: Transport,
     log: wal::Writer,
+    log_reader: wal::Reader,
     store: StoreHandle,
     frames: transport::Inbox,
     notices: mpsc::UnboundedReceiver<Notice>,
@@ -274,6 +284,7 @@ impl Core {
             DiskStore::open_on(disk, path, identity.clone(), options.store.clone(), move |event| {
                 let _ = notify.send(match event {
                     StoreEvent::Checkpointed { index, term } => Notice::Checkpointed { index, term },
+                    StoreEvent::Room => Notice::StoreHasRoom,
                     StoreEvent::Failed(error) => Notice::Failed(error),
                 });
             })?
@@ -295,6 +306,7 @@ impl Core {
         let restored = wal::restore(&founders, options.log_tail_bytes, SHARD, &mut log, kept, &stored)?;
         let handle = store.handle();
         let reader = store.reader();
+        let log_reader = log.reader();
         let wal = {
             let notify = notify.clone();
             wal::Writer::spawn(log, move |event| {
@@ -311,6 +323,7 @@ impl Core {
             .map_err(|error| Error::new(Code::CORRUPT, format!("the state cannot be rebuilt: {error}")))?;
         let consensus = buttress_consensus::Config {
             log_tail_bytes: options.log_tail_bytes,
+            log_memory_bytes: options.log_memory_bytes,
             max_uncommitted_bytes: options.uncommitted_bytes_max,
             ..buttress_consensus::Config::new(config.node, config.seed)
         };
@@ -352,6 +365,7 @@ impl Core {
             shared: Arc::new(shared),
             transport,
             log: wal,
+            log_reader,
             store: handle,
             frames,
             notices,
@@ -443,6 +457,7 @@ impl Core {
         let mut more = false;
         loop {
             self.headroom = None;
+            let takes_data = self.takes_data();
             tokio::select! {
                 biased;
                 _ = ticks.tick() => {
@@ -453,7 +468,7 @@ impl Core {
                 got = self.frames.control.recv_many(&mut frames, TURN_EVENTS_MAX) => {
                     assert!(got > 0, "the transport lives as long as the task");
                 }
-                Some(event) = self.frames.data.recv() => frames.push(event),
+                Some(event) = self.frames.data.recv(), if takes_data => frames.push(event),
                 got = inbox.recv_many(&mut commands, TURN_EVENTS_MAX) => {
                     if got == 0 {
                         return Ok(());
@@ -466,9 +481,10 @@ impl Core {
             while let Ok(notice) = self.notices.try_recv() {
                 self.on_notice(notice, &mut inputs)?;
             }
-            for receiver in [&mut self.frames.control, &mut self.frames.data] {
+            for (receiver, takes) in [(&mut self.frames.control, true), (&mut self.frames.data, takes_data)] {
                 let before = frames.len();
-                while frames.len() < before + TURN_EVENTS_MAX
+                while takes
+                    && frames.len() < before + TURN_EVENTS_MAX
                     && let Ok(event) = receiver.try_recv()
                 {
                     frames.push(event);
@@ -561,6 +577,7 @@ impl Core {
             entry.time = self.shared.time.now();
             let pending = Pending {
                 encoded: entry.encode(),
+                time: entry.time,
                 reply,
                 since,
                 place: Place::Unsent,
@@ -592,7 +609,14 @@ impl Core {
                 self.pause_unsent();
                 return false;
             }
-            let data = Entry::stamp(&encoded, self.shared.time.now()).expect("we encoded it");
+            // Mostly it was encoded a moment ago; otherwise the stamped one is kept in its place, so that there is one copy.
+            let now = self.shared.time.now();
+            let pending = self.pending.get_mut(&number).expect("looked up above");
+            if pending.time != now {
+                pending.encoded = Entry::stamp(&encoded, now).expect("we encoded it");
+                pending.time = now;
+            }
+            let data = pending.encoded.clone();
             self.propose(data, Proposer::Own { number }, inputs);
             Place::Here
         } else {
@@ -651,11 +675,21 @@ impl Core {
         let store = self.replica.machine().store();
         // The store would block the task at its limit, heartbeats and all.
         let store_lags = store.pending_bytes() > self.options.store.pending_bytes_max / 4 * 3;
-        if store_lags || self.log.queued_bytes() > WAL_QUEUE_BYTES_MAX {
+        if store_lags
+            || !store.has_room(self.options.unfiled_bytes_max)
+            || self.log.queued_bytes() > WAL_QUEUE_BYTES_MAX
+        {
             return (0, false);
         }
         let waiting = self.replica.status().engine.uncommitted_bytes;
         (self.options.uncommitted_bytes_max.saturating_sub(waiting), waiting == 0)
+    }
+
+    /// Whether what comes over the lanes for data is taken now. A follower whose store lags lets it wait in the transport,
+    /// which then reads no more, so that the leader keeps what it has for this one. Heartbeats have a lane of their own. A
+    /// leader goes on: it answers each proposal whether it is taken.
+    fn takes_data(&self) -> bool {
+        self.role.is_leader || self.replica.machine().store().has_room(self.options.unfiled_bytes_max)
     }
 
     fn on_transport(&mut self, event: transport::Event, inputs: &mut Vec<Input<Machine>>) -> Result<(), Error> {
@@ -798,6 +832,8 @@ impl Core {
         }
         self.tell_checkpoint(inputs);
         self.replica.machine_mut().store_mut().maybe_checkpoint(self.started.elapsed().as_millis() as u64);
+        let memory = self.replica.status().engine.log_memory_bytes as u64;
+        self.shared.counters.log_memory_bytes.store(memory, Ordering::Relaxed);
         self.tick_members(inputs)?;
         self.checkpoint_for_backups();
         self.publish_view();
@@ -893,6 +929,12 @@ impl Core {
                 self.checkpoint_for_backups();
             }
             Notice::Failed(error) => return Err(error),
+            Notice::StoreHasRoom => {
+                self.unsent_paused = None;
+                self.overload_pause = OVERLOAD_PAUSE.0;
+            }
+            // What the log on disk should have and has not is as final as at a start.
+            Notice::Fetched { low, result } => inputs.push(Input::Fetched { low, entries: result? }),
             Notice::SnapshotSent { to, result } => {
                 match &result {
                     Ok(()) => tracing::info!(peer = to.0, event_type = "snapshot_sent", "snapshot sent"),
@@ -1018,7 +1060,19 @@ impl Core {
         if let Some(start) = outputs.log_start {
             self.log.forget_before(SHARD, start);
         }
+        outputs.fetch.into_iter().for_each(|fetch| self.fetch(fetch));
         Ok(())
+    }
+
+    /// Reads from the log on disk what a follower needs that lags further than memory goes.
+    fn fetch(&self, fetch: Fetch) {
+        self.shared.counters.log_reads.fetch_add(1, Ordering::Relaxed);
+        let (reader, notify) = (self.log_reader.clone(), self.notify.clone());
+        // One per follower at a time, of at most a message and a frame.
+        tokio::task::spawn_blocking(move || {
+            let result = wal::recovery::fetch(&reader, SHARD, &fetch);
+            let _ = notify.send(Notice::Fetched { low: fetch.low, result });
+        });
     }
 
     /// Puts a received snapshot in the place of the store.

@@ -185,6 +185,30 @@ impl Handle {
             ("buttress_wal_bytes_total", "counter", "Bytes written.", count(&shared.wal.bytes)),
             ("buttress_wal_queued_bytes", "gauge", "Bytes that wait for their fsync.", count(&shared.wal.queued_bytes)),
             (
+                "buttress_wal_memory_bytes",
+                "gauge",
+                "Entries of the log that are in memory.",
+                count(&shared.counters.log_memory_bytes),
+            ),
+            (
+                "buttress_wal_reads_total",
+                "counter",
+                "Reads of the log on disk for followers that lag.",
+                count(&shared.counters.log_reads),
+            ),
+            (
+                "buttress_store_unfiled_bytes",
+                "gauge",
+                "Committed records in memory that are not in their segments yet.",
+                shared.store.unfiled_bytes(),
+            ),
+            (
+                "buttress_store_tail_bytes",
+                "gauge",
+                "Newest records in memory that are in their segments too.",
+                count(&shared.store.stats().tail_bytes),
+            ),
+            (
                 "buttress_store_checkpoints_total",
                 "counter",
                 "Checkpoints written.",

@@ -73,11 +73,16 @@ pub struct Config {
 pub struct Options {
     pub store: store::Options,
     pub wal: wal::Options,
-    /// Entries kept in memory behind the last checkpoint for followers that lag.
+    /// Entries kept behind the last checkpoint for followers that lag.
     pub log_tail_bytes: usize,
+    /// Applied entries that stay in memory; a follower that lags further is sent what the log on disk has.
+    pub log_memory_bytes: usize,
     /// Entries that a leader keeps beyond, for a follower that it reaches and that lags or takes a snapshot. One whose
     /// snapshot takes longer than it takes to write this much needs another.
     pub lagging_log_bytes_max: usize,
+    /// Committed records that wait to be filed by the store's thread. Above it a leader proposes nothing new, and a follower
+    /// does not read what its leader sends, until half of it is left: producers wait meanwhile, and nothing is refused.
+    pub unfiled_bytes_max: u64,
     /// Proposals that wait for their commit; the leader refuses more.
     pub uncommitted_bytes_max: usize,
     pub tick: Duration,
@@ -117,7 +122,9 @@ impl Default for Options {
             store: store::Options::default(),
             wal: wal::Options::default(),
             log_tail_bytes: limits::LOG_TAIL_BYTES,
+            log_memory_bytes: limits::LOG_MEMORY_BYTES,
             lagging_log_bytes_max: 8 * limits::LOG_TAIL_BYTES,
+            unfiled_bytes_max: limits::UNFILED_BYTES_MAX,
             uncommitted_bytes_max: 4 * limits::ENTRY_BYTES_MAX,
             tick: TICK,
             submit_deadline: Duration::from_secs(10),

@@ -63,6 +63,10 @@ pub struct Counters {
     pub applied_records: AtomicU64,
     pub leader_changes: AtomicU64,
     pub snapshots_sent: AtomicU64,
+    /// How often entries were read from the log on disk for a follower that lagged.
+    pub log_reads: AtomicU64,
+    /// Entries of the log in memory, as of the last tick.
+    pub log_memory_bytes: AtomicU64,
     pub snapshots_installed: AtomicU64,
     pub turns: AtomicU64,
     /// Times that this node gave leadership away because its disk was slow.

@@ -62,7 +62,8 @@ pub struct Options {
     pub segment_bytes: u64,
     /// A record segment is closed when its first batch is this old, so that retention by time gets hold of it.
     pub segment_age_ms: u64,
-    /// Record batches that stay in memory after they were filed, over all logs.
+    /// Record batches that stay in memory after they were filed, over all logs, for consumers that keep up. The others read
+    /// files, which the page cache has.
     pub tail_bytes: usize,
     /// A checkpoint is due when this much has changed (rows and records together) …
     pub checkpoint_bytes: u64,
@@ -77,7 +78,7 @@ impl Default for Options {
         Self {
             segment_bytes: 32 * 1024 * 1024,
             segment_age_ms: 6 * 60 * 60 * 1000,
-            tail_bytes: 8 * 1024 * 1024,
+            tail_bytes: 2 * 1024 * 1024,
             checkpoint_bytes: 32 * 1024 * 1024,
             checkpoint_ms: 3000,
             pending_bytes_max: 128 * 1024 * 1024,
@@ -90,6 +91,8 @@ impl Default for Options {
 pub enum StoreEvent {
     /// The state at this index is durable.
     Checkpointed { index: Index, term: Term },
+    /// There is room again, where [`DiskStore::has_room`] said that there was none.
+    Room,
     /// The disk failed; nothing is filed and no checkpoint is written any more. The node must stop.
     Failed(Error),
 }
@@ -103,6 +106,8 @@ pub struct StoreStats {
     pub checkpoint_us: Histogram,
     /// Rows in memory that are not in fjall yet.
     pub overlay_bytes: AtomicU64,
+    /// Record batches in memory that are filed too.
+    pub tail_bytes: AtomicU64,
 }
 
 type OnEvent = Arc<dyn Fn(StoreEvent) + Send + Sync>;
@@ -366,6 +371,17 @@ impl DiskStore {
     pub fn pending_bytes(&self) -> u64 {
         let frozen = self.frozen.as_ref().map_or(0, |f| f.bytes);
         self.shared.pending.load(SeqCst) + self.active_bytes + frozen
+    }
+
+    /// Whether no more than `limit` bytes of record batches wait to be filed. If more do, [`StoreEvent::Room`] comes as soon
+    /// as half of that is left.
+    pub fn has_room(&self, limit: u64) -> bool {
+        if self.shared.pending.load(SeqCst) <= limit {
+            return true;
+        }
+        self.shared.room_wanted.store(limit / 2, SeqCst);
+        // The thread may have filed everything in between, and then looks at nothing any more.
+        self.shared.pending.load(SeqCst) <= limit
     }
 
     /// What made the store fail, if it has.
@@ -632,6 +648,11 @@ impl StoreHandle {
     /// Digests of what was written lately, oldest first, to be held against another node's.
     pub fn digests(&self) -> Vec<Digest> {
         self.core.digests.all()
+    }
+
+    /// Record batches in memory that are not filed yet, for metrics.
+    pub fn unfiled_bytes(&self) -> u64 {
+        lock(&self.core.live).parts.as_ref().map_or(0, |(_, _, shared)| shared.pending.load(SeqCst))
     }
 
     /// Bytes that the rows take on disk, for metrics.

@@ -348,6 +348,7 @@ fn crash_run(seed: u64, writes: u64) {
                 lose_unsynced(&path, &synced.lock().unwrap(), &mut random);
                 let promised = events.lock().unwrap().iter().fold(Index(0), |most, e| match e {
                     StoreEvent::Checkpointed { index, .. } => most.max(*index),
+                    StoreEvent::Room => most,
                     StoreEvent::Failed(error) => panic!("seed {seed}: {error}"),
                 });
                 (store, _) = reopen();
@@ -789,6 +790,7 @@ fn child_process() {
     let options = Options { checkpoint_ms: 1, ..tiny() };
     let mut store = DiskStore::open(dir, identity(), options, |event| match event {
         StoreEvent::Checkpointed { index, .. } => println!("checkpoint {index}"),
+        StoreEvent::Room => {}
         StoreEvent::Failed(error) => panic!("{error}"),
     })
     .unwrap();

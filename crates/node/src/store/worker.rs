@@ -27,8 +27,9 @@ use crate::wal::disk::{DiskFile, Open, disk_error};
 
 /// Segment files that the thread keeps open to write to.
 const OPEN_MAX: usize = 64;
-/// Work that is taken from the queue at once, so that a buffer never holds more than this and one batch.
-const TURN_BYTES: usize = 8 * 1024 * 1024;
+/// Work that is taken from the queue at once, so that buffers never hold more than this and one batch: enough that the
+/// system calls of a write cost nothing beside it.
+const TURN_BYTES: usize = 1024 * 1024;
 
 /// How much less of the processor this thread gets than the others of the node, as in nice(2): about a third of what a
 /// thread gets that it competes with.
@@ -96,11 +97,16 @@ pub(super) struct Shared {
     pub ready: Condvar,
     /// Work was done, or will never be.
     pub progress: Condvar,
+    /// Bytes of record batches that are not filed.
     pub pending: AtomicU64,
+    /// Somebody waits until no more than this is pending, and hears [`StoreEvent::Room`] then; `u64::MAX` where nobody does.
+    pub room_wanted: AtomicU64,
     pub failed: Mutex<Option<Error>>,
     pub exports: Mutex<Exports>,
     pub stats: Arc<StoreStats>,
 }
+
+const NOBODY_WAITS: u64 = u64::MAX;
 
 impl Shared {
     pub fn new(stats: Arc<StoreStats>) -> Self {
@@ -109,6 +115,7 @@ impl Shared {
             ready: Condvar::new(),
             progress: Condvar::new(),
             pending: AtomicU64::new(0),
+            room_wanted: AtomicU64::new(NOBODY_WAITS),
             failed: Mutex::default(),
             exports: Mutex::default(),
             stats,
@@ -253,6 +260,15 @@ impl Worker {
             // Taking the lock makes sure that whoever saw no progress is waiting by now.
             drop(lock(&self.shared.queue));
             self.shared.progress.notify_all();
+            self.tell_room();
+        }
+    }
+
+    fn tell_room(&self) {
+        let wanted = self.shared.room_wanted.load(SeqCst);
+        if wanted != NOBODY_WAITS && self.shared.pending.load(SeqCst) <= wanted {
+            self.shared.room_wanted.store(NOBODY_WAITS, SeqCst);
+            (self.on_event)(StoreEvent::Room);
         }
     }
 
@@ -333,8 +349,8 @@ impl Worker {
         active.file = Some(file.clone());
         self.dirty.insert((log, base), file);
         self.shared.stats.filed_bytes.fetch_add(work.buffer.len() as u64, SeqCst);
-        work.buffer.clear();
-        work.buffer.shrink_to(64 * 1024);
+        // Not kept: there may be thousands of logs.
+        work.buffer = Vec::new();
         if work.changed.last() != Some(&base) {
             work.changed.push(base);
         }
@@ -378,6 +394,7 @@ impl Worker {
                 }
             }
         }
+        self.shared.stats.tail_bytes.store(self.kept_bytes as u64, SeqCst);
     }
 
     /// Keeps open files within their number. A file that was written to is synced before it is closed, since an error of

@@ -1,8 +1,11 @@
 //! Stops, kills and starts: what was acknowledged is there again, once.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::Ordering::{Relaxed, SeqCst},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
+    time::Duration,
 };
 
 use buttress_core::{
@@ -237,6 +240,78 @@ async fn a_follower_catches_up_with_more_than_a_frame_holds() {
     // Once to each follower. A message that fits no frame would be sent again and again.
     let sent = metric(&node, "buttress_peer_sent_bytes_total");
     assert!(sent < 80 << 20, "{} MiB were sent", sent >> 20);
+    world.agree().await;
+}
+
+#[tokio::test]
+async fn a_follower_that_lags_further_than_memory_goes_catches_up_from_the_log_on_disk() {
+    let mut options = quick();
+    options.log_memory_bytes = 32 * 1024;
+    options.wal.segment_bytes = 1024 * 1024;
+    let mut world = World::started(3, options).await;
+    let away = world.follower().await;
+    let log = create_topic(&world.node(away), "t", TopicSettings::default()).await;
+    world.kill(away);
+    let node = world.node(world.leader().await);
+    // 4 MiB in several segments: less than the log keeps, more than is in memory and more than one read gives.
+    for i in 0..64u32 {
+        let entries = (0..4).map(|_| append(log, &[i as u8; 16 * 1024]));
+        join_all(entries.map(|entry| must(&node, entry))).await;
+    }
+    let memory = until("memory was let go", async || {
+        let memory = metric(&node, "buttress_wal_memory_bytes");
+        (memory < 128 * 1024).then_some(memory)
+    })
+    .await;
+    world.start(away).await;
+    let back = world.node(away);
+    until("it has caught up", async || {
+        (back.topic("t").is_some_and(|t| t.partitions[0].end == Offset(256))).then_some(())
+    })
+    .await;
+    assert_eq!(back.counters().snapshots_installed.load(Relaxed), 0, "the log was enough");
+    let reads = metric(&node, "buttress_wal_reads_total");
+    assert!(reads > 1, "{reads} reads of the log, and {memory} B in memory");
+    let found = records(&back, log).await;
+    assert!((0..256).all(|at| found[&at] == [(at / 4) as u8; 16 * 1024]), "every record is what it was");
+    // From here on memory is enough again.
+    must(&back, append(log, b"after")).await;
+    world.agree().await;
+}
+
+#[tokio::test]
+async fn a_burst_that_the_store_cannot_file_as_fast_is_slowed_and_nothing_is_refused_or_lost() {
+    let mut options = quick();
+    options.unfiled_bytes_max = 256 * 1024;
+    options.uncommitted_bytes_max = 256 * 1024;
+    options.store.checkpoint_bytes = 256 * 1024;
+    options.submit_deadline = Duration::from_secs(60);
+    let world = World::started(3, options).await;
+    let leader = world.leader().await;
+    let log = create_topic(&world.node(leader), "t", TopicSettings::default()).await;
+    // A checkpoint syncs several files, and nothing is filed meanwhile.
+    for id in world.ids() {
+        world.nodes[&id].sync_ms.store(10, SeqCst);
+    }
+    // 16 MiB at once, by way of every node.
+    let nodes: Vec<_> = world.ids().into_iter().map(|id| world.node(id)).collect();
+    let burst = join_all((0..512usize).map(|i| must(&nodes[i % 3], append(log, &[i as u8; 32 * 1024]))));
+    let most = async {
+        let mut most = 0;
+        loop {
+            most = nodes.iter().map(|node| metric(node, "buttress_store_unfiled_bytes")).max().unwrap_or(0).max(most);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            if nodes.iter().all(|node| node.topic("t").is_some_and(|t| t.partitions[0].end == Offset(512))) {
+                return most;
+            }
+        }
+    };
+    let (receipts, most) = tokio::join!(burst, most);
+    let mut offsets: Vec<Offset> = receipts.iter().map(base_offset).collect();
+    offsets.sort_unstable();
+    assert_eq!(offsets, (0..512).map(Offset).collect::<Vec<_>>(), "every one was taken, once");
+    // What is committed beyond the bound was proposed before it was reached; a follower may have a frame of it besides.
+    assert!(most <= 2 * 1024 * 1024, "{most} B were in memory at once, of 16 MiB");
     world.agree().await;
 }
 

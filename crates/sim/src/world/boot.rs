@@ -97,6 +97,7 @@ impl World {
                 max_uncommitted_bytes: settings.max_uncommitted_bytes,
                 max_apply_bytes: settings.max_apply_bytes,
                 log_tail_bytes: settings.log_tail_bytes,
+                log_memory_bytes: settings.log_memory_bytes,
                 ..Config::new(NodeId(id), mix(mix(self.seed, id << 32 | incarnation), u64::from(shard)))
             };
             replicas.push(Replica::new(config, restored, SimMachine { inner, rolling })?);

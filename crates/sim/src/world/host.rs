@@ -11,7 +11,7 @@ use std::{
 };
 
 use buttress_consensus::{
-    Applied, Body, Input, MemberChange, Message, Outputs, Persist, ProposalError, Replica, Role, SnapshotMeta,
+    Applied, Body, Fetch, Input, MemberChange, Message, Outputs, Persist, ProposalError, Replica, Role, SnapshotMeta,
 };
 use buttress_core::{
     Clocks, ClusterClock, Code, Entry, Index, Machine as _, NodeId, Refusal, Renewal, RequestId, Term, TimeMs,
@@ -509,6 +509,26 @@ impl World {
         if let Some(before) = outputs.log_start {
             let host = self.node_mut(id).host.as_mut().expect("it runs");
             host.queue.push_back(Work::Forget { shard, before });
+        }
+        for fetch in outputs.fetch {
+            self.count("log_reads");
+            let (lag, incarnation) = (self.rng.below(self.settings.log_read_time), self.node(id).incarnation);
+            self.after(lag, Event::Fetch { node: id, incarnation, shard, fetch });
+        }
+    }
+
+    /// A thread of the node reads from its log what a follower needs that lags further than memory goes.
+    pub(super) fn fetch(&mut self, id: u64, shard: u32, fetch: &Fetch) {
+        let reader = self.node(id).host.as_ref().expect("it runs").wal.reader();
+        match buttress_wal::recovery::fetch(&reader, shard, fetch) {
+            Ok(entries) => {
+                let count = entries.len() as u64;
+                let numbers = [u64::from(shard), fetch.low.0, count];
+                self.note(id, "fetched", &numbers, || format!("s{shard} {count} entries from {}", fetch.low));
+                self.count(if entries.is_empty() { "log_reads_too_late" } else { "log_reads_found" });
+                self.input(id, shard, Input::Fetched { low: fetch.low, entries });
+            }
+            Err(error) => self.lost_something(id, &format!("shard {shard} cannot read its log: {error}")),
         }
     }
 

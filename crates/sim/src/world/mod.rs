@@ -28,7 +28,7 @@ use std::{
     collections::{BTreeMap, BinaryHeap},
 };
 
-use buttress_consensus::{Members, SnapshotMeta};
+use buttress_consensus::{Fetch, Members, SnapshotMeta};
 use buttress_core::{Clocks, Index, LeaseId, NodeId, Term, TimeMs, invariants};
 use buttress_state::{Machine, MemStore};
 use bytes::Bytes;
@@ -133,6 +133,7 @@ pub(crate) enum Event {
     Committed { node: u64, incarnation: u64 },
     Notify { node: u64, incarnation: u64, tickets: Vec<(u32, u64)> },
     Checkpointed { node: u64, incarnation: u64, shard: u32, checkpoint: Box<Checkpoint> },
+    Fetch { node: u64, incarnation: u64, shard: u32, fetch: Fetch },
     SnapshotArrives { to: u64, shard: u32, incoming: Box<Incoming> },
     SnapshotSent { node: u64, incarnation: u64, shard: u32, to: u64, ok: bool },
     Unreachable { node: u64, shard: u32, peer: u64 },
@@ -431,6 +432,7 @@ impl World {
             | Event::SnapshotSent { node, .. }
             | Event::Unreachable { node, .. }
             | Event::Checkpointed { node, .. }
+            | Event::Fetch { node, .. }
             | Event::Ask { node, .. }
             | Event::AskRead { node, .. } => *node,
             _ => return None,
@@ -455,6 +457,9 @@ impl World {
             }
             Event::Checkpointed { node, incarnation, shard, checkpoint } if self.alive(node, incarnation) => {
                 self.checkpointed(node, shard, *checkpoint);
+            }
+            Event::Fetch { node, incarnation, shard, fetch } if self.alive(node, incarnation) => {
+                self.fetch(node, shard, &fetch);
             }
             Event::SnapshotArrives { to, shard, incoming } => self.snapshot_arrives(to, shard, *incoming),
             Event::SnapshotSent { node, incarnation, shard, to, ok } if self.alive(node, incarnation) => {
