@@ -214,7 +214,7 @@ impl Etcd {
         self.counters.call(name, transport);
         let request = request.map(|body| Guarded::new(body, MESSAGE_BYTES_MAX));
         match service {
-            Service::Kv => call(KvServer::from_arc(self.clone()), request).await,
+            Service::Kv => call(KvServer::new(super::Shared(self.clone())), request).await,
             Service::Watch => {
                 let watch = WatchCall { etcd: self.clone(), requires_leader };
                 Grpc::new(WatchCodec).streaming(watch, request).await

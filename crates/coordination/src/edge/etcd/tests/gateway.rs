@@ -187,7 +187,7 @@ async fn what_is_no_grpc_is_told_so() {
         said::<()>(Err(head.or(trailers).expect("a status")))
     };
     assert_eq!(call("/nobody.Knows/This", b"").await, "Unimplemented unknown service nobody.Knows");
-    assert!(call("/etcdserverpb.KV/RangeStream", b"\0\0\0\0\0").await.starts_with("Unimplemented"));
+    assert!(call("/etcdserverpb.KV/RangeBackwards", b"\0\0\0\0\0").await.starts_with("Unimplemented"));
     assert!(call("/etcdserverpb.KV", b"").await.starts_with("Unimplemented"));
     // No message, half of one, one that is none, and one that says it is compressed.
     for body in [&b""[..], b"\0\0\0", b"\0\0\0\0\x05ab", b"\0\0\0\0\x03\xff\xff\xff", b"\x01\0\0\0\x01a"] {
