@@ -16,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 
 	. "buttress/conformance/checks"
 )
@@ -158,6 +159,7 @@ func ranges() {
 		return get("", clientv3.WithPrefix(), clientv3.WithMaxCreateRev(e.Kvs[0].CreateRevision-1))
 	})
 	Step("a serializable get", "3", func() (string, error) { return value("a", clientv3.WithSerializable()) })
+	streams()
 	Step("delete counts and returns what was there", "1 v-e", func() (string, error) {
 		done, err := cli.Delete(ctx, p+"e", clientv3.WithPrevKV())
 		return fmt.Sprint(done.Deleted, " ", string(done.PrevKvs[0].Value)), err
@@ -174,6 +176,118 @@ func ranges() {
 		}
 		return value("a")
 	})
+}
+
+// stream reads a range in pieces, and says what they hold together and how many there were.
+func stream(key string, options ...clientv3.OpOption) (*clientv3.GetResponse, int, error) {
+	pieces, err := cli.GetStream(ctx, p+key, options...)
+	if err != nil {
+		return nil, 0, err
+	}
+	whole, count := &clientv3.GetResponse{}, 0
+	for piece := range pieces {
+		if err := piece.Err(); err != nil {
+			return nil, count, err
+		}
+		count++
+		if whole.Header != nil {
+			return nil, count, errors.New("a piece came after the last one")
+		}
+		whole.Kvs = append(whole.Kvs, piece.Kvs...)
+		whole.Header, whole.More, whole.Count = piece.Header, piece.More, piece.Count
+	}
+	if whole.Header == nil || whole.Header.ClusterId == 0 || whole.Header.MemberId == 0 || whole.Header.RaftTerm == 0 {
+		return nil, count, fmt.Errorf("the header is %v", whole.Header)
+	}
+	return whole, count, nil
+}
+
+func streams() {
+	for i := range 40 {
+		put(fmt.Sprintf("z%02d", i), strings.Repeat("x", 100_000))
+	}
+	now := put("a", "3")
+	for _, c := range []struct {
+		name    string
+		key     string
+		options []clientv3.OpOption
+	}{
+		{"one key", "a", nil},
+		{"no key", "nothing", nil},
+		{"a prefix", "", []clientv3.OpOption{clientv3.WithPrefix()}},
+		{"a prefix up to a limit", "", []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithLimit(30)}},
+		{"a limit that is not reached", "", []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithLimit(1000)}},
+		{"keys without values", "", []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithKeysOnly()}},
+		{"a count", "", []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithCountOnly()}},
+		{"an older revision", "", []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(now - 5)}},
+		{"what one member has", "z", []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithSerializable()}},
+		{"a sort by key", "z", []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend)}},
+	} {
+		Step("a stream is what a range is: "+c.name, "same", func() (string, error) {
+			wanted, err := cli.Get(ctx, p+c.key, c.options...)
+			if err != nil {
+				return "", err
+			}
+			got, _, err := stream(c.key, c.options...)
+			if err != nil {
+				return "", err
+			}
+			if got.Header.Revision != wanted.Header.Revision || got.More != wanted.More || got.Count != wanted.Count || len(got.Kvs) != len(wanted.Kvs) {
+				return fmt.Sprint(got.Header.Revision, got.More, got.Count, len(got.Kvs), " not ", wanted.Header.Revision, wanted.More, wanted.Count, len(wanted.Kvs)), nil
+			}
+			for i := range got.Kvs {
+				if !proto.Equal(got.Kvs[i], wanted.Kvs[i]) {
+					return fmt.Sprint("another key at ", i), nil
+				}
+			}
+			return "same", nil
+		})
+	}
+	Step("a stream comes in pieces", true, func() (bool, error) {
+		_, pieces, err := stream("z", clientv3.WithPrefix())
+		return pieces > 1, err
+	})
+	Step("a stream shows no change that came after its begin", "40 at the first revision", func() (string, error) {
+		pieces, err := cli.GetStream(ctx, p+"z", clientv3.WithPrefix())
+		if err != nil {
+			return "", err
+		}
+		count, changed := 0, int64(0)
+		for piece := range pieces {
+			if err := piece.Err(); err != nil {
+				return "", err
+			}
+			if changed == 0 {
+				changed = put("z39", "changed")
+				put("z40", "new")
+			}
+			for _, kv := range piece.Kvs {
+				count++
+				if kv.ModRevision >= changed {
+					return fmt.Sprint("a change of ", string(kv.Key)), nil
+				}
+			}
+			if piece.Header != nil && piece.Header.Revision != changed-1 {
+				return fmt.Sprint("at ", piece.Header.Revision, ", changed at ", changed), nil
+			}
+		}
+		return fmt.Sprint(count, " at the first revision"), nil
+	})
+	Fails("a stream sorts by nothing but keys", "RangeStream does not support custom sort orders", func() error {
+		_, _, err := stream("", clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByVersion, clientv3.SortDescend))
+		return err
+	})
+	Fails("a stream has no bounds of revisions", "RangeStream does not support revision filters", func() error {
+		_, _, err := stream("", clientv3.WithPrefix(), clientv3.WithMinModRev(3))
+		return err
+	})
+	Fails("a stream of a future revision", "etcdserver: mvcc: required revision is a future revision", func() error {
+		_, _, err := stream("a", clientv3.WithRev(now+1_000_000))
+		return err
+	})
+	if _, err := cli.Delete(ctx, p+"z", clientv3.WithPrefix()); err != nil {
+		panic(err)
+	}
 }
 
 func transactions() {

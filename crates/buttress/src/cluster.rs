@@ -92,6 +92,7 @@ impl LocalCluster {
                 events: config::Events::default(),
                 engines: None,
                 etcd: config::Etcd::default(),
+                uplink: config::Uplink::default(),
             };
             let text = toml::to_string(&config).expect("a configuration is plain data");
             std::fs::write(config_path(dir, &plan.member.name), text).map_err(disk)?;
@@ -153,6 +154,7 @@ impl LocalCluster {
                 events: config::Events::default(),
                 engines: None,
                 etcd: config::Etcd::default(),
+                uplink: config::Uplink::default(),
             };
             let text = toml::to_string(&config).expect("a configuration is plain data");
             std::fs::write(config_path(dir, &member.name), text).map_err(disk)?;
@@ -253,6 +255,10 @@ impl LocalCluster {
         let path = log_path(&self.dir, name);
         let log = std::fs::read(&path).unwrap_or_default();
         reason(name, &String::from_utf8_lossy(&log), &path).code == Code::REMOVED
+    }
+
+    pub fn cluster_id(&self) -> &str {
+        &self.cluster_id
     }
 
     pub fn members(&self) -> &[MemberConfig] {

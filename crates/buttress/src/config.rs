@@ -22,6 +22,8 @@ pub struct Config {
     pub engines: Option<Engines>,
     #[serde(default)]
     pub etcd: Etcd,
+    #[serde(default)]
+    pub uplink: Uplink,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -76,6 +78,13 @@ pub struct Events {
 pub struct Etcd {
     /// Connections of etcd clients at a time; one more is closed at once.
     pub connections_max: usize,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Uplink {
+    /// Folders, and variables as `env:NAME`, in which uplinks may name passwords and keys, beside `secrets` of `data_dir`.
+    pub secrets: Vec<String>,
 }
 
 impl Default for Etcd {
@@ -157,6 +166,7 @@ impl Config {
                 }
             }
         }
+        crate::uplink::secrets::check_listed(&self.uplink.secrets)?;
         if let Some(engines) = &self.engines {
             crate::engines::check_namespace(&engines.namespace)?;
             if engines.kafka.is_empty() {

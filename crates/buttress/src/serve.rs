@@ -26,7 +26,7 @@ use crate::{
     logging,
     members::MembersHttp,
     metrics::{Metrics, process_metrics},
-    uplink::{self, Uplinks},
+    uplink::{self, Uplinks, secrets::Secrets},
     vitals::Nurse,
 };
 
@@ -160,6 +160,7 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
         stream: stream.clone(),
         cluster: cluster.clone(),
         edge: config.cluster.id.clone(),
+        secrets: Secrets::new(&config.node.data_dir, &config.uplink.secrets),
         shutdown: shutdown.clone(),
     });
     metrics.add({

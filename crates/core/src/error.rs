@@ -101,6 +101,7 @@ codes! {
     UPLINK_INVALID = "BT0803", "the uplink's settings are not valid";
     UPLINK_DIVERGED = "BT0804", "the target's position speaks of another log than this gateway has";
     UPLINK_POSITION = "BT0805", "the position in the target was not left there by an uplink";
+    UPLINK_SECRET = "BT0806", "the uplink names a secret that is not for uplinks";
 }
 
 /// What went wrong, whose code it has, whether trying again can help, and what would be right.

@@ -82,6 +82,18 @@ pub struct KeyValues {
     pub more: bool,
 }
 
+/// A part of a range, in key order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeysPage {
+    /// The key space's revision when it was read, whatever revision was asked for.
+    pub revision: Revision,
+    pub kvs: Vec<KeyValue>,
+    /// Keys that the part has, given or not.
+    pub count: u64,
+    /// Where the next part begins; `None` where this was the last one.
+    pub next: Option<Bytes>,
+}
+
 /// One change of one key. All changes of a revision come together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyEvent {
@@ -256,6 +268,16 @@ pub trait Ledger: Send + Sync + 'static {
     fn read_with(&self, op: RangeOp, consistency: Consistency) -> BoxFuture<'_, Result<RangeResult, Error>> {
         let _ = (op, consistency);
         unsupported("ranges with options")
+    }
+
+    /// Reads the first part of a range, as large as is read in one go. Of the options, order and bounds are not looked at.
+    /// What follows is read from `next` on, at the first part's revision, with as much less for a limit.
+    ///
+    /// # Errors
+    /// `COMPACTED`, `REVISION_FUTURE`, and those of the node.
+    fn read_page(&self, op: RangeOp, consistency: Consistency) -> BoxFuture<'_, Result<KeysPage, Error>> {
+        let _ = (op, consistency);
+        unsupported("ranges in parts")
     }
 
     /// Evaluates a transaction that changes nothing ([`Txn::is_read_only`]) without proposing it, and gives the revision

@@ -18,17 +18,19 @@ use buttress_core::{
     TopicChange, Txn, TxnResult,
     entry::TopicSettings,
     ledger::{
-        ClusterView, CursorView, Fetched, KeyEvent, KeyImage, KeyValues, KeyWatch, KeysHash, KeysView, LeaseView,
-        Member, TopicView, Watch, WatchItem, WatchOptions,
+        ClusterView, CursorView, Fetched, KeyEvent, KeyImage, KeyValues, KeyWatch, KeysHash, KeysPage, KeysView,
+        LeaseView, Member, TopicView, Watch, WatchItem, WatchOptions,
     },
     limits::ENTRY_BYTES_MAX,
 };
 use bytes::{Bytes, BytesMut};
 
-use crate::{Effects, Machine, MemStore, PageLimits, ReadError, image::Image, topics::BATCH_HEADER_BYTES};
+use crate::{Effects, Machine, MemStore, Page, PageLimits, ReadError, image::Image, topics::BATCH_HEADER_BYTES};
 
 /// Events that a watch takes at a time.
 const WATCH_EVENTS: usize = 1024;
+/// A part of a range; small, so that tests meet several.
+const PAGE: PageLimits = PageLimits { keys: 0, looks: 64, bytes: 1024 * 1024 };
 /// The client id of requests that carry none.
 const LOCAL_CLIENT: u64 = 1;
 
@@ -308,6 +310,20 @@ impl Ledger for Local {
             let limits = PageLimits { keys, ..PageLimits::NONE };
             let page = state.machine.page(&op.range, op.revision, op.needs_values(), limits)?;
             Ok(op.finish(state.machine.revision(), page.count, page.kvs))
+        })
+    }
+
+    fn read_page(&self, op: RangeOp, _: Consistency) -> BoxFuture<'_, Result<KeysPage, Error>> {
+        Box::pin(async move {
+            let state = self.inner.lock();
+            let keys = match op.limit {
+                _ if op.count_only => 0,
+                0 => usize::MAX,
+                limit => usize::try_from(limit).unwrap_or(usize::MAX),
+            };
+            let limits = PageLimits { keys, ..PAGE };
+            let Page { kvs, count, next } = state.machine.page(&op.range, op.revision, op.needs_values(), limits)?;
+            Ok(KeysPage { revision: state.machine.revision(), kvs, count, next })
         })
     }
 

@@ -153,6 +153,7 @@ fn configuration(
         events: config::Events::default(),
         engines: None,
         etcd: config::Etcd::default(),
+        uplink: config::Uplink::default(),
     })
 }
 

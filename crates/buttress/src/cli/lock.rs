@@ -114,7 +114,8 @@ async fn hold(wanted: Wanted, options: LockOptions, command: Option<Vec<OsString
         return Err(Error::new(Code::BAD_REQUEST, message).hint("a lease counts in whole seconds"));
     }
     let gateway = Arc::new(Gateway::new(&endpoints(options.etcd, &options.server).await?)?);
-    let session = Session::open(gateway, options.ttl).await?;
+    let patience = options.wait.unwrap_or(Duration::MAX);
+    let session = Session::open(gateway, options.ttl, patience).await?;
     let name = wanted.name.clone();
     let mut told = None;
     let waiting = |ahead: usize| {
@@ -122,7 +123,6 @@ async fn hold(wanted: Wanted, options: LockOptions, command: Option<Vec<OsString
             eprintln!("waiting for {name}: {ahead} ahead");
         }
     };
-    let patience = options.wait.unwrap_or(Duration::MAX);
     let turn = tokio::select! {
         held = locks::acquire(&session, &wanted, waiting) => Some(held),
         () = tokio::time::sleep(patience) => None,
@@ -145,6 +145,10 @@ async fn hold(wanted: Wanted, options: LockOptions, command: Option<Vec<OsString
         Some(Ok(held)) => held,
     };
     let ended = with_lock(&session, &wanted, &held, command).await;
+    if ended.as_ref().is_err_and(|error| error.code == Code::LOCK_LOST) {
+        session.close_lost().await;
+        return ended;
+    }
     // Whatever came, the next in the queue does not wait for the lease to end.
     let closed = session.close().await;
     if let (Ok(_), Err(error)) = (&ended, closed) {
@@ -161,7 +165,7 @@ async fn with_lock(
 ) -> Result<u8, Error> {
     let lost = || {
         Error::new(Code::LOCK_LOST, format!("\"{}\" was lost, token {}", wanted.name, held.token))
-            .hint("see that the cluster can be reached; a longer --ttl bears longer interruptions")
+            .hint("see that the cluster can be reached and has a majority; a longer --ttl bears longer interruptions")
     };
     match command {
         Some(command) => match supervise::run(&command, &wanted.name, held, session).await? {
@@ -171,7 +175,10 @@ async fn with_lock(
         None => {
             println!("{} {}", wanted.name, held.token);
             tokio::select! {
-                _ = session.lost() => Err(lost()),
+                _ = session.lost() => {
+                    eprintln!("{} is lost: {}", wanted.name, session.why_lost());
+                    Err(lost())
+                }
                 stop = supervise::asked_to_stop() => stop.map(|()| super::DONE),
             }
         }

@@ -26,7 +26,7 @@ const FAULTY: &[u8] = include_bytes!("../../../../guests/built/faulty.wasm");
 
 #[derive(Clone, Debug, Args)]
 #[command(
-    after_help = "Examples:\n  buttress demo\n  buttress demo --duration 20s --rate 2000 --machines 2000 --output json\n  buttress demo --kafka 127.0.0.1:9092 --etcd http://127.0.0.1:2379\n  buttress demo --data ai4i2020.csv --map temperature=\"Process temperature [K]\" --map speed=\"Rotational speed [rpm]\" \\\n    --map torque=\"Torque [Nm]\" --map wear=\"Tool wear [min]\" --label \"Machine failure\""
+    after_help = "Examples:\n  buttress demo\n  buttress demo --duration 20s --rate 2000 --machines 2000 --output json\n  buttress demo --kafka 127.0.0.1:9092 --etcd http://127.0.0.1:2379\n  buttress demo --edge --kafka 127.0.0.1:9092\n  buttress demo --data ai4i2020.csv --map temperature=\"Process temperature [K]\" --map speed=\"Rotational speed [rpm]\" \\\n    --map torque=\"Torque [Nm]\" --map wear=\"Tool wear [min]\" --label \"Machine failure\""
 )]
 pub struct FleetArgs {
     /// Machines of the plant.
@@ -62,14 +62,14 @@ pub struct FleetArgs {
     /// Fail when a verdict takes longer than promised (p99 100 ms, 2 s across the failover).
     #[arg(long)]
     pub assert_latency: bool,
-    /// Run on this Kafka, with function hosts instead of nodes; wants --etcd too.
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', requires = "etcd")]
+    /// Run on this Kafka, with function hosts instead of nodes; wants --etcd too. With --edge: forward to it.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     pub kafka: Vec<String>,
     /// The etcd of such a run.
-    #[arg(long, value_name = "URL", value_delimiter = ',', requires = "kafka")]
+    #[arg(long, value_name = "URL", value_delimiter = ',', requires = "kafka", conflicts_with = "edge")]
     pub etcd: Vec<String>,
     /// Restarts the Kafka in the middle of the run: a command that returns when it serves again.
-    #[arg(long, value_name = "CMD", requires = "kafka")]
+    #[arg(long, value_name = "CMD", requires = "etcd")]
     pub restart_broker: Option<String>,
     /// A gateway at the edge with its own log and an uplink to the cluster, whose link is cut for 10 s.
     #[arg(long, conflicts_with_all = ["data", "assert_latency", "open"])]
@@ -116,6 +116,11 @@ pub fn run(args: FleetArgs) -> Answer {
         training::dump_training(path, args.machines, args.dump_rounds, args.seed)?;
         eprintln!("wrote {}", path.display());
         return Ok(true);
+    }
+    if !args.kafka.is_empty() && args.etcd.is_empty() && !args.edge {
+        return Err(Error::new(Code::BAD_REQUEST, "--kafka needs the etcd of the run")
+            .hint("add --etcd URL, or --edge")
+            .into());
     }
     if args.edge {
         return super::edge::run(&args, Bytes::from_static(ANOMALY));

@@ -103,6 +103,15 @@ pub async fn topics(bootstrap: &[String], prefix: &str) -> anyhow::Result<Vec<St
     Ok(names)
 }
 
+/// Every broker's id and address.
+///
+/// # Errors
+/// No broker answers.
+pub async fn brokers(bootstrap: &[String]) -> anyhow::Result<Vec<(i32, String)>> {
+    let all = metadata(bootstrap, None).await?.brokers;
+    Ok(all.into_iter().map(|broker| (broker.node_id, format!("{}:{}", broker.host, broker.port))).collect())
+}
+
 /// A batch whose transaction may not be decided yet.
 struct Held {
     /// The producer whose marker decides.

@@ -1,4 +1,5 @@
-//! `buttress demo --edge`: a gateway at the edge with a log of its own, beside the demo's cluster, which is its centre.
+//! `buttress demo --edge`: a gateway at the edge with a log of its own, beside the demo's cluster, which is its centre; with
+//! `--kafka` the centre is a Kafka that the user has.
 //!
 //! Machines send to the gateway. A function there judges them by its local rules, for the model is at the centre; an uplink
 //! forwards alerts (first) and readings to the centre, through a fault proxy. In the middle the link is cut, and later the
@@ -23,6 +24,7 @@ use serde_json::{Value, json};
 use super::{
     cli::FleetArgs,
     cluster::NodeAddress,
+    edge_kafka::{KafkaCentre, Values, relay},
     feed,
     gateway::Gateway,
     http::{Ask, HttpClient},
@@ -65,9 +67,6 @@ const WEAR_EVERY: Duration = Duration::from_millis(500);
 /// The link from the edge to the centre, as the fault proxy numbers its ends.
 const EDGE: u64 = 1;
 const CENTRE: u64 = 2;
-
-/// A partition's record values, in order.
-type Values = Vec<Vec<u8>>;
 
 /// What was seen.
 #[derive(Debug, Default)]
@@ -127,7 +126,11 @@ fn compare(edge: &Values, centre: &Values) -> Compared {
 /// The one object of `demo --edge --output json`; its fields are stable.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct EdgeReport {
+    /// Of the centre; 0 where it is a Kafka.
     pub nodes: usize,
+    /// The Kafka that is the centre.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kafka: Vec<String>,
     pub machines: u32,
     pub seed: u64,
     pub duration_s: f64,
@@ -254,8 +257,11 @@ impl EdgeReport {
         let mut line = |name: &str, value: String, note: &str| {
             let _ = writeln!(out, "  {name:<22}{value:>12}   {}", style.paint("2", note));
         };
-        let machines =
-            format!("{} machines at one gateway, a centre of {} nodes", grouped(self.machines.into()), self.nodes);
+        let centre = match &self.kafka[..] {
+            [] => format!("a centre of {} nodes", self.nodes),
+            kafka => format!("the Kafka at {}", kafka.join(",")),
+        };
+        let machines = format!("{} machines at one gateway, {centre}", grouped(self.machines.into()));
         line("readings sent", grouped(self.readings_sent), &machines);
         line("acknowledged", grouped(self.readings_acked), "");
         line(
@@ -281,7 +287,7 @@ impl EdgeReport {
         let _ = writeln!(
             out,
             "\n{}\n",
-            style.paint("1", "Promises, checked by a stock Kafka client's read-back of both logs")
+            style.paint("1", "Promises, checked by reading both logs back as a Kafka's consumer does")
         );
         for promise in &self.promises {
             let mark = if promise.held { style.paint("32", "held  ") } else { style.paint("1;31", "BROKEN") };
@@ -324,14 +330,28 @@ async fn play(args: &FleetArgs, rate: f64, component: Bytes) -> Answer {
         None => (scratch_dir("demo-edge")?, !args.keep),
     };
     let id = seed()? as u32;
-    let centre = LocalCluster::lay_out(&dir.join("centre"), args.nodes.into(), &format!("centre-{id:08x}"), seed()?)?;
+    let centre = match &args.kafka[..] {
+        [] => {
+            let name = format!("centre-{id:08x}");
+            Centre::Nodes(Box::new(LocalCluster::lay_out(&dir.join("centre"), args.nodes.into(), &name, seed()?)?))
+        }
+        kafka => Centre::Kafka(KafkaCentre::open(kafka, format!("edge-{id:08x}.")).await?),
+    };
     let edge = LocalCluster::lay_out(&dir.join("edge"), 1, &format!("edge-{id:08x}"), seed()?)?;
     let outcome = tokio::select! {
         outcome = fleet(args, rate, component, &centre, &edge) => outcome,
         () = super::cli::terminated() => Err(Error::new(Code::STOPPED, "stopped by SIGTERM; there is no report").into()),
         _ = tokio::signal::ctrl_c() => Err(Error::new(Code::STOPPED, "stopped by Ctrl-C; there is no report").into()),
     };
-    tokio::join!(edge.stop_all(), centre.stop_all());
+    tokio::join!(edge.stop_all(), centre.stop());
+    if let Centre::Kafka(kafka) = &centre {
+        let left = format!("left behind: the topics that begin with {}", kafka.prefix);
+        match if args.keep { None } else { Some(kafka.clean().await) } {
+            None => eprintln!("{left}"),
+            Some(Ok(topics)) => eprintln!("{topics} topics of the run were deleted"),
+            Some(Err(error)) => eprintln!("{left}, for they cannot be deleted: {error:#}"),
+        }
+    }
     if temporary && outcome.is_ok() {
         let _ = std::fs::remove_dir_all(&dir);
     } else {
@@ -347,6 +367,41 @@ async fn play(args: &FleetArgs, rate: f64, component: Bytes) -> Answer {
         }
     }
     Ok(report.ok)
+}
+
+/// Where the uplink leads.
+enum Centre {
+    Nodes(Box<LocalCluster>),
+    Kafka(KafkaCentre),
+}
+
+impl Centre {
+    async fn stop(&self) {
+        if let Self::Nodes(cluster) = self {
+            cluster.stop_all().await;
+        }
+    }
+
+    async fn count(&self, topic: &str) -> anyhow::Result<u64> {
+        match self {
+            Self::Nodes(cluster) => Side::of(cluster).count(topic).await,
+            Self::Kafka(kafka) => kafka.count(topic, PARTITIONS).await,
+        }
+    }
+
+    async fn values(&self, topic: &'static str) -> anyhow::Result<Vec<Values>> {
+        match self {
+            Self::Nodes(cluster) => values(&Side::of(cluster).kafka(), topic).await,
+            Self::Kafka(kafka) => kafka.values(topic, PARTITIONS).await,
+        }
+    }
+
+    async fn gaps(&self, edge: &str) -> anyhow::Result<u64> {
+        match self {
+            Self::Nodes(_) => self.count(buttress_uplink::gap::TOPIC).await,
+            Self::Kafka(kafka) => kafka.gaps(edge).await,
+        }
+    }
 }
 
 /// One of the two sides, over HTTP.
@@ -402,24 +457,40 @@ async fn fleet(
     args: &FleetArgs,
     rate: f64,
     component: Bytes,
-    centre_cluster: &LocalCluster,
+    centre: &Centre,
     edge_cluster: &LocalCluster,
 ) -> anyhow::Result<EdgeReport> {
     let say = |text: String| eprintln!("{text}");
-    let (started, also) = tokio::join!(centre_cluster.start_all(), edge_cluster.start_all());
-    started?;
-    also?;
-    let (centre, edge) = (Side::of(centre_cluster), Side::of(edge_cluster));
-    say(format!("start    a gateway at the edge, and a centre of {} nodes", centre.nodes.len()));
-
     let links = Arc::new(Links::default());
     let mut proxies = Vec::new();
-    let mut places = Vec::new();
-    for node in &centre.nodes {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        places.push(listener.local_addr()?.to_string());
-        proxies.push(super::Task(tokio::spawn(carry(listener, EDGE, CENTRE, node.http.parse()?, links.clone()))));
-    }
+    // What the uplink is told, and who serves there.
+    let (to, target, centre_nodes) = match centre {
+        Centre::Nodes(cluster) => {
+            let (started, also) = tokio::join!(cluster.start_all(), edge_cluster.start_all());
+            started?;
+            also?;
+            let mut places = Vec::new();
+            let side = Side::of(cluster);
+            for node in &side.nodes {
+                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+                places.push(listener.local_addr()?.to_string());
+                let way = carry(listener, EDGE, CENTRE, node.http.parse()?, links.clone());
+                proxies.push(super::Task(tokio::spawn(way)));
+            }
+            say(format!("start    a gateway at the edge, and a centre of {} nodes", side.nodes.len()));
+            (format!("buttress://{}", places.join(",")), None, side.nodes.len())
+        }
+        Centre::Kafka(kafka) => {
+            edge_cluster.start_all().await?;
+            say(format!("start    a gateway at the edge; the centre is the Kafka at {}", kafka.kafka.join(",")));
+            let relay = relay(&kafka.kafka, &links, EDGE, CENTRE).await?;
+            let to = format!("kafka://{}", relay.bootstrap.join(","));
+            (to, Some((kafka, relay)), 0)
+        }
+    };
+    let named = |topic: &str| target.as_ref().map_or(topic.to_owned(), |(kafka, _)| kafka.physical(topic));
+    let edge = Side::of(edge_cluster);
+    let name = edge_cluster.cluster_id();
 
     let topic = json!({"name": TELEMETRY, "partitions": PARTITIONS, "sequence_fields": ["machine", "seq"]});
     edge.ask(&Ask::json(Method::POST, "/v1/topics", topic.to_string())).await?;
@@ -441,8 +512,12 @@ async fn fleet(
     }
     let uplink = json!({
         "name": UPLINK,
-        "to": format!("buttress://{}", places.join(",")),
-        "topics": [{"topic": ALERTS, "priority": "high"}, {"topic": TELEMETRY, "priority": "low"}],
+        "to": to,
+        "edge": name,
+        "topics": [
+            {"topic": ALERTS, "target": named(ALERTS), "priority": "high"},
+            {"topic": TELEMETRY, "target": named(TELEMETRY), "priority": "low"},
+        ],
         "bound_bytes": 1u64 << 30,
         "create_topics": true,
     });
@@ -472,9 +547,9 @@ async fn fleet(
         let cut_at = Instant::now();
         say(format!("cut      the link, for {:.0} s", cut_for.as_secs_f64()));
         tokio::time::sleep(SETTLE).await;
-        let before = counts(&edge, &centre).await?;
+        let before = counts(&edge, centre).await?;
         tokio::time::sleep_until((cut_at + cut_for).into()).await;
-        let after = counts(&edge, &centre).await?;
+        let after = counts(&edge, centre).await?;
         links.heal();
         evidence.cut_s = cut_at.elapsed().as_secs_f64();
         evidence.cut_alerts = after.0 - before.0;
@@ -521,19 +596,20 @@ async fn fleet(
     }
     evidence.drained = drain_ms.is_some();
 
-    say("check    a stock Kafka client reads both logs back".into());
+    say("check    both logs are read back, as a consumer of Kafka does".into());
     for topic in [ALERTS, TELEMETRY] {
-        let (here, there) = (values(&edge.kafka(), topic).await?, values(&centre.kafka(), topic).await?);
+        let (here, there) = (values(&edge.kafka(), topic).await?, centre.values(topic).await?);
         evidence.logs.insert(topic, here.into_iter().zip(there).collect());
     }
-    evidence.gap_records = centre.count(buttress_uplink::gap::TOPIC).await?;
+    evidence.gap_records = centre.gaps(name).await?;
     evidence.acked = journal.acked();
     count_acked(&mut evidence, &journal, &names);
     let by_model =
         |value: &Vec<u8>| serde_json::from_slice::<Value>(value).is_ok_and(|alert| alert["by"] != json!("rules"));
     evidence.by_model = evidence.logs[ALERTS].iter().flat_map(|(edge, _)| edge).filter(|v| by_model(v)).count() as u64;
     let report = EdgeReport {
-        nodes: centre.nodes.len(),
+        nodes: centre_nodes,
+        kafka: args.kafka.clone(),
         machines: args.machines,
         seed: args.seed,
         duration_s: (started.elapsed().as_secs_f64() * 10.0).round() / 10.0,
@@ -545,7 +621,7 @@ async fn fleet(
 }
 
 /// Alerts and judged batches at the edge, records at the centre.
-async fn counts(edge: &Side, centre: &Side) -> anyhow::Result<(u64, u64, u64)> {
+async fn counts(edge: &Side, centre: &Centre) -> anyhow::Result<(u64, u64, u64)> {
     let there = centre.count(ALERTS).await? + centre.count(TELEMETRY).await?;
     Ok((edge.count(ALERTS).await?, edge.count(reader::AUDIT).await?, there))
 }

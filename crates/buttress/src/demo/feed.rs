@@ -169,6 +169,9 @@ pub struct NodeView {
 pub struct ClusterViewed {
     pub leader: Option<String>,
     pub leader_id: Option<u64>,
+    /// The nodes are hosts of functions, and none of them leads.
+    #[serde(skip)]
+    pub hosts: bool,
     pub term: u64,
     pub nodes: Vec<NodeView>,
 }

@@ -35,6 +35,7 @@ pub mod terminal;
 
 pub mod cli;
 pub mod edge;
+mod edge_kafka;
 
 use std::{
     collections::BTreeMap,
@@ -765,6 +766,7 @@ impl Display {
         feed::ClusterViewed {
             leader: leader.and_then(|(id, _)| self.nodes.by_id(id)).map(|node| self.nodes.list[node].name.clone()),
             leader_id: leader.map(|(id, _)| id),
+            hosts: self.nodes.are_hosts(),
             term: statuses.iter().flatten().map(|status| status.term).max().unwrap_or(0),
             nodes: nodes.collect(),
         }

@@ -5,13 +5,13 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use super::{
-    feed::{EventView, Phase, Tick},
+    feed::{ClusterViewed, EventView, Phase, Tick},
     report::grouped,
 };
 
 /// Lines without a terminal come this often, in ticks of half a second.
 const PLAIN_EVERY: u32 = 10;
-const BAR: usize = 10;
+const BAR: usize = 6;
 const COLUMNS: usize = 79;
 
 /// How progress is shown.
@@ -101,9 +101,14 @@ fn status_line(tick: &Tick) -> String {
         grouped(tick.rates.acked),
         grouped(tick.rates.verdicts),
         tick.latency_ms.p99.map_or("-".to_owned(), |ms| format!("{ms:.0}")),
-        match (tick.phase, tick.cluster.leader.as_deref()) {
-            (Phase::Playing, Some(leader)) => format!("{leader} leads"),
-            (Phase::Playing, None) => "no leader".to_owned(),
+        match (tick.phase, &tick.cluster) {
+            // None of them leads: each runs the partitions that it holds.
+            (Phase::Playing, cluster) if cluster.hosts => {
+                let alive = cluster.nodes.iter().filter(|node| node.alive).count();
+                format!("{alive} of {} hosts", cluster.nodes.len())
+            }
+            (Phase::Playing, ClusterViewed { leader: Some(leader), .. }) => format!("{leader} leads"),
+            (Phase::Playing, _) => "no leader".to_owned(),
             (phase, _) => phase.text().to_owned(),
         },
     );
@@ -115,7 +120,7 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::demo::feed::{ClusterViewed, Counters, LiveLatency, Rates};
+    use crate::demo::feed::{Counters, LiveLatency, NodeView, Rates};
 
     #[test]
     fn a_line_says_where_the_run_is() {
@@ -126,11 +131,24 @@ mod tests {
             rates: Rates { acked: 10_003, verdicts: 9_998, ..Rates::default() },
             counters: Counters { anomalies: 1_234, ..Counters::default() },
             latency_ms: LiveLatency { p50: Some(18.4), p99: Some(61.0), ..LiveLatency::default() },
-            cluster: ClusterViewed { leader: Some("n2".into()), term: 3, ..ClusterViewed::default() },
+            cluster: ClusterViewed { leader: Some("node-2".into()), term: 3, ..ClusterViewed::default() },
             ..Tick::default()
         };
-        expect!["   30.0 s  [#####.....]  10,003/s in   9,998/s judged  p99    61 ms  n2 leads"]
+        expect!["   30.0 s  [###...]  10,003/s in   9,998/s judged  p99    61 ms  node-2 leads"]
             .assert_eq(&status_line(&tick));
+        let host = |alive| NodeView { alive, ..NodeView::default() };
+        let nodes = vec![host(true), host(false), host(true)];
+        let cluster = ClusterViewed { hosts: true, leader: Some("host-3".into()), nodes, ..ClusterViewed::default() };
+        expect!["   30.0 s  [###...]  10,003/s in   9,998/s judged  p99    61 ms  2 of 3 hosts"]
+            .assert_eq(&status_line(&Tick { cluster, ..tick.clone() }));
+        // The longest that there is fits, and is not cut.
+        let busy = Tick {
+            elapsed_s: 36_000.0,
+            rates: Rates { acked: 100_000, verdicts: 100_000, ..Rates::default() },
+            latency_ms: LiveLatency { p99: Some(10_000.0), ..LiveLatency::default() },
+            ..tick
+        };
+        assert!(status_line(&busy).ends_with("  node-2 leads"));
         let event = EventView { at_s: 21.0, kind: "kill", text: "SIGKILL to n1, the leader of term 2".into() };
         expect!["   21.0 s  kill       SIGKILL to n1, the leader of term 2"].assert_eq(&event_line(&event, false));
     }

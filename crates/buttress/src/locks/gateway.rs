@@ -214,7 +214,10 @@ impl Gateway {
                 // Somebody else may have a leader, or be there at all.
                 Ok(Err(error)) if error.retryable || error.code == Code::UNREACHABLE => error,
                 Ok(Err(error)) => return Err(error),
-                Err(_) => Error::new(Code::UNREACHABLE, format!("{path} was not answered in time")).retryable(),
+                // It takes connections and says nothing: so is an etcd without its majority.
+                Err(_) => Error::new(Code::UNREACHABLE, format!("{path} was not answered in time"))
+                    .hint("has the cluster its majority? see: etcdctl endpoint status, or: buttress cluster status")
+                    .retryable(),
             };
             self.at.store(at + 1, Ordering::Relaxed);
             if Instant::now() + PAUSE >= deadline {

@@ -21,7 +21,7 @@ pub mod gateway;
 pub mod supervise;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -34,6 +34,10 @@ use gateway::{Gateway, Place, base64, number, place, prefix_end};
 
 /// A call of the recipe is given up after this.
 const CALL_WITHIN: Duration = Duration::from_secs(15);
+/// Somebody who waits for no lock waits so long for an answer all the same.
+const OPEN_WITHIN_MIN: Duration = Duration::from_secs(2);
+/// A lease that could not be kept is given back only if that is quick: it ends by itself.
+const CLOSE_LOST_WITHIN: Duration = Duration::from_secs(1);
 /// Who waits looks again after this, whatever it was told.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// A name is the beginning of a key.
@@ -55,19 +59,22 @@ pub struct Session {
     lease: i64,
     ttl: Duration,
     life: watch::Receiver<Life>,
+    /// Why the lease could not be kept when it was last tried.
+    trouble: Arc<Mutex<Option<String>>>,
     keeper: JoinHandle<()>,
 }
 
 impl Session {
     /// # Errors
-    /// `UNREACHABLE` where no endpoint answers.
-    pub async fn open(gateway: Arc<Gateway>, ttl: Duration) -> Result<Self, Error> {
+    /// `UNREACHABLE` where no endpoint answers within the time.
+    pub async fn open(gateway: Arc<Gateway>, ttl: Duration, within: Duration) -> Result<Self, Error> {
         let asked = Instant::now();
-        let (lease, ttl) = gateway.grant(ttl, asked + CALL_WITHIN).await?;
+        let (lease, ttl) = gateway.grant(ttl, asked + within.clamp(OPEN_WITHIN_MIN, CALL_WITHIN)).await?;
         // The lease began after it was asked for, so it ends no earlier than this.
         let (tell, life) = watch::channel(Life { until: asked + ttl, gone: ttl.is_zero() });
-        let keeper = tokio::spawn(keep(gateway.clone(), lease, ttl, tell));
-        Ok(Self { gateway, lease, ttl, life, keeper })
+        let trouble = Arc::default();
+        let keeper = tokio::spawn(keep(gateway.clone(), lease, ttl, tell, Arc::clone(&trouble)));
+        Ok(Self { gateway, lease, ttl, life, trouble, keeper })
     }
 
     /// Resolves when the lease has ended, or may end before a command is stopped; gives the moment until which it certainly
@@ -91,13 +98,33 @@ impl Session {
         }
     }
 
+    /// Why it is lost, for people.
+    pub fn why_lost(&self) -> String {
+        if self.life.borrow().gone {
+            return "the server says that the lease has ended".to_owned();
+        }
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = trouble.as_deref().unwrap_or("this process was held up");
+        let missed = (self.ttl - self.ttl / 3).as_secs_f64();
+        format!("the lease could not be kept alive for {missed:.1} s: {why}")
+    }
+
     /// Lets the lock go.
     ///
     /// # Errors
     /// Where nobody answers: then the lease ends by itself.
     pub async fn close(self) -> Result<(), Error> {
+        self.close_within(self.ttl.min(CALL_WITHIN)).await
+    }
+
+    /// Gives back what is lost anyway, so that the next in the queue may be quicker.
+    pub async fn close_lost(self) {
+        let _ = self.close_within(CLOSE_LOST_WITHIN).await;
+    }
+
+    async fn close_within(&self, within: Duration) -> Result<(), Error> {
         self.keeper.abort();
-        self.gateway.revoke(self.lease, Instant::now() + self.ttl.min(CALL_WITHIN)).await
+        self.gateway.revoke(self.lease, Instant::now() + within).await
     }
 }
 
@@ -107,7 +134,13 @@ impl Drop for Session {
     }
 }
 
-async fn keep(gateway: Arc<Gateway>, lease: i64, ttl: Duration, tell: watch::Sender<Life>) {
+async fn keep(
+    gateway: Arc<Gateway>,
+    lease: i64,
+    ttl: Duration,
+    tell: watch::Sender<Life>,
+    trouble: Arc<Mutex<Option<String>>>,
+) {
     loop {
         tokio::time::sleep(ttl / 3).await;
         let asked = Instant::now();
@@ -117,7 +150,10 @@ async fn keep(gateway: Arc<Gateway>, lease: i64, ttl: Duration, tell: watch::Sen
                 tell.send_modify(|life| life.gone = true);
                 return;
             }
-            Err(error) => tracing::warn!(%error, event_type = "lease_not_kept", "a lock's lease could not be kept"),
+            Err(error) => {
+                tracing::warn!(%error, event_type = "lease_not_kept", "a lock's lease could not be kept");
+                *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.message);
+            }
         }
     }
 }

@@ -97,6 +97,9 @@ pub async fn run(command: &[OsString], name: &str, held: &Held, session: &Sessio
                 return Ok(Ended::Itself(ended));
             }
             until = session.lost() => {
+                // Said before the command is asked, so that what it says afterwards is understood.
+                let left = until.saturating_duration_since(Instant::now()).as_secs_f64();
+                eprintln!("{name} is lost: {}; the command is asked to stop, and killed in {left:.1} s", session.why_lost());
                 running.stop(until).await;
                 return Ok(Ended::Lost);
             }

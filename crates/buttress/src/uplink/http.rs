@@ -101,6 +101,9 @@ impl Uplinks {
         }
         // Two lanes of one name at one target would fence each other for ever.
         let address = Address::parse(&spec.to)?;
+        if let Address::Kafka(options) = &address {
+            self.deps.secrets.resolve(&mut options.clone())?;
+        }
         for route in &spec.topics {
             let twin = |other: &Spec| {
                 other.edge == spec.edge
@@ -284,6 +287,7 @@ fn status_of(error: &Error) -> StatusCode {
     match error.code {
         Code::UPLINK_UNKNOWN | Code::TOPIC_UNKNOWN => StatusCode::NOT_FOUND,
         Code::UPLINK_EXISTS | Code::REFUSED => StatusCode::CONFLICT,
+        Code::UPLINK_SECRET => StatusCode::FORBIDDEN,
         Code::NO_LEADER | Code::STOPPED | Code::OVERLOADED => StatusCode::SERVICE_UNAVAILABLE,
         Code::TIMEOUT => StatusCode::GATEWAY_TIMEOUT,
         Code::DISK => StatusCode::INTERNAL_SERVER_ERROR,

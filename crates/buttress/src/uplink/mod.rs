@@ -10,6 +10,8 @@ pub mod resource;
 
 pub mod target;
 
+pub mod secrets;
+
 mod gate;
 mod telling;
 

@@ -25,6 +25,7 @@ use tokio::{sync::Notify, sync::watch, task::JoinHandle};
 use super::{
     gate::Gate,
     resource::{KNOWN_PREFIX, PREFIX, Spec},
+    secrets::Secrets,
     target::{Port, Target},
     telling::{Line, Telling},
 };
@@ -44,6 +45,8 @@ pub struct Deps {
     pub cluster: Arc<dyn Cluster>,
     /// This gateway's name, where an uplink is given none.
     pub edge: String,
+    /// What of this node's secrets an uplink may name.
+    pub secrets: Secrets,
     /// Becomes true when the node stops.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -274,12 +277,13 @@ impl Uplinks {
     }
 
     async fn launch(self: &Arc<Self>, spec: Spec, plans: Result<Vec<Plan>, Error>) -> Running {
-        let (plans, target) = match plans.and_then(|plans| Ok((plans, Arc::new(Target::new(&spec.to)?)))) {
-            Ok(found) => found,
-            Err(error) => {
-                return Running { spec, plans: vec![], lanes: vec![], trouble: Some(error), _tasks: vec![] };
-            }
-        };
+        let (plans, target) =
+            match plans.and_then(|plans| Ok((plans, Arc::new(Target::new(&spec.to, &self.deps.secrets)?)))) {
+                Ok(found) => found,
+                Err(error) => {
+                    return Running { spec, plans: vec![], lanes: vec![], trouble: Some(error), _tasks: vec![] };
+                }
+            };
         let known = self.known(&spec.name).await;
         let gate = Arc::new(Gate::new(spec.rate, self.deps.cluster.clone()));
         let mut lanes = Vec::new();

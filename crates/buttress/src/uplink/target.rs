@@ -17,7 +17,10 @@ use http::Method;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-use super::resource::{Route, Spec};
+use super::{
+    resource::{Route, Spec},
+    secrets::Secrets,
+};
 use crate::client::{Client, segment};
 
 /// A request to a Kafka is repeated for this long before the lane says that there is no link.
@@ -108,16 +111,19 @@ pub struct Link {
 
 /// What the lanes of an uplink share.
 pub enum Target {
-    Kafka { options: Box<Options>, link: tokio::sync::Mutex<Link> },
+    Kafka { options: Box<Options>, secrets: Secrets, link: tokio::sync::Mutex<Link> },
     Buttress { nodes: Vec<String> },
 }
 
 impl Target {
     /// # Errors
-    /// `UPLINK_INVALID`.
-    pub fn new(to: &str) -> Result<Self, Error> {
+    /// `UPLINK_INVALID`, `UPLINK_SECRET`.
+    pub fn new(to: &str, secrets: &Secrets) -> Result<Self, Error> {
         Ok(match Address::parse(to)? {
-            Address::Kafka(options) => Self::Kafka { options, link: tokio::sync::Mutex::default() },
+            Address::Kafka(mut options) => {
+                secrets.resolve(&mut options)?;
+                Self::Kafka { options, secrets: secrets.clone(), link: tokio::sync::Mutex::default() }
+            }
             Address::Buttress(nodes) => Self::Buttress { nodes },
         })
     }
@@ -125,7 +131,7 @@ impl Target {
     /// The connection that the lanes share, made by whoever needs it first. Those who have waited meanwhile hear what that one
     /// has heard: one by one, each would wait for the others' deadlines.
     async fn kafka(&self) -> Result<Arc<Kafka>, Error> {
-        let Self::Kafka { options, link } = self else { unreachable!("it is asked for a Kafka") };
+        let Self::Kafka { options, secrets, link } = self else { unreachable!("it is asked for a Kafka") };
         let asked = Instant::now();
         let mut link = link.lock().await;
         if let Some(kafka) = &link.kafka {
@@ -134,7 +140,11 @@ impl Target {
         if let Some((_, error)) = link.failed.as_ref().filter(|(at, _)| *at >= asked) {
             return Err(error.clone());
         }
-        match Kafka::connect((**options).clone()).await {
+        let connected = match secrets.follow(options) {
+            Ok(()) => Kafka::connect((**options).clone()).await,
+            Err(error) => Err(error),
+        };
+        match connected {
             Ok(kafka) => {
                 let kafka = Arc::new(kafka);
                 *link = Link { kafka: Some(kafka.clone()), failed: None };
@@ -425,7 +435,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn lanes_that_wait_for_one_connection_hear_the_same() {
         // Nobody listens there: each attempt alone lasts until its deadline.
-        let target = Target::new("kafka://127.0.0.1:1").unwrap();
+        let target = Target::new("kafka://127.0.0.1:1", &Secrets::new("/nowhere".as_ref(), &[])).unwrap();
         let began = Instant::now();
         let heard = futures::future::join_all((0..16).map(|_| target.kafka())).await;
         assert!(heard.into_iter().all(|heard| heard.is_err_and(|error| error.code == Code::UNREACHABLE)));

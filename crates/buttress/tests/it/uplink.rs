@@ -56,6 +56,11 @@ fn an_uplink_says_what_is_in_its_way_and_sends_everything_once() {
     assert!(said.contains("[BT0803]") && said.contains("password-file=PATH") && !said.contains("hunter2"), "{said}");
     let said = kafka("kafka://me@127.0.0.1:9092?ssl=yes");
     assert!(said.contains("[BT0803]") && said.contains("?tls=ca.pem|system"), "{said}");
+    // The node shows nothing of its own to whom the caller chooses, unless its operator put it there for that.
+    for secret in ["password-file=/etc/passwd", "password-file=../../node-1.toml", "password-env=PATH", ""] {
+        let said = kafka(&format!("kafka://me@127.0.0.1:9092?cleartext=yes&{secret}"));
+        assert!(said.contains("[BT0806]") && said.contains("secrets"), "{secret}: {said}");
+    }
     ok(&create(&["--bound", "1GiB"]));
     assert!(failed(&create(&["--bound", "1GiB"])).contains("[BT0802]"));
 
@@ -73,7 +78,7 @@ fn an_uplink_says_what_is_in_its_way_and_sends_everything_once() {
     assert_eq!(consumed(edge_at, "telemetry"), consumed(centre_at, "plant"));
 
     // Files that an address names are the node's, and missed where the uplink runs.
-    let nowhere = "kafka://me@127.0.0.1:1?tls=/nowhere/ca.pem&password-file=/nowhere/password";
+    let nowhere = "kafka://me@127.0.0.1:1?tls=/nowhere/ca.pem&password-file=kafka";
     let lost =
         ["uplink", "create", "lost", "--topic", "alerts", "--bound", "1GiB", "--to", nowhere, "--server", edge_at];
     ok(&run(&lost));

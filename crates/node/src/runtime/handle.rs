@@ -17,7 +17,7 @@ use buttress_core::{
     Receipt, Refusal, Revision, Scope, Stream, SubmitError, TimeMs, Txn, TxnResult,
     ledger::{
         BoxFuture, ClusterView, CursorView, Fetched, KeyEvent, KeyImage, KeyValue, KeyValues, KeyWatch, KeysHash,
-        KeysView, LeaseView, PartitionView, TopicView, Watch, WatchItem, WatchOptions,
+        KeysPage, KeysView, LeaseView, PartitionView, TopicView, Watch, WatchItem, WatchOptions,
     },
     limits::{ENTRY_BYTES_MAX, ENTRY_PARTS_MAX},
 };
@@ -417,6 +417,20 @@ impl Handle {
         }
     }
 
+    async fn read_page_once(&self, op: RangeOp, consistency: Consistency) -> Result<KeysPage, Error> {
+        let keys = match op.limit {
+            _ if op.count_only => 0,
+            0 => usize::MAX,
+            limit => usize::try_from(limit).unwrap_or(usize::MAX),
+        };
+        self.ask(consistency, move |machine| {
+            let limits = PageLimits { keys, ..PAGE };
+            let Page { kvs, count, next } = machine.page(&op.range, op.revision, op.needs_values(), limits)?;
+            Ok(KeysPage { revision: machine.revision(), kvs, count, next })
+        })
+        .await
+    }
+
     /// Waits until this node has applied what was committed when it was called. `false` where nobody can tell.
     async fn catch_up(&self) -> bool {
         let barrier = self.ask(Consistency::Linearizable, |_| Ok(()));
@@ -611,6 +625,23 @@ impl Ledger for Handle {
     fn read_with(&self, op: RangeOp, consistency: Consistency) -> BoxFuture<'_, Result<RangeResult, Error>> {
         self.count_read(consistency);
         Box::pin(self.read_pages(op, consistency))
+    }
+
+    fn read_page(&self, op: RangeOp, consistency: Consistency) -> BoxFuture<'_, Result<KeysPage, Error>> {
+        self.count_read(consistency);
+        Box::pin(async move {
+            match self.read_page_once(op.clone(), consistency).await {
+                // As a range's: this node may only be behind.
+                Err(error)
+                    if error.code == Code::REVISION_FUTURE
+                        && consistency == Consistency::Serializable
+                        && self.catch_up().await =>
+                {
+                    self.read_page_once(op, consistency).await
+                }
+                found => found,
+            }
+        })
     }
 
     fn read_txn(&self, txn: Txn, consistency: Consistency) -> BoxFuture<'_, Result<(Revision, TxnResult), Error>> {

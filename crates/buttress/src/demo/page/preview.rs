@@ -330,6 +330,7 @@ impl Fleet {
             tick.cluster = ClusterViewed {
                 leader_id: leader.as_ref().map(|node| node.id),
                 leader: leader.map(|node| node.name),
+                hosts: false,
                 term: self.term,
                 nodes: self.nodes.clone(),
             };

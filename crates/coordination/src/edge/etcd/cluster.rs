@@ -1,7 +1,9 @@
 //! Members, as etcd shows them.
 //!
-//! A member of this cluster has more addresses than etcd's `MemberAdd` can say, and it founds its data directory when
-//! it joins. So members are added with `buttress join`; removing and promoting fit and are served.
+//! A member of this cluster has more addresses than etcd's `MemberAdd` can say (those of Kafka, MQTT and HTTP, to which
+//! clients are sent), they never change, and it is given its id together with its configuration. An invitation without
+//! them would be a member that nobody can become. So members are added with `buttress cluster join`, and the refusal is the
+//! command, with what the request said; removing and promoting fit and are served.
 
 use buttress_core::{
     Consistency, NodeId,
@@ -26,7 +28,26 @@ pub(super) fn member(member: &ledger::Member) -> pb::Member {
     }
 }
 
+/// The first of a member's addresses, as our commands take it.
+fn peer_address(urls: &[String]) -> Result<String, Status> {
+    let place = |url: &String| {
+        let url: http::Uri = url.trim().parse().ok()?;
+        let known = matches!(url.scheme_str(), Some("http" | "https")) && matches!(url.path(), "" | "/");
+        let authority = url.authority().filter(|place| known && place.port().is_some())?;
+        Some(authority.as_str().to_owned())
+    };
+    let places: Option<Vec<String>> = urls.iter().map(place).collect();
+    places.and_then(|places| places.into_iter().next()).ok_or_else(|| error::MEMBER_BAD_URLS.into())
+}
+
 impl Etcd {
+    /// Where our commands find this cluster.
+    fn server_option(&self) -> String {
+        let view = self.cluster.view();
+        let own = view.members.iter().find(|member| member.id == view.node && !member.http.is_empty());
+        own.map_or_else(String::new, |own| format!(" --server http://{}", own.http))
+    }
+
     fn members(&self) -> Vec<pb::Member> {
         self.cluster.view().members.iter().map(member).collect()
     }
@@ -34,10 +55,18 @@ impl Etcd {
 
 #[tonic::async_trait]
 impl Cluster for Etcd {
-    async fn member_add(&self, _: Request<pb::MemberAddRequest>) -> Result<Response<pb::MemberAddResponse>, Status> {
-        let text = "etcdserver: a member has more addresses than this request can say; \
-                    add it with: buttress cluster join --name NAME --data-dir DIR";
-        Err(Status::unimplemented(text))
+    async fn member_add(
+        &self,
+        request: Request<pb::MemberAddRequest>,
+    ) -> Result<Response<pb::MemberAddResponse>, Status> {
+        let pb::MemberAddRequest { peer_ur_ls, is_learner } = request.into_inner();
+        let peer = peer_address(&peer_ur_ls)?;
+        let learner = if is_learner { " --learner" } else { "" };
+        Err(Status::unimplemented(format!(
+            "etcdserver: a member has more addresses than this request can say; on its machine: \
+             buttress cluster join --name NAME --data-dir DIR --peer {peer}{learner} --serve{}",
+            self.server_option()
+        )))
     }
 
     async fn member_remove(
@@ -56,11 +85,21 @@ impl Cluster for Etcd {
 
     async fn member_update(
         &self,
-        _: Request<pb::MemberUpdateRequest>,
+        request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
-        let text = "etcdserver: addresses of a member do not change; \
-                    join a member at the new address and then: buttress cluster replace OLD NEW";
-        Err(Status::unimplemented(text))
+        let pb::MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
+        let peer = peer_address(&peer_ur_ls)?;
+        let view = self.cluster.view();
+        let Some(member) = view.members.iter().find(|member| member.id.0 == id) else {
+            return Err(error::MEMBER_NOT_FOUND.into());
+        };
+        let server = self.server_option();
+        Err(Status::unimplemented(format!(
+            "etcdserver: addresses of a member do not change; let another one take its place: \
+             buttress cluster join --name NEW --data-dir DIR --peer {peer} --serve{server}, and then: \
+             buttress cluster replace {} --with NEW{server}",
+            member.name
+        )))
     }
 
     async fn member_list(

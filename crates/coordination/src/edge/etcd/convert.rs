@@ -91,6 +91,23 @@ pub fn range_op(request: pb::RangeRequest) -> Result<RangeOp, Status> {
     })
 }
 
+/// A range that is given in pieces, in the order of keys.
+pub fn stream_op(request: pb::RangeRequest) -> Result<RangeOp, Status> {
+    let bounds =
+        [request.min_mod_revision, request.max_mod_revision, request.min_create_revision, request.max_create_revision];
+    let bounded = bounds.iter().any(|bound| *bound != 0);
+    let op = range_op(request)?;
+    // etcd lets any target pass that has no order. It sorts each piece then and goes on behind its last key, which gives
+    // some keys twice.
+    if op.target != SortTarget::Key || op.order == SortOrder::Descending {
+        return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
+    }
+    if bounded {
+        return Err(Status::unimplemented("RangeStream does not support revision filters"));
+    }
+    Ok(op)
+}
+
 pub fn put_op(request: pb::PutRequest) -> Result<PutOp, Status> {
     if request.key.is_empty() {
         return Err(error::EMPTY_KEY.into());

@@ -38,6 +38,7 @@ texts! {
     LEASE_NOT_FOUND = NotFound, "etcdserver: requested lease not found";
     LEASE_EXISTS = FailedPrecondition, "etcdserver: lease already exists";
     LEASE_TTL_TOO_LARGE = OutOfRange, "etcdserver: too large lease TTL";
+    MEMBER_BAD_URLS = InvalidArgument, "etcdserver: given member URLs are invalid";
     PEER_URL_EXISTS = FailedPrecondition, "etcdserver: Peer URLs already exists";
     NOT_ENOUGH_STARTED =
         FailedPrecondition, "etcdserver: re-configuration failed due to not enough started members";

@@ -93,6 +93,7 @@ struct Route {
 /// The paths, with what their bodies are.
 pub struct Gateway {
     routes: BTreeMap<&'static str, Route>,
+    services: DescriptorPool,
 }
 
 impl Default for Gateway {
@@ -117,7 +118,14 @@ impl Gateway {
             };
             (*path, route)
         };
-        Self { routes: ROUTES.iter().map(route).collect() }
+        Self { routes: ROUTES.iter().map(route).collect(), services: pool.clone() }
+    }
+
+    /// Whether a method takes a stream of requests; `None` where there is none of this name.
+    pub fn takes_stream(&self, service: &str, method: &str) -> Option<bool> {
+        let service = self.services.get_service_by_name(service)?;
+        let found = service.methods().find(|known| known.name() == method);
+        found.map(|known| known.is_client_streaming())
     }
 
     /// The paths below `/v3/`.
@@ -245,15 +253,13 @@ fn unframe(pending: &mut BytesMut) -> Vec<Bytes> {
 impl Etcd {
     /// Answers a path below `/v3/`.
     pub(super) async fn json(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
-        let path = request.uri().path().strip_prefix("/v3/").unwrap_or_default();
+        let path = request.uri().path();
+        let path = path.strip_prefix("/v3/").or_else(|| path.strip_prefix("/v3beta/")).unwrap_or_default();
         let Some(route) = self.gateway.routes.get(path).cloned() else {
             return failure(&Status::not_found("Not Found"));
         };
         if request.method() != Method::POST {
-            let mut response = failure(&Status::unimplemented("Method Not Allowed"));
-            *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
-            return response;
+            return failure(&Status::unimplemented("Method Not Allowed"));
         }
         let body = request.into_body();
         let answer = if route.streams_in {

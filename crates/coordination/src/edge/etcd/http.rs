@@ -14,7 +14,7 @@ use std::{
 use buttress_core::{Consistency, ledger::MemberRole};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::StreamExt;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::{
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
@@ -26,7 +26,7 @@ use hyper_util::{
 };
 use prost::Message;
 use tokio::{net::TcpListener, sync::watch};
-use tonic::{Status, body::Body, server::Grpc};
+use tonic::{Code, Status, body::Body, server::Grpc};
 
 use super::{Etcd, VERSION, convert::REQUEST_BYTES_MAX, error, watches::WatchCodec};
 use crate::pb::{
@@ -53,6 +53,9 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// half-open one does not live for ever.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+const GRPC: &[u8] = b"application/grpc";
+/// How the generated services begin to say that bytes are no message.
+const NO_MESSAGE_OF_OURS: &str = "failed to decode Protobuf message";
 /// How long calls that run when the node stops may take to be answered.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
@@ -142,16 +145,38 @@ async fn turned(stop: &mut watch::Receiver<bool>) {
 impl Etcd {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let media = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-        if media.starts_with(b"application/grpc") {
-            return match Unary::of(request.uri().path()) {
-                Some(call) => self.unary(call, request).await,
-                None => self.grpc(request, "grpc").await,
-            };
+        if request.version() == Version::HTTP_2 {
+            if media == GRPC {
+                return self.call(request).await;
+            }
+            if let Some([b'+' | b';', subtype @ ..]) = media.strip_prefix(GRPC) {
+                // Whatever it is called, the messages are protobuf. So etcd takes it.
+                let named = HeaderValue::from_bytes(&[GRPC, b"+", subtype].concat());
+                let mut response = self.call(request).await;
+                response.headers_mut().insert(header::CONTENT_TYPE, named.expect("its bytes came in a header"));
+                return response;
+            }
+            if call_of(request.uri().path()).is_some_and(|(service, _)| Service::of(service).is_some()) {
+                let text = format!("invalid gRPC request content-type \"{}\"", media.escape_ascii());
+                return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, Status::invalid_argument(text));
+            }
         }
-        if request.uri().path().starts_with("/v3/") {
+        if ["/v3/", "/v3beta/"].iter().any(|root| request.uri().path().starts_with(root)) {
             return self.clone().json(request).await;
         }
         self.page(&request).await
+    }
+
+    async fn call(self: &Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        if request.method() != Method::POST {
+            let method = request.method();
+            let text = format!("Received a HEADERS frame with :method \"{method}\" which should be POST");
+            return refused(StatusCode::METHOD_NOT_ALLOWED, Status::internal(text));
+        }
+        match Unary::of(request.uri().path()) {
+            Some(call) => self.unary(call, request).await,
+            None => self.grpc(request, "grpc").await,
+        }
     }
 
     /// Answers one of the calls that clients make all the time, with as little as it takes: the message is decoded where it
@@ -205,16 +230,41 @@ impl Etcd {
             return status.into_http();
         }
         let path = request.uri().path();
-        let named = path.get(1..).and_then(|path| path.split_once('/'));
-        let Some((service, name)) = named.and_then(|(service, method)| Service::of(service, method)) else {
+        let Some((service, method)) = call_of(path) else {
             self.counters.call("unknown", transport);
-            let service = named.map_or("", |(service, _)| service).escape_default();
-            return Status::unimplemented(format!("unknown service {service}")).into_http();
+            return Status::unimplemented(format!("malformed method name: \"{}\"", path.escape_default())).into_http();
+        };
+        let Some((known, name)) = Service::of(service) else {
+            self.counters.call("unknown", transport);
+            return Status::unimplemented(format!("unknown service {}", service.escape_default())).into_http();
         };
         self.counters.call(name, transport);
-        let request = request.map(|body| Guarded::new(body, MESSAGE_BYTES_MAX));
+        let Some(streams) = self.gateway.takes_stream(service, method) else {
+            let text = format!("unknown method {} for service {service}", method.escape_default());
+            return Status::unimplemented(text).into_http();
+        };
+        let encoding = request.headers().get("grpc-encoding").map(HeaderValue::as_bytes).unwrap_or_default();
+        if !matches!(encoding, b"" | b"identity") {
+            let text = format!("grpc: Decompressor is not installed for grpc-encoding \"{}\"", encoding.escape_ascii());
+            return Status::unimplemented(text).into_http();
+        }
+        let request = request.map(|body| Guarded::new(body, MESSAGE_BYTES_MAX, !streams));
+        let response = self.serve_call(known, request, requires_leader).await;
+        reworded(response)
+    }
+
+    async fn serve_call<B>(
+        self: &Arc<Self>,
+        service: Service,
+        request: Request<Guarded<B>>,
+        requires_leader: bool,
+    ) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError> + Send,
+    {
         match service {
-            Service::Kv => call(KvServer::from_arc(self.clone()), request).await,
+            Service::Kv => call(KvServer::new(super::Shared(self.clone())), request).await,
             Service::Watch => {
                 let watch = WatchCall { etcd: self.clone(), requires_leader };
                 Grpc::new(WatchCodec).streaming(watch, request).await
@@ -283,6 +333,32 @@ impl Etcd {
     }
 }
 
+/// Service and method of a call's path.
+fn call_of(path: &str) -> Option<(&str, &str)> {
+    path.strip_prefix('/').unwrap_or(path).rsplit_once('/')
+}
+
+/// A refusal of the transport, which a client of HTTP understands too.
+fn refused(http: StatusCode, status: Status) -> Response<Body> {
+    let mut response = status.into_http();
+    *response.status_mut() = http;
+    response
+}
+
+/// Says of bytes that are no message what etcd says. What the decoder says names our types, and may be long.
+fn reworded(response: Response<Body>) -> Response<Body> {
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() == Code::Internal && status.message().starts_with(NO_MESSAGE_OF_OURS) => {
+            no_message().into_http()
+        }
+        _ => response,
+    }
+}
+
+fn no_message() -> Status {
+    Status::internal("grpc: error unmarshalling request: proto: cannot parse invalid wire-format data")
+}
+
 async fn call<S, B>(mut server: S, request: Request<B>) -> Response<Body>
 where
     S: tonic::codegen::Service<Request<B>, Response = Response<Body>, Error = Infallible>,
@@ -347,8 +423,7 @@ where
     A: Message,
     F: Future<Output = Result<A, Status>>,
 {
-    // As the generated service words it.
-    let request = Q::decode(message).map_err(|error| Status::internal(error.to_string()))?;
+    let request = Q::decode(message).map_err(|_| no_message())?;
     let answer = call(request).await?;
     let length = answer.encoded_len();
     let told = u32::try_from(length).map_err(|_| Status::resource_exhausted("grpc: the answer is too large"))?;
@@ -402,12 +477,11 @@ enum Service {
 }
 
 impl Service {
-    /// The service of a call's path, with its name in metrics. What the generated code serves, it also refuses by
-    /// method; the Watch service, which is not generated, has one.
-    fn of(service: &str, method: &str) -> Option<(Self, &'static str)> {
+    /// The service of this name, with its name in metrics.
+    fn of(service: &str) -> Option<(Self, &'static str)> {
         Some(match service {
             "etcdserverpb.KV" => (Self::Kv, "kv"),
-            "etcdserverpb.Watch" if method == "Watch" => (Self::Watch, "watch"),
+            "etcdserverpb.Watch" => (Self::Watch, "watch"),
             "etcdserverpb.Lease" => (Self::Lease, "lease"),
             "etcdserverpb.Cluster" => (Self::Cluster, "cluster"),
             "etcdserverpb.Maintenance" => (Self::Maintenance, "maintenance"),
@@ -463,42 +537,62 @@ pub(super) fn json(status: StatusCode, body: &serde_json::Value) -> Response<Bod
     full(status, "application/json", body.to_string())
 }
 
-/// A request's body whose messages are not larger than they may be. It follows gRPC's framing (a byte that says whether
-/// the message is compressed, and its length in four) and refuses a length before anybody makes room for it.
+/// A request's body whose messages are what they may be. It follows gRPC's framing (a byte that says whether the message is
+/// compressed, and its length in four) and refuses a length before anybody makes room for it. Of a call that takes one
+/// message, what comes behind it is not looked at.
 struct Guarded<B> {
     body: B,
     bytes_max: usize,
+    single: bool,
     head: [u8; 5],
     head_len: usize,
     /// Bytes of the current message that are still to come.
     left: usize,
+    /// The one message was there.
+    done: bool,
 }
 
 impl<B> Guarded<B> {
-    fn new(body: B, bytes_max: usize) -> Self {
-        Self { body, bytes_max, head: [0; 5], head_len: 0, left: 0 }
+    fn new(body: B, bytes_max: usize, single: bool) -> Self {
+        Self { body, bytes_max, single, head: [0; 5], head_len: 0, left: 0, done: false }
     }
 
-    fn follow(&mut self, mut data: &[u8]) -> Result<(), Status> {
-        while !data.is_empty() {
+    /// How many of the bytes belong to what is read.
+    fn follow(&mut self, data: &[u8]) -> Result<usize, Status> {
+        let mut rest = data;
+        while !rest.is_empty() && !self.done {
             if self.left > 0 {
-                let step = self.left.min(data.len());
-                data.advance(step);
+                let step = self.left.min(rest.len());
+                rest.advance(step);
                 self.left -= step;
-                continue;
-            }
-            self.head[self.head_len] = data.get_u8();
-            self.head_len += 1;
-            if self.head_len == self.head.len() {
-                self.head_len = 0;
-                self.left = u32::from_be_bytes([self.head[1], self.head[2], self.head[3], self.head[4]]) as usize;
-                if self.left > self.bytes_max {
-                    let text = format!("grpc: received message larger than max ({} vs. {})", self.left, self.bytes_max);
-                    return Err(Status::resource_exhausted(text));
+            } else {
+                self.head[self.head_len] = rest.get_u8();
+                self.head_len += 1;
+                if self.head_len < self.head.len() {
+                    continue;
                 }
+                self.head_len = 0;
+                self.left = self.length()?;
             }
+            self.done = self.single && self.left == 0;
         }
-        Ok(())
+        Ok(data.len() - rest.len())
+    }
+
+    /// What the head says.
+    fn length(&self) -> Result<usize, Status> {
+        let [compressed, length @ ..] = self.head;
+        match compressed {
+            0 => {}
+            1 => return Err(Status::internal("grpc: compressed flag set with identity or empty encoding")),
+            other => return Err(Status::internal(format!("grpc: received unexpected payload format {other}"))),
+        }
+        let length = u32::from_be_bytes(length) as usize;
+        if length > self.bytes_max {
+            let text = format!("grpc: received message larger than max ({length} vs. {})", self.bytes_max);
+            return Err(Status::resource_exhausted(text));
+        }
+        Ok(length)
     }
 }
 
@@ -514,25 +608,33 @@ where
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if self.done {
+            return Poll::Ready(None);
+        }
         let frame = match std::task::ready!(Pin::new(&mut self.body).poll_frame(context)) {
+            // As Go reads a head, and what is behind it.
+            None if self.head_len > 0 => return Poll::Ready(Some(Err(Status::unknown("EOF").into()))),
+            None if self.left > 0 => return Poll::Ready(Some(Err(Status::unknown("unexpected EOF").into()))),
             None => return Poll::Ready(None),
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
             Some(Ok(frame)) => frame,
         };
-        if let Some(data) = frame.data_ref()
-            && let Err(status) = self.follow(data)
-        {
-            return Poll::Ready(Some(Err(status.into())));
-        }
-        Poll::Ready(Some(Ok(frame)))
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(other) => return Poll::Ready(Some(Ok(other))),
+        };
+        Poll::Ready(Some(match self.follow(&data) {
+            Ok(bytes) => Ok(Frame::data(data.slice(..bytes))),
+            Err(status) => Err(status.into()),
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.done || (self.head_len == 0 && self.left == 0 && self.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        SizeHint::default()
     }
 }
 
@@ -550,12 +652,17 @@ mod tests {
         };
         let two = [message(10, 10), message(3, 3)].concat();
         for cut in 0..two.len() {
-            let mut guarded = Guarded::new((), 10);
+            let mut guarded = Guarded::new((), 10, false);
             guarded.follow(&two[..cut]).unwrap();
             guarded.follow(&two[cut..]).unwrap();
         }
-        let error = Guarded::new((), 10).follow(&message(11, 0)).unwrap_err();
+        let error = Guarded::new((), 10, false).follow(&message(11, 0)).unwrap_err();
         assert_eq!(error.message(), "grpc: received message larger than max (11 vs. 10)");
         assert_eq!(error.code(), tonic::Code::ResourceExhausted);
+        for cut in 0..two.len() {
+            let mut first = Guarded::new((), 10, true);
+            let taken = first.follow(&two[..cut]).unwrap() + first.follow(&two[cut..]).unwrap();
+            assert_eq!((taken, first.done), (15, true), "only the first of a call that takes one");
+        }
     }
 }

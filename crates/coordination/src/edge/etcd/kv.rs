@@ -1,10 +1,23 @@
 //! Keys: reads, writes, transactions, compaction.
 
-use buttress_core::{Consistency, Entry, OpResult, Put, Receipt, Revision, Txn, TxnOp};
+use std::{collections::VecDeque, pin::Pin, sync::Arc};
+
+use buttress_core::{
+    Consistency, Entry, OpResult, Put, RangeOp, Receipt, Revision, Txn, TxnOp,
+    ledger::{KeyValue, KeysPage},
+};
+use futures::{Stream, stream};
 use tonic::{Request, Response, Status};
 
-use super::{Etcd, convert, error};
+use super::{Etcd, Shared, convert, error};
 use crate::pb::etcdserverpb::{self as pb, kv_server::Kv};
+
+/// A range that is streamed comes in pieces of at most this size, or of one key: so each is a message of less than 2 MiB.
+const PIECE_BYTES: usize = 1024 * 1024;
+/// A key in a piece, beside its texts.
+const PIECE_KEY_BYTES: usize = 64;
+
+type RangePieces = Pin<Box<dyn Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
 
 fn consistency(serializable: bool) -> Consistency {
     if serializable { Consistency::Serializable } else { Consistency::Linearizable }
@@ -16,6 +29,26 @@ impl Etcd {
         let op = convert::range_op(request)?;
         let found = self.ledger.read_with(op, consistency).await.map_err(|e| error::status(&e))?;
         Ok(convert::range_response(self.header(found.revision), found))
+    }
+
+    /// The same range in pieces, each read when the client has taken the one before: so neither side holds all of it.
+    fn range_pieces(self: Arc<Self>, request: pb::RangeRequest) -> Result<RangePieces, Status> {
+        let consistency = consistency(request.serializable);
+        let op = convert::stream_op(request)?;
+        let pieces = Pieces {
+            etcd: self,
+            limit: if op.count_only { 0 } else { op.limit },
+            rest: Some(op),
+            consistency,
+            revision: Revision(0),
+            read: VecDeque::new(),
+            read_bytes: 0,
+            count: 0,
+            ended: false,
+        };
+        Ok(Box::pin(stream::try_unfold(pieces, |mut pieces| async move {
+            Ok(pieces.next().await?.map(|piece| (piece, pieces)))
+        })))
     }
 
     pub(super) async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Status> {
@@ -84,36 +117,118 @@ impl Etcd {
     }
 }
 
+/// A range that is being streamed.
+struct Pieces {
+    etcd: Arc<Etcd>,
+    /// What is still to be read or counted.
+    rest: Option<RangeOp>,
+    /// Keys given at most; 0 for all.
+    limit: u64,
+    consistency: Consistency,
+    /// The key space's revision at the first read; what is read later is as it was then.
+    revision: Revision,
+    /// Keys that were read and not given yet, and their size.
+    read: VecDeque<KeyValue>,
+    read_bytes: usize,
+    /// Keys of the range that were seen.
+    count: u64,
+    ended: bool,
+}
+
+fn piece_bytes(kv: &KeyValue) -> usize {
+    PIECE_KEY_BYTES + kv.key.len() + kv.value.len()
+}
+
+impl Pieces {
+    async fn next(&mut self) -> Result<Option<pb::RangeStreamResponse>, Status> {
+        if self.ended {
+            return Ok(None);
+        }
+        while self.read_bytes <= PIECE_BYTES
+            && let Some(op) = self.rest.take()
+        {
+            self.read(op).await?;
+        }
+        let (mut kvs, mut bytes) = (Vec::new(), 0);
+        while let Some(size) = self.read.front().map(piece_bytes)
+            && (kvs.is_empty() || bytes + size <= PIECE_BYTES)
+        {
+            kvs.extend(self.read.pop_front().map(convert::key_value));
+            bytes += size;
+        }
+        self.read_bytes -= bytes;
+        let mut piece = pb::RangeResponse { kvs, ..pb::RangeResponse::default() };
+        if self.rest.is_none() && self.read.is_empty() {
+            self.ended = true;
+            piece.header = self.etcd.header(self.revision);
+            piece.more = self.limit > 0 && self.count > self.limit;
+            piece.count = self.count as i64;
+        }
+        Ok(Some(pb::RangeStreamResponse { range_response: Some(piece) }))
+    }
+
+    async fn read(&mut self, mut op: RangeOp) -> Result<(), Status> {
+        let found = self.etcd.ledger.read_page(op.clone(), self.consistency).await;
+        let KeysPage { revision, kvs, count, next } = found.map_err(|e| error::status(&e))?;
+        if self.revision == Revision(0) {
+            // The barrier was for this read.
+            (self.revision, self.consistency) = (revision, Consistency::Serializable);
+            op.revision = op.revision.or(Some(revision));
+        }
+        self.count += count;
+        if op.limit > 0 {
+            op.limit = op.limit.saturating_sub(kvs.len() as u64);
+            op.count_only |= op.limit == 0;
+        }
+        self.read_bytes += kvs.iter().map(piece_bytes).sum::<usize>();
+        self.read.extend(kvs);
+        self.rest = next.map(|from| {
+            op.range.from = from;
+            op
+        });
+        Ok(())
+    }
+}
+
 /// The ledger's answer is not of the kind that was asked for: our mistake, which one client hears and not the node.
 pub(super) fn mismatch() -> Status {
     Status::internal("etcdserver: the answer does not fit the request")
 }
 
 #[tonic::async_trait]
-impl Kv for Etcd {
+impl Kv for Shared {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
-        self.range(request.into_inner()).await.map(Response::new)
+        self.0.range(request.into_inner()).await.map(Response::new)
+    }
+
+    type RangeStreamStream = RangePieces;
+
+    async fn range_stream(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        self.0.clone().range_pieces(request.into_inner()).map(Response::new)
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
-        self.put(request.into_inner()).await.map(Response::new)
+        self.0.put(request.into_inner()).await.map(Response::new)
     }
 
     async fn delete_range(
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
-        self.delete_range(request.into_inner()).await.map(Response::new)
+        self.0.delete_range(request.into_inner()).await.map(Response::new)
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
-        self.txn(request.into_inner()).await.map(Response::new)
+        self.0.txn(request.into_inner()).await.map(Response::new)
     }
 
     async fn compact(
         &self,
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
-        self.compact(request.into_inner()).await.map(Response::new)
+        self.0.compact(request.into_inner()).await.map(Response::new)
     }
 }

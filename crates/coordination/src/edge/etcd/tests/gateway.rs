@@ -94,7 +94,7 @@ async fn what_is_wrong_has_a_status_and_a_text() {
     let (status, _) = send(&world, "POST", "/v3/kv/put", &large).await;
     assert_eq!(status, 429);
     let (status, _) = send(&world, "GET", "/v3/kv/range", "").await;
-    assert_eq!(status, 405);
+    assert_eq!(status, 501, "as etcd's gateway");
 }
 
 #[tokio::test]
@@ -187,12 +187,34 @@ async fn what_is_no_grpc_is_told_so() {
         said::<()>(Err(head.or(trailers).expect("a status")))
     };
     assert_eq!(call("/nobody.Knows/This", b"").await, "Unimplemented unknown service nobody.Knows");
-    assert!(call("/etcdserverpb.KV/RangeStream", b"\0\0\0\0\0").await.starts_with("Unimplemented"));
-    assert!(call("/etcdserverpb.KV", b"").await.starts_with("Unimplemented"));
-    // No message, half of one, one that is none, and one that says it is compressed.
-    for body in [&b""[..], b"\0\0\0", b"\0\0\0\0\x05ab", b"\0\0\0\0\x03\xff\xff\xff", b"\x01\0\0\0\x01a"] {
-        let answer = call("/etcdserverpb.KV/Range", body).await;
-        assert!(!answer.starts_with("Ok"), "{body:?}: {answer}");
+    for (path, text) in [
+        ("/etcdserverpb.KV/RangeBackwards", "unknown method RangeBackwards for service etcdserverpb.KV"),
+        ("/etcdserverpb.Watch/Look", "unknown method Look for service etcdserverpb.Watch"),
+        ("/etcdserverpb.KV/Range/More", "unknown service etcdserverpb.KV/Range"),
+        ("/etcdserverpb.KV", "malformed method name: \"/etcdserverpb.KV\""),
+    ] {
+        assert_eq!(call(path, b"\0\0\0\0\0").await, format!("Unimplemented {text}"));
+    }
+    // To a call that is made the short way, and to one that is not.
+    for path in ["/etcdserverpb.KV/Range", "/etcdserverpb.Lease/LeaseRevoke"] {
+        for (body, wanted) in [
+            (&b"\0\0\0"[..], "Unknown EOF"),
+            (b"\0\0\0\0\x05ab", "Unknown unexpected EOF"),
+            (
+                b"\0\0\0\0\x03\xff\xff\xff",
+                "Internal grpc: error unmarshalling request: proto: cannot parse invalid wire-format data",
+            ),
+            (b"\x01\0\0\0\x01a", "Internal grpc: compressed flag set with identity or empty encoding"),
+            (b"\x07\0\0\0\x01a", "Internal grpc: received unexpected payload format 7"),
+        ] {
+            assert_eq!(call(path, body).await, wanted, "{path} {body:?}");
+        }
+        assert!(!call(path, b"").await.starts_with("Ok"));
+    }
+    // What comes behind the one message is not looked at.
+    for more in [&b"\0\0"[..], b"\0\0\0\0\x03\xff\xff\xff"] {
+        let body = [&b"\0\0\0\0\x03\x0a\x01k"[..], more].concat();
+        assert_eq!(call("/etcdserverpb.KV/Range", &body).await, "Ok ");
     }
     let lying = call("/etcdserverpb.KV/Range", b"\0\xff\xff\xff\xff").await;
     assert_eq!(lying, "ResourceExhausted grpc: received message larger than max (4294967295 vs. 2097152)");

@@ -117,6 +117,115 @@ async fn ranges_are_served_in_full() {
     }
 }
 
+/// The pieces of a streamed range as the one answer that they are together, and how many keys each had.
+async fn streamed(world: &World, request: pb::RangeRequest) -> Result<(pb::RangeResponse, Vec<usize>), Status> {
+    let mut pieces = world.kv().range_stream(request).await?.into_inner();
+    let (mut whole, mut sizes) = (pb::RangeResponse::default(), Vec::new());
+    while let Some(piece) = soon("a piece", pieces.message()).await? {
+        assert!(prost::Message::encoded_len(&piece) < 2 * 1024 * 1024);
+        let piece = piece.range_response.expect("a piece of a range");
+        assert_eq!(whole.header, None, "nothing comes after the piece that has a header");
+        sizes.push(piece.kvs.len());
+        whole.kvs.extend(piece.kvs);
+        (whole.header, whole.more, whole.count) = (piece.header, piece.more, piece.count);
+    }
+    assert!(whole.header.is_some(), "the last piece has a header");
+    Ok((whole, sizes))
+}
+
+#[tokio::test]
+async fn a_range_that_is_streamed_is_the_same_range() {
+    let world = World::start().await;
+    for n in 0..300 {
+        world.put(&format!("a/{n:03}"), &"v".repeat(n)).await;
+    }
+    for n in 0..5 {
+        world.put(&format!("b/{n}"), &"v".repeat(400_000)).await;
+    }
+    world.delete("a/100").await;
+    let limited = |limit: i64| pb::RangeRequest { limit, ..prefix("a/") };
+    for (what, request, pieces) in [
+        ("one key", range("a/001"), vec![1]),
+        ("no key", range("none"), vec![0]),
+        ("many small keys", prefix("a/"), vec![299]),
+        ("large values", prefix("b/"), vec![2, 2, 1]),
+        ("a limit", limited(70), vec![70]),
+        ("a limit that is the end of a part", limited(64), vec![64]),
+        ("a limit that is all there is", limited(299), vec![299]),
+        ("a limit that is not reached", limited(300), vec![299]),
+        ("a limit that is none", limited(-1), vec![299]),
+        ("a limit of large ones", pb::RangeRequest { limit: 4, ..prefix("b/") }, vec![2, 2]),
+        ("a count", pb::RangeRequest { count_only: true, limit: 7, ..prefix("a/") }, vec![0]),
+        ("no values", pb::RangeRequest { keys_only: true, ..prefix("b/") }, vec![5]),
+        ("the past", pb::RangeRequest { revision: 150, ..prefix("a/") }, vec![149]),
+        ("in the order of keys", pb::RangeRequest { sort_order: SortOrder::Ascend.into(), ..prefix("a/") }, vec![299]),
+    ] {
+        let wanted = world.kv().range(request.clone()).await.expect(what).into_inner();
+        let (got, sizes) = streamed(&world, request).await.expect(what);
+        assert_eq!((got, sizes), (wanted, pieces), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_range_that_is_streamed_stays_at_its_revision() {
+    let world = World::start().await;
+    for n in 0..9 {
+        world.put(&format!("k{n}"), &"v".repeat(600_000)).await;
+    }
+    let mut pieces = world.kv().range_stream(prefix("k")).await.unwrap().into_inner();
+    let first = soon("the first piece", pieces.message()).await.unwrap().unwrap().range_response.unwrap();
+    assert_eq!((first.kvs.len(), first.header), (1, None));
+    // The stream's window holds far less than the rest, so this comes before the last keys are read.
+    world.put("k8", "changed").await;
+    world.put("k9", "new").await;
+    let (mut keys, mut last) = (1, first);
+    while let Some(piece) = soon("a piece", pieces.message()).await.unwrap() {
+        last = piece.range_response.unwrap();
+        assert!(last.kvs.iter().all(|kv| kv.value.len() == 600_000));
+        keys += last.kvs.len();
+    }
+    assert_eq!((keys, last.count, last.header.unwrap().revision), (9, 9, 10));
+
+    let mut pieces = world.kv().range_stream(prefix("k")).await.unwrap().into_inner();
+    soon("the first piece", pieces.message()).await.unwrap().unwrap();
+    world.put("k8", "again").await;
+    world.kv().compact(pb::CompactionRequest { revision: 13, physical: true }).await.unwrap();
+    let ended = loop {
+        match soon("a piece", pieces.message()).await {
+            Ok(Some(_)) => {}
+            ended => break ended,
+        }
+    };
+    assert_eq!(said(ended), "OutOfRange etcdserver: mvcc: required revision has been compacted");
+}
+
+#[tokio::test]
+async fn a_range_that_cannot_be_streamed_is_refused() {
+    let world = World::start().await;
+    world.put("k", "v").await;
+    let sorted = |order: SortOrder, target: SortTarget| pb::RangeRequest {
+        sort_order: order.into(),
+        sort_target: target.into(),
+        ..prefix("k")
+    };
+    for (request, wanted) in [
+        (range(""), "InvalidArgument etcdserver: key is not provided"),
+        (sorted(SortOrder::Descend, SortTarget::Key), "Unimplemented RangeStream does not support custom sort orders"),
+        (sorted(SortOrder::None, SortTarget::Version), "Unimplemented RangeStream does not support custom sort orders"),
+        (pb::RangeRequest { sort_order: 9, ..range("k") }, "InvalidArgument etcdserver: invalid sort option"),
+        (
+            pb::RangeRequest { max_create_revision: -1, ..range("k") },
+            "Unimplemented RangeStream does not support revision filters",
+        ),
+        (
+            pb::RangeRequest { revision: 99, ..range("k") },
+            "OutOfRange etcdserver: mvcc: required revision is a future revision",
+        ),
+    ] {
+        assert_eq!(said(streamed(&world, request).await), wanted);
+    }
+}
+
 #[tokio::test]
 async fn what_is_wrong_is_refused_with_etcd_s_own_words() {
     let world = World::start().await;

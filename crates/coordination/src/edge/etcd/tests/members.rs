@@ -14,10 +14,23 @@ async fn members_are_listed_and_only_what_fits_is_changed() {
     assert_eq!(member.peer_ur_ls, ["http://127.0.0.1:2380"]);
     assert_eq!(member.client_ur_ls, [format!("http://{}", world.address)]);
 
-    let add = cluster.member_add(pb::MemberAddRequest::default()).await;
-    assert!(said(add).contains("buttress cluster join"), "the way out is named");
-    let update = cluster.member_update(pb::MemberUpdateRequest::default()).await;
-    assert!(said(update).starts_with("Unimplemented "));
+    let urls = |url: &str| vec![url.to_owned()];
+    let add = pb::MemberAddRequest { peer_ur_ls: urls("http://10.0.0.4:2380"), is_learner: true };
+    let said_of = said(cluster.member_add(add).await);
+    assert!(said_of.starts_with("Unimplemented "), "{said_of}");
+    // The way out is a command that can be run.
+    let command = "buttress cluster join --name NAME --data-dir DIR --peer 10.0.0.4:2380 --learner --serve --server http://127.0.0.1:7380";
+    assert!(said_of.ends_with(command), "{said_of}");
+    let update = |id, url: &str| pb::MemberUpdateRequest { id, peer_ur_ls: urls(url) };
+    let said_of = said(cluster.member_update(update(7, "http://10.0.0.4:2380")).await);
+    assert!(said_of.contains("cluster replace seven --with NEW --server http://127.0.0.1:7380"), "{said_of}");
+    let unknown = said(cluster.member_update(update(9, "http://10.0.0.4:2380")).await);
+    assert_eq!(unknown, "NotFound etcdserver: member not found");
+    let bad = "InvalidArgument etcdserver: given member URLs are invalid";
+    assert_eq!(said(cluster.member_add(pb::MemberAddRequest::default()).await), bad);
+    for url in ["", "10.0.0.4:2380", "http://10.0.0.4", "ftp://10.0.0.4:2380", "http://10.0.0.4:2380/path"] {
+        assert_eq!(said(cluster.member_update(update(7, url)).await), bad, "{url}");
+    }
     let remove = cluster.member_remove(pb::MemberRemoveRequest { id: 9 }).await;
     assert_eq!(said(remove), "NotFound etcdserver: member not found");
     let remove = cluster.member_remove(pb::MemberRemoveRequest { id: 7 }).await;

@@ -68,6 +68,7 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
         let member = Member { id: NodeId(7), name: "seven".into(), etcd: address.clone(), ..Member::default() };
+        let member = Member { http: "127.0.0.1:7380".into(), ..member };
         local.set_member(Member { peer: "127.0.0.1:2380".into(), ..member });
         local.elect(Some(NodeId(7)));
         let (stop, stopping) = watch::channel(false);
