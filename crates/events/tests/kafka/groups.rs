@@ -1,17 +1,23 @@
 //! Consumer groups over sockets: what the machine without IO does is in `testdata/groups`; here is what its host, the log and
 //! the wire add.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use buttress_core::{LogId, NodeId, Stream, entry::TopicSettings};
+use buttress_core::{
+    BoxFuture, Consistency, Entry, Error, KeyRange, Ledger, LogId, NodeId, Receipt, Revision, Scope, Stream,
+    SubmitError,
+    entry::TopicSettings,
+    ledger::{KeyValues, Watch},
+};
 use buttress_events::kafka::Options;
-use buttress_state::local::Fault;
+use buttress_state::local::{Fault, Local};
 use buttress_wire::kafka::{
     ErrorCode, delete_groups::*, describe_groups::*, heartbeat::*, join_group::*, leave_group::*, list_groups::*,
     offset_commit::*, offset_delete::*, offset_fetch::*, produce::ProduceResponse, sync_group::*,
 };
 use bytes::Bytes;
 use proptest::prelude::*;
+use tokio::sync::watch;
 
 use crate::support::{Client, Edge, batch, produce};
 
@@ -362,6 +368,77 @@ async fn a_coordinator_that_was_replaced_cannot_move_anything() {
     let late = committed(&mut at_old, 9, &commit("g", Some(&joined), &[(0, 11, 1, "")])).await;
     assert!(matches!(late[0], ErrorCode::UNKNOWN_MEMBER_ID | ErrorCode::COORDINATOR_LOAD_IN_PROGRESS), "{late:?}");
     assert_eq!(fetched(&mut at_new, 9, "g", Some(&[0])).await, r#"0:20@1"""#);
+    old.stop().await;
+    new.stop().await;
+}
+
+/// A ledger that keeps entries with cursors until it may let them go.
+struct Slow {
+    local: Arc<Local>,
+    kept: watch::Sender<usize>,
+    may_go: watch::Receiver<bool>,
+}
+
+impl Ledger for Slow {
+    fn submit(&self, entry: Entry) -> BoxFuture<'_, Result<Receipt, SubmitError>> {
+        Box::pin(async move {
+            if !entry.cursors.is_empty() {
+                self.kept.send_modify(|kept| *kept += 1);
+                let _ = self.may_go.clone().wait_for(|may| *may).await;
+            }
+            self.local.submit(entry).await
+        })
+    }
+
+    fn read(&self, range: KeyRange, limit: usize, how: Consistency) -> BoxFuture<'_, Result<KeyValues, Error>> {
+        self.local.read(range, limit, how)
+    }
+
+    fn state(&self, space: &str, keys: Vec<Bytes>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, Error>> {
+        self.local.state(space, keys)
+    }
+
+    fn watch(&self, range: KeyRange, from: Option<Revision>) -> BoxFuture<'_, Result<Box<dyn Watch>, Error>> {
+        self.local.watch(range, from)
+    }
+
+    fn scope(&self) -> Scope {
+        Ledger::scope(&*self.local)
+    }
+}
+
+/// The old coordinator has sent a commit off and nobody has answered; the member goes on in its generation at the new one.
+#[tokio::test]
+async fn a_commit_that_an_earlier_coordinator_sent_off_does_not_take_the_group_back() {
+    let first = Edge::with(at_once()).await;
+    let mut at_first = filled(&first, 1).await;
+    let joined = alone(&mut at_first, 3, "g").await;
+    let (kept, mut keeps) = watch::channel(0);
+    let (go, may_go) = watch::channel(false);
+    let slow = Arc::new(Slow { local: first.local.clone(), kept, may_go });
+    let over = |ledger: Arc<dyn Ledger>| {
+        Edge::over(first.local.clone(), move |deps| buttress_events::kafka::Deps { ledger, options: at_once(), ..deps })
+    };
+    let old = over(slow).await;
+    let mut at_old = old.client().await;
+    let (member, late) = (joined.clone(), commit("g", Some(&joined), &[(0, 5, 1, "")]));
+    let late = tokio::spawn(async move {
+        let codes = committed(&mut at_old, 9, &late).await;
+        (codes, at_old)
+    });
+    keeps.wait_for(|kept| *kept == 1).await.unwrap();
+
+    let new = over(first.local.clone()).await;
+    let mut at_new = new.client().await;
+    assert_eq!(beat(&mut at_new, "g", &member).await, ErrorCode::NONE);
+    assert_eq!(committed(&mut at_new, 9, &commit("g", Some(&member), &[(0, 9, 1, "")])).await, [ErrorCode::NONE]);
+    go.send_replace(true);
+    let (codes, _at_old) = late.await.unwrap();
+    // Whoever still waits for it may send it again, if it still wants to; it is not done for him.
+    let again = [ErrorCode::NOT_COORDINATOR, ErrorCode::COORDINATOR_LOAD_IN_PROGRESS];
+    assert!(again.contains(&codes[0]), "{codes:?}");
+    assert_eq!(fetched(&mut at_new, 9, "g", Some(&[0])).await, r#"0:9@1"""#);
+    first.stop().await;
     old.stop().await;
     new.stop().await;
 }

@@ -38,6 +38,7 @@
 pub mod basic;
 
 mod book;
+mod desk;
 pub mod etcd;
 pub mod groups;
 pub mod keys;
@@ -240,12 +241,12 @@ type Make = fn(&mut Rng) -> Box<dyn Workload>;
 /// Every workload: its name, how many worlds of a hundred have it, and how it is made.
 pub const ALL: &[(&str, u64, Make)] = &[
     ("basic", 35, |rng| Box::new(basic::Basic::draw(rng))),
-    ("keys", 35, |rng| Box::new(keys::Keys::draw(rng))),
+    ("keys", 35, |rng| Box::new(keys::draw(rng))),
     ("locks", 35, |rng| Box::new(locks::Locks::draw(rng))),
     ("records", 30, |rng| Box::new(records::Records::draw(rng))),
     ("pipeline", 35, |rng| Box::new(pipeline::Pipeline::draw(rng))),
     ("watch", 45, |rng| Box::new(watch::Watch::draw(rng))),
-    ("etcd", 35, |rng| Box::new(etcd::Etcd::draw(rng))),
+    ("etcd", 35, |rng| Box::new(etcd::draw(rng))),
     ("groups", 30, |rng| Box::new(groups::Groups::draw(rng))),
     ("uplink", 40, |rng| Box::new(uplink::Uplink::draw(rng))),
     ("leases", 50, |rng| Box::new(leases::Leases::draw(rng))),

@@ -52,8 +52,17 @@ const SWEEP_MS: Ms = 3_600_000;
 /// `offsets.retention.minutes`. It counts anew when the leader changes.
 const RETENTION_MS: Ms = 7 * 24 * 3_600_000;
 
-/// An answer, and the revision of the group's record under which it holds.
-pub type Told = Result<(Answer, Revision), ErrorCode>;
+/// What an answer of a group holds under.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Of the group's record in the log; 0 where there is none.
+    pub revision: Revision,
+    /// Another one whenever the group was read anew: in between others may have coordinated it.
+    pub life: u64,
+}
+
+/// An answer, and what it holds under.
+pub type Told = Result<(Answer, Standing), ErrorCode>;
 
 /// A group as administrators see it.
 #[derive(Clone, Debug)]
@@ -133,10 +142,10 @@ impl Coordinator {
     }
 
     /// May `who` commit offsets? Gives the revision to guard on.
-    pub async fn may_commit(&self, group: &str, who: Identity) -> Result<Revision, ErrorCode> {
+    pub async fn may_commit(&self, group: &str, who: Identity) -> Result<Standing, ErrorCode> {
         let create = who.generation < 0;
         match self.ask(group, create, |token| Input::Commit(token, who)).await? {
-            (Answer::Code(ErrorCode::NONE), revision) => Ok(revision),
+            (Answer::Code(ErrorCode::NONE), standing) => Ok(standing),
             (Answer::Code(code), _) => Err(code),
             (other, _) => unreachable!("a commit is answered with a code, not with {other:?}"),
         }
@@ -184,6 +193,7 @@ pub fn new(deps: Deps, shutdown: watch::Receiver<bool>) -> (Coordinator, impl Fu
         deadlines: BTreeSet::new(),
         waiting: BTreeMap::new(),
         next_token: 0,
+        lives: 0,
         work: FuturesUnordered::new(),
         next_sweep: SWEEP_MS,
     };
@@ -198,6 +208,7 @@ enum Role {
 
 struct Live {
     group: Group,
+    life: u64,
     /// Of the group's record in the log; 0 where there is none.
     revision: Revision,
     saving: bool,
@@ -234,6 +245,7 @@ struct Task {
     deadlines: BTreeSet<(Ms, String)>,
     waiting: BTreeMap<Token, oneshot::Sender<Told>>,
     next_token: Token,
+    lives: u64,
     work: FuturesUnordered<BoxFuture<'static, (u64, Done)>>,
     next_sweep: Ms,
 }
@@ -379,15 +391,18 @@ impl Task {
         let used = self.now();
         let deadline = group.next_deadline();
         self.deadlines.extend(deadline.map(|at| (at, id.clone())));
-        let live = Live { group, revision, saving: false, saves: VecDeque::new(), deadline, used, stale: Vec::new() };
+        self.lives += 1;
+        let life = self.lives;
+        let live =
+            Live { group, life, revision, saving: false, saves: VecDeque::new(), deadline, used, stale: Vec::new() };
         self.slots.insert(id, Slot::Live(Box::new(live)));
     }
 
     fn abandon(&mut self, live: Live, code: ErrorCode) {
-        let revision = live.revision;
+        let standing = Standing { revision: live.revision, life: live.life };
         for (token, answer) in live.group.abandon(code) {
             if let Some(reply) = self.waiting.remove(&token) {
-                let _ = reply.send(Ok((answer, revision)));
+                let _ = reply.send(Ok((answer, standing)));
             }
         }
     }
@@ -512,7 +527,7 @@ impl Task {
                     Output::Answer(_, answer) => Some(answer),
                     Output::Save(..) => None,
                 });
-                let answer = answer.ok_or(ErrorCode::UNKNOWN_MEMBER_ID).map(|answer| (answer, Revision(0)));
+                let answer = answer.ok_or(ErrorCode::UNKNOWN_MEMBER_ID).map(|answer| (answer, Standing::default()));
                 return drop(reply.send(answer));
             }
         }
@@ -532,7 +547,8 @@ impl Task {
             match output {
                 Output::Answer(token, answer) => {
                     if let Some(reply) = self.waiting.remove(&token) {
-                        let _ = reply.send(Ok((answer, live.revision)));
+                        let standing = Standing { revision: live.revision, life: live.life };
+                        let _ = reply.send(Ok((answer, standing)));
                     }
                 }
                 Output::Save(save, record) => live.saves.push_back((save, record)),

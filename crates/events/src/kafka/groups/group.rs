@@ -26,7 +26,9 @@
 //! # First start, recovery
 //!
 //! A group begins with the first join, or with an offset that is committed without a group. [`Group::restore`] makes it from
-//! its [`Record`]; all sessions then begin anew.
+//! its [`Record`]; all sessions then begin anew. Before the first commit that it lets through, a coordinator writes the record
+//! once more: a commit that an earlier coordinator has sent off is guarded by the revision that the record had then, so it
+//! cannot come in after a later one and take the group back.
 //!
 //! Source: Kafka's group protocol (KIP-62, KIP-345, KIP-394, KIP-814) and its classic group coordinator.
 
@@ -240,7 +242,6 @@ enum AfterSave {
     /// The generation's members get their parts.
     Assign(i32),
     Join(Token, Joined),
-    Commit(Token),
     Nothing,
 }
 
@@ -266,6 +267,13 @@ pub struct Group {
     agreed: i32,
     saves: BTreeMap<SaveId, AfterSave>,
     next_save: SaveId,
+    /// The log's record was written by this coordinator. Until then a commit that an earlier one has sent off may still come,
+    /// and would come after those that are taken here.
+    claimed: bool,
+    /// The record as it was read, until it is claimed.
+    restored: Option<Record>,
+    /// Commits that wait for that.
+    claimers: Vec<(Token, Identity)>,
 }
 
 impl Group {
@@ -287,6 +295,9 @@ impl Group {
             agreed: -1,
             saves: BTreeMap::new(),
             next_save: 0,
+            claimed: false,
+            restored: None,
+            claimers: Vec::new(),
         }
     }
 
@@ -294,6 +305,7 @@ impl Group {
     pub fn restore(times: Times, record: Record, now: Ms) -> Self {
         let mut group = Self::new(times);
         group.saved = true;
+        group.restored = Some(record.clone());
         group.generation = record.generation;
         group.agreed = record.generation;
         group.protocol_type = record.protocol_type;
@@ -381,10 +393,10 @@ impl Group {
             answers.extend(member.joining.map(|token| (token, refused(error, id.clone()))));
             answers.extend(member.syncing.map(|token| (token, unsynced(error))));
         }
+        answers.extend(self.claimers.into_iter().map(|(token, _)| (token, Answer::Code(error))));
         for (_, after) in self.saves {
             match after {
                 AfterSave::Join(token, joined) => answers.push((token, refused(error, joined.member_id))),
-                AfterSave::Commit(token) => answers.push((token, Answer::Code(error))),
                 AfterSave::Assign(_) | AfterSave::Nothing => {}
             }
         }
@@ -795,10 +807,15 @@ impl Group {
     }
 
     fn save(&mut self, after: AfterSave, out: &mut Vec<Output>) {
+        let record = self.record();
+        self.save_as(record, after, out);
+    }
+
+    fn save_as(&mut self, record: Record, after: AfterSave, out: &mut Vec<Output>) {
         let id = self.next_save;
         self.next_save += 1;
         self.saves.insert(id, after);
-        out.push(Output::Save(id, self.record()));
+        out.push(Output::Save(id, record));
     }
 
     fn record(&self) -> Record {
@@ -823,6 +840,8 @@ impl Group {
 
     fn saved(&mut self, now: Ms, id: SaveId, out: &mut Vec<Output>) {
         self.saved = true;
+        self.claimed = true;
+        self.restored = None;
         match self.saves.remove(&id) {
             Some(AfterSave::Assign(generation))
                 if self.state == State::CompletingRebalance && generation == self.generation =>
@@ -845,8 +864,10 @@ impl Group {
                 }
                 out.push(Output::Answer(token, Answer::Joined(joined)));
             }
-            Some(AfterSave::Commit(token)) => out.push(Output::Answer(token, Answer::Code(ErrorCode::NONE))),
             Some(AfterSave::Assign(_) | AfterSave::Nothing) | None => {}
+        }
+        for (token, who) in std::mem::take(&mut self.claimers) {
+            self.commit(now, token, &who, out);
         }
     }
 
@@ -868,12 +889,22 @@ impl Group {
     }
 
     fn commit(&mut self, now: Ms, token: Token, who: &Identity, out: &mut Vec<Output>) {
+        let code = self.may_commit(now, who);
+        if code.is_error() || self.claimed {
+            return out.push(Output::Answer(token, Answer::Code(code)));
+        }
+        self.claimers.push((token, who.clone()));
+        // Any save claims the group. Where none is under way, what is there is written once more: its revision is what counts.
+        if self.saves.is_empty() {
+            let record = self.restored.take().unwrap_or_else(|| self.record());
+            self.save_as(record, AfterSave::Nothing, out);
+        }
+    }
+
+    fn may_commit(&mut self, now: Ms, who: &Identity) -> ErrorCode {
         let stranger = who.generation < 0 && who.member_id.is_empty() && who.instance.is_none();
-        let code = if who.generation < 0 && self.state == State::Empty {
+        if who.generation < 0 && self.state == State::Empty {
             // Somebody who takes no part in groups, or an administrator.
-            if !self.saved {
-                return self.save(AfterSave::Commit(token), out);
-            }
             ErrorCode::NONE
         } else if stranger {
             ErrorCode::UNKNOWN_MEMBER_ID
@@ -889,8 +920,7 @@ impl Group {
                     ErrorCode::NONE
                 }
             }
-        };
-        out.push(Output::Answer(token, Answer::Code(code)));
+        }
     }
 
     fn leave(&mut self, now: Ms, id: &str, instance: Option<&str>, out: &mut Vec<Output>) -> ErrorCode {

@@ -32,7 +32,9 @@ use buttress_wire::kafka::{
 };
 
 use super::{
-    OFFSET_METADATA_BYTES_MAX, check_group_id, coordinator_fault, cursor_group,
+    OFFSET_METADATA_BYTES_MAX, check_group_id,
+    coordinator::Standing,
+    coordinator_fault, cursor_group,
     group::{Identity, State},
     record,
 };
@@ -135,8 +137,13 @@ async fn move_cursors(
     }
     let key = record::key(group);
     let mut codes = vec![ErrorCode::NONE; cursors.len()];
+    let mut life = None;
     for _ in 0..TRIES_MAX {
-        let revision = broker.groups.may_commit(group, who.clone()).await?;
+        let Standing { revision, life: now } = broker.groups.may_commit(group, who.clone()).await?;
+        if life.replace(now).is_some_and(|before| before != now) {
+            // Refused, and the group was read anew: later commits may be in the log, and this one must not follow them.
+            return Err(ErrorCode::NOT_COORDINATOR);
+        }
         let good = cursors.iter().zip(&codes).filter(|(_, code)| !code.is_error()).map(|(cursor, _)| cursor.clone());
         let entry = Entry {
             guards: vec![Guard::ModRevision { key: key.clone(), revision }],
