@@ -68,7 +68,7 @@ const TRANSFER: &[u8] = b"CampaignTransfer";
 pub struct RaftEngine {
     id: u64,
     pub(crate) node: RawNode<MemoryLog>,
-    log_tail_bytes: usize,
+    pub(crate) log_tail_bytes: usize,
     log_memory_bytes: usize,
     max_uncommitted_bytes: usize,
     rng: Rng,

@@ -83,7 +83,7 @@ impl Handle {
         let view = self.view();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let shared = &self.shared;
-        let values: [(&str, &str, &str, u64); 32] = [
+        let values: [(&str, &str, &str, u64); 36] = [
             ("buttress_consensus_term", "gauge", "Raft term.", view.term.0),
             (
                 "buttress_consensus_leader",
