@@ -54,7 +54,8 @@ start() { # node
         "$buttress" serve --config "$dir/node-$1.toml" >>"$dir/log-$1" 2>&1 &
     pids[$1]=$!
 }
-etcd() { etcdctl --endpoints "$(cat "$dir/etcd-1"),$(cat "$dir/etcd-2"),$(cat "$dir/etcd-3")" "$@"; }
+endpoints="$(cat "$dir/etcd-1"),$(cat "$dir/etcd-2"),$(cat "$dir/etcd-3")"
+etcd() { etcdctl --endpoints "$endpoints" "$@"; }
 of_node() { # node, expression over its answer and the right time in milliseconds
     python3 - "$(cat "$dir/http-$1")" "$2" <<'PY'
 import json, sys, time, urllib.request
@@ -62,7 +63,7 @@ try:
     node, now_ms = json.load(urllib.request.urlopen(f"http://{sys.argv[1]}/v1/node", timeout=5)), time.time() * 1000
     print(eval(sys.argv[2]))
 except OSError:
-    print("")
+    print("")  # it does not answer yet
 PY
 }
 leader() { of_node "$1" 'node["leader"] or ""'; }
@@ -84,7 +85,7 @@ for n in 1 2 3; do set_clock "$n" +0; start "$n"; done
 for n in 1 2 3; do until_so "node $n knows a leader" has_leader "$n"; done
 lease=$(grant 10)
 etcd put kept held --lease "$lease" >/dev/null
-etcd lease keep-alive "$lease" >"$dir/kept" 2>&1 &
+etcdctl --endpoints "$endpoints" lease keep-alive "$lease" >"$dir/kept" 2>&1 &
 keeper=$!
 
 first=$(leader 1)

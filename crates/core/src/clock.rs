@@ -3,8 +3,8 @@
 //! No jump of a wall clock moves it. A node that follows takes the stamps of the entries it applies and counts on from the
 //! latest with its monotonic clock; so a new leader goes on where the former one was, whatever its wall clock says. A
 //! leader's time follows its wall clock at a bounded rate. One step is left: a node that has heard nobody's time since it
-//! started has nothing but its wall clock. Whoever leads after such a step gives every lease its whole time again before
-//! anything ends. ADR 0011 has the reasons.
+//! started has nothing but its wall clock. Whoever leads after such a step gives every lease that was set before it its whole
+//! time again, before anything ends. ADR 0011 has the reasons.
 //!
 //! Nothing here reads a clock: the host says what its two clocks show. Its duties are to say so in this order when it
 //! carries out what consensus gives: [`ClusterClock::follow`], [`ClusterClock::heard`] for every entry that was applied,
