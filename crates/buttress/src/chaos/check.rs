@@ -9,6 +9,8 @@ use serde::Serialize;
 use super::{
     clients::{LOCKS, Read},
     etcd,
+    groups::{self, Noted},
+    kafka,
 };
 
 /// One promise that was judged.
@@ -31,6 +33,8 @@ pub struct Leftovers {
     pub relayed: Option<Vec<Read>>,
     /// Where the pipeline's cursor is, and where its state says it is.
     pub cursor: Option<(Offset, Offset)>,
+    /// What Kafka's clients have left.
+    pub kafka: Option<kafka::Left>,
     /// Index and fingerprint of every node, at one moment at which the indexes were equal.
     pub fingerprints: Option<Vec<(String, u64, String)>>,
     /// Terms with two leaders.
@@ -186,6 +190,35 @@ pub fn check_etcd(history: &History) -> Vec<Judged> {
             judged.push(Judged { id: violation.id.into(), text, held: false, detail: violation.to_string() });
         }
     }
+    judged
+}
+
+/// Judges what Kafka's producers and the members of their group did.
+pub fn check_kafka(
+    history: &mut History,
+    group: &[Noted],
+    parcels: &[LogId],
+    left: Option<&kafka::Left>,
+) -> Vec<Judged> {
+    if let Some(left) = left {
+        history.logs.extend(parcels.iter().zip(&left.parcels).map(|(log, reads)| (*log, content(reads))));
+    }
+    let report = judge(history, &Options::default());
+    let text = "kafka: every acknowledged record of an idempotent producer is there exactly once, in its order";
+    let mut judged = vec![promise(history, "RECORD-1", text)];
+    for violation in report.violations.iter().filter(|violation| violation.id != "RECORD-1") {
+        let text = "kafka: an invariant of the oracles".into();
+        judged.push(Judged { id: violation.id.into(), text, held: false, detail: violation.to_string() });
+    }
+    let offsets = groups::check_offsets(group, parcels.len()).map_err(|violation| violation.to_string());
+    let text = "kafka: a group's offsets never went back, and a fenced generation moved nothing";
+    judged.push(verdict("GROUP-1", text, offsets));
+    let delivered = match left {
+        Some(left) => groups::check_delivery(group, left),
+        None => Err("it could not be read back".into()),
+    };
+    let text = "kafka: every record was delivered to the group, in the order of its partition";
+    judged.push(verdict("GROUP-OUT", text, delivered));
     judged
 }
 

@@ -4,15 +4,17 @@
 //! What it never does: it never looks inside a node, and it never calls an outcome that nobody knows a failure.
 //!
 //! The way of a run ([`run`]): lay out the network ([`network`], [`link`]) and a disk that can be full ([`disk`]); start the nodes;
-//! make topics and deploy a function; let the clients go ([`clients`], recorded by [`record`] in the words of [`world`]); play fault
+//! make topics and deploy a function; let the clients go ([`clients`], [`etcd`], [`kafka`], recorded by [`record`] in the words of [`world`]); play fault
 //! after fault ([`schedule`] says what is expected, [`director`] does it and looks); stop the clients, let everybody catch up, read
-//! everything back; give the whole history to the oracles ([`check`]); and tell ([`report`], [`terminal`]).
+//! everything back; give the whole history to the oracles ([`check`], [`groups`]); and tell ([`report`], [`terminal`]).
 
 pub mod dice;
 pub mod schedule;
 
 pub mod disk;
 mod etcd;
+mod groups;
+mod kafka;
 pub mod link;
 pub mod network;
 
@@ -113,10 +115,11 @@ pub async fn run(options: Options, stop: Arc<Notify>) -> anyhow::Result<Report> 
             name: m.name.clone(),
             http: m.http.clone(),
             etcd: m.etcd.clone(),
+            kafka: m.kafka.clone(),
         };
         let nodes: Vec<Node> = nodes.map(node).collect();
-        let topics = set_up(&nodes[0]).await?;
-        let world = Arc::new(World::new(nodes, topics));
+        let (topics, parcels) = set_up(&nodes[0]).await?;
+        let world = Arc::new(World::new(nodes, topics, parcels));
         let director = Director::new(world.clone(), cluster.clone(), network, disk, terminal.clone());
         play(&options, &kinds, &mut not_run, world, director, terminal.clone(), stop).await
     }
@@ -148,7 +151,7 @@ fn possible(options: &Options, node: &str) -> (Vec<Kind>, Vec<NotRun>, Option<(u
 }
 
 /// Topics and the function.
-async fn set_up(node: &Node) -> anyhow::Result<BTreeMap<LogId, String>> {
+async fn set_up(node: &Node) -> anyhow::Result<(BTreeMap<LogId, String>, Vec<LogId>)> {
     let server = client::Client::new(&format!("http://{}", node.http))?;
     let mut topics = BTreeMap::new();
     for topic in [ORDERS, SHIPPED, TRANSACTIONS, RELAYED] {
@@ -160,6 +163,9 @@ async fn set_up(node: &Node) -> anyhow::Result<BTreeMap<LogId, String>> {
         let log = made["partitions"][0]["log"].as_u64().context("a topic has a log")?;
         topics.insert(LogId(log as u32), topic.to_owned());
     }
+    let wanted = json!({"name": kafka::TOPIC, "partitions": kafka::PARTITIONS});
+    let made = server.send_json(Method::POST, "/v1/topics", &wanted).await?;
+    let parcels = kafka::logs(&made).context("a topic has logs")?;
     let blob = server.send_bytes(Method::PUT, "/v1/blobs", Bytes::from_static(FAULTY)).await?;
     let manifest = json!({
         "component": blob["digest"],
@@ -167,7 +173,7 @@ async fn set_up(node: &Node) -> anyhow::Result<BTreeMap<LogId, String>> {
         "grants": {"topics": [RELAYED]},
     });
     server.send_json(Method::PUT, &format!("/v1/functions/{RELAY}"), &manifest).await?;
-    Ok(topics)
+    Ok((topics, parcels))
 }
 
 async fn play(
@@ -194,6 +200,12 @@ async fn play(
     for which in 0..etcd::CLIENTS {
         load.spawn(etcd::transactions(world.clone(), which, dice.roll()));
     }
+    for which in 0..kafka::PRODUCERS {
+        load.spawn(kafka::producer(world.clone(), which, dice.roll()));
+    }
+    for which in 0..kafka::MEMBERS {
+        load.spawn(kafka::member(world.clone(), which, dice.roll()));
+    }
     let watching = tokio::spawn(clients::watcher(world.clone()));
     let etcd_watching = tokio::spawn(etcd::watcher(world.clone()));
     let monitor = tokio::spawn(monitor(world.clone(), terminal.clone(), options.duration));
@@ -215,6 +227,9 @@ async fn play(
     let (mut left, changes, sessions) = read_back(&world, &mut director, sessions).await;
     let (mut history, samples, problems) = world.recorder.take();
     let (mut over_etcd, _, _) = world.over_etcd.take();
+    let (mut over_kafka, _, _) = world.over_kafka.take();
+    let group = world.groups.take();
+    let parcels = world.parcels.clone();
     left.problems = problems;
     left.double_leaders = world.double_leaders();
     left.terms = world.terms();
@@ -224,11 +239,13 @@ async fn play(
     }
     let watcher = |name: &str, sessions| Watcher { name: name.into(), range: clients::scope(), sessions };
     let watchers = vec![watcher("watcher", sessions), watcher("watcher over etcd's protocol", etcd_sessions)];
-    let operations = history.operations().len() + over_etcd.operations().len();
+    let operations =
+        history.operations().len() + over_etcd.operations().len() + over_kafka.operations().len() + group.len();
     // Takes a while for long runs, and must not keep the heartbeat of our own sockets.
     let judging = move || {
         let mut promises = check::check(&mut history, &left);
         promises.extend(check::check_etcd(&over_etcd));
+        promises.extend(check::check_kafka(&mut over_kafka, &group, &parcels, left.kafka.as_ref()));
         promises.push(check::check_watchers(changes.as_ref(), watchers));
         promises
     };
@@ -371,6 +388,10 @@ async fn read_back(
     left.shipped = shipped.map(|reads| (world.log(SHIPPED), reads));
     left.transactions = transactions.map(|reads| (world.log(TRANSACTIONS), reads));
     left.relayed = relayed;
+    left.kafka = kafka::drain(world, clients::DIRECTOR, SETTLE_WITHIN).await;
+    if left.kafka.is_none() {
+        left.missing.push(format!("the group {} did not come to the end of its topic", kafka::GROUP));
+    }
     left.fingerprints = fingerprints(world, &mut client).await;
     (left, changes, sessions)
 }

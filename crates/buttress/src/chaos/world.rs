@@ -22,6 +22,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     ask::{Caller, Reply},
+    groups::Notes,
     record::{Answered, Recorder, Sample, SampleKind},
 };
 
@@ -34,6 +35,7 @@ pub struct Node {
     pub name: String,
     pub http: String,
     pub etcd: String,
+    pub kafka: String,
 }
 
 /// What `GET /v1/cluster` says, as far as it is needed here.
@@ -51,6 +53,11 @@ pub struct World {
     pub recorder: Recorder,
     /// What the clients of etcd did. Times, samples and problems are in the other one.
     pub over_etcd: Recorder,
+    /// What Kafka's producers did, and the members of the group.
+    pub over_kafka: Recorder,
+    pub groups: Notes,
+    /// The logs of the partitions of the topic of Kafka's clients.
+    pub parcels: Vec<LogId>,
     pub stopped: AtomicBool,
     /// Topics by the log of their one partition.
     topics: BTreeMap<LogId, String>,
@@ -60,11 +67,14 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(nodes: Vec<Node>, topics: BTreeMap<LogId, String>) -> Self {
+    pub fn new(nodes: Vec<Node>, topics: BTreeMap<LogId, String>, parcels: Vec<LogId>) -> Self {
         Self {
             nodes,
             recorder: Recorder::default(),
             over_etcd: Recorder::default(),
+            over_kafka: Recorder::default(),
+            groups: Notes::default(),
+            parcels,
             stopped: AtomicBool::new(false),
             topics,
             serials: AtomicU64::new(1),
