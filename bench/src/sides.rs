@@ -181,7 +181,7 @@ pub fn free_ports(count: u16) -> Result<u16> {
 }
 
 /// Children of a process whose command line has a word.
-fn children_of(parent: u32, word: &str) -> Result<Vec<u32>> {
+pub fn children_of(parent: u32, word: &str) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").context("what processes use is read from /proc: this needs Linux")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -217,7 +217,7 @@ pub fn cpu_seconds(pid: &str) -> Result<f64> {
     Ok(stat(pid).with_context(|| format!("process {pid} is gone"))?.ticks as f64 / TICKS_PER_SECOND)
 }
 
-fn resident_mib(pid: u32) -> Result<f64> {
+pub fn resident_mib(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid} is gone"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;

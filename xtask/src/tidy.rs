@@ -47,6 +47,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("buttress-etcd-proto", &[]),
     ("buttress-coordination", &["buttress-core", "buttress-wire", "buttress-etcd-proto"]),
     ("buttress-bridge", &["buttress-core", "buttress-wire", "buttress-etcd-proto"]),
+    ("buttress-gateway", &["buttress-core", "buttress-policy"]),
     (
         "buttress",
         &[
@@ -60,6 +61,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-bridge",
             "buttress-oracle",
             "buttress-uplink",
+            "buttress-gateway",
             // For the clients of `buttress chaos`.
             "buttress-etcd-proto",
         ],
@@ -91,6 +93,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-coordination",
             "buttress-bridge",
             "buttress-uplink",
+            "buttress-gateway",
         ],
     ),
     ("xtask", &[]),
