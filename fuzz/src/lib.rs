@@ -98,6 +98,7 @@ targets! {
     "function-query", "the query of a deployment", buttress_functions::fuzz::fuzz_query, seeds::queries, &["path=", "%", "&"], 50_000, 512;
     "function-batch", "record batches on their way into a function", buttress_functions::fuzz::fuzz_batches, seeds::batches, &[], 60_000, 8192;
     "uplink-position", "the position of an uplink's lane as its target keeps it", buttress_uplink::fuzz::position, buttress_uplink::fuzz::positions, &["buttress-uplink/1 lineage=", " mark=", "none"], 80_000, 512;
+    "policy-header", "headers about time and attempts, and durations", buttress_policy::fuzz::headers, buttress_policy::fuzz::header_seeds, &["GMT", "Nov", "ms", "99999999", ":", "Sun, "], 80_000, 64;
     #[cfg(feature = "engine")]
     "model", "a model, in JSON or ONNX", buttress_engine::fuzz::fuzz_model, seeds::models, JSON, 15_000, 16384;
     #[cfg(feature = "engine")]

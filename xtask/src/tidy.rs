@@ -41,6 +41,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
         ],
     ),
     ("buttress-uplink", &["buttress-core", "buttress-wire"]),
+    ("buttress-policy", &[]),
     ("buttress-engine", &["buttress-core"]),
     ("buttress-events", &["buttress-core", "buttress-wire"]),
     ("buttress-functions", &["buttress-core", "buttress-wire"]),
@@ -59,6 +60,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-coordination",
             "buttress-bridge",
             "buttress-oracle",
+            "buttress-policy",
             "buttress-uplink",
             // For the clients of `buttress chaos`.
             "buttress-etcd-proto",
@@ -72,6 +74,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-state",
             "buttress-node",
             "buttress-engine",
+            "buttress-policy",
             "buttress-wire",
             "buttress-etcd-proto",
         ],
@@ -90,6 +93,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-functions",
             "buttress-coordination",
             "buttress-bridge",
+            "buttress-policy",
             "buttress-uplink",
         ],
     ),
@@ -105,6 +109,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("buttress-wire", &["bytes", "thiserror", "crc32c", "flate2", "lz4_flex", "ruzstd", "snap"]),
     ("buttress-oracle", &["bytes"]),
     ("buttress-uplink", &["bytes"]),
+    ("buttress-policy", &[]),
     ("buttress-sim", &["bytes", "mimalloc"]),
 ];
 
