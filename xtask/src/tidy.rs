@@ -41,6 +41,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
         ],
     ),
     ("buttress-uplink", &["buttress-core", "buttress-wire"]),
+    ("buttress-policy", &[]),
     ("buttress-engine", &["buttress-core"]),
     ("buttress-events", &["buttress-core", "buttress-wire"]),
     ("buttress-functions", &["buttress-core", "buttress-wire"]),
@@ -60,6 +61,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-coordination",
             "buttress-bridge",
             "buttress-oracle",
+            "buttress-policy",
             "buttress-uplink",
             "buttress-gateway",
             // For the clients of `buttress chaos`.
@@ -74,6 +76,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-state",
             "buttress-node",
             "buttress-engine",
+            "buttress-policy",
             "buttress-wire",
             "buttress-etcd-proto",
         ],
@@ -92,6 +95,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-functions",
             "buttress-coordination",
             "buttress-bridge",
+            "buttress-policy",
             "buttress-uplink",
             "buttress-gateway",
         ],
@@ -108,6 +112,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("buttress-wire", &["bytes", "thiserror", "crc32c", "flate2", "lz4_flex", "ruzstd", "snap"]),
     ("buttress-oracle", &["bytes"]),
     ("buttress-uplink", &["bytes"]),
+    ("buttress-policy", &[]),
     ("buttress-sim", &["bytes", "mimalloc"]),
 ];
 
