@@ -20,9 +20,9 @@ use tokio::{
 };
 
 use crate::{
+    call::{Running, Ticket},
     frame::{Decoder, Encoder, Step},
     parse::Refusal,
-    proxy::Ticket,
     replay::Replayed,
     upstream::Exchange,
 };
@@ -62,13 +62,15 @@ impl std::error::Error for Broken {}
 pub struct Body {
     flow: Flow,
     ticket: Option<Box<Ticket>>,
+    /// Ends with the body.
+    _running: Option<Running>,
 }
 
 pub enum Flow {
     Empty,
     Full(Bytes),
-    /// Of an HTTP/1.1 client.
-    Client(Rc<RefCell<Source>>),
+    /// Of an HTTP/1.1 client, and which of its requests.
+    Client(Rc<RefCell<Source>>, u64),
     /// Of an HTTP/1.1 upstream.
     Upstream(Box<Exchange>),
     /// Of HTTP/2, on either side.
@@ -79,7 +81,7 @@ pub enum Flow {
 
 impl From<Flow> for Body {
     fn from(flow: Flow) -> Self {
-        Self { flow, ticket: None }
+        Self { flow, ticket: None, _running: None }
     }
 }
 
@@ -92,8 +94,17 @@ impl Body {
         Flow::Full(bytes.into()).into()
     }
 
-    pub fn with(self, ticket: Option<Box<Ticket>>) -> Self {
-        Self { flow: self.flow, ticket }
+    pub fn with(self, ticket: Box<Ticket>) -> Self {
+        Self { ticket: Some(ticket), ..self }
+    }
+
+    pub fn on_end(self, running: Running) -> Self {
+        Self { _running: Some(running), ..self }
+    }
+
+    /// Whether all of it is here.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.flow, Flow::Empty | Flow::Full(_))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -116,7 +127,7 @@ impl http_body::Body for Body {
             Flow::Empty => Poll::Ready(None),
             Flow::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Flow::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Flow::Client(source) => source.borrow_mut().poll_frame(cx),
+            Flow::Client(source, request) => source.borrow_mut().poll_frame(*request, cx),
             Flow::Upstream(exchange) => exchange.poll_frame(cx),
             Flow::Http2(incoming) => Pin::new(incoming).poll_frame(cx).map(|f| f.map(|f| f.map_err(Broken::Http2))),
             Flow::Replayed(replayed) => replayed.poll_frame(cx),
@@ -158,17 +169,32 @@ pub struct Source {
     /// Of the task that can say so.
     pub connection: Option<Waker>,
     pub broken: bool,
+    /// Counts requests. Whoever still holds the body of an earlier one must not read of this one.
+    pub request: u64,
+    /// The connection is about to close; nobody gets any more of the body.
+    pub abandoned: bool,
+    /// Who waits for more of the body.
+    pub reader: Option<Waker>,
 }
 
 impl Source {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(&mut self, request: u64, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if self.abandoned {
+            return Poll::Ready(Some(Err(Broken::Io(io::ErrorKind::ConnectionAborted.into()))));
+        }
+        if request != self.request {
+            // There is a next request only once this one's body had been read to its end.
+            return Poll::Ready(None);
+        }
         if self.holds_back && !self.wanted {
             self.wanted = true;
             if let Some(waker) = &self.connection {
                 waker.wake_by_ref();
             }
         }
-        let frame = ready!(poll_body(&mut self.read, &mut self.bytes, &mut self.decoder, cx));
+        let polled = poll_body(&mut self.read, &mut self.bytes, &mut self.decoder, cx);
+        self.reader = polled.is_pending().then(|| cx.waker().clone());
+        let frame = ready!(polled);
         self.broken |= matches!(frame, Some(Err(_)));
         Poll::Ready(frame)
     }

@@ -11,8 +11,9 @@
 //! | X-Request-Id | kept where it is harmless, or made | names the request in records and in the answer |
 //! | traceparent | kept where it is valid, or begun, not sampled | W3C trace context |
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
+use buttress_policy::parse::to_grpc_timeout;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, Version};
 
@@ -41,7 +42,7 @@ pub struct Added<'a> {
 /// The field by which a hop says that a request is a retry, and which one.
 pub const ATTEMPT_FIELD: &str = "buttress-attempt";
 /// The field by which a hop says how much time is left, in milliseconds.
-pub const TIMEOUT_FIELD: &str = "buttress-timeout";
+pub const TIMEOUT_FIELD: &str = "buttress-timeout-ms";
 
 /// Whether a field of the request goes on as it is.
 fn passes(kind: Kind) -> bool {
@@ -165,7 +166,7 @@ pub fn http2(request: &RequestHead, added: &Added<'_>, body: Body) -> Result<htt
     }
     match (added.left_ms, is_grpc(request)) {
         (Some(left), true) => {
-            headers.insert("grpc-timeout", HeaderValue::from_str(&grpc_timeout(left))?);
+            headers.insert("grpc-timeout", HeaderValue::from_str(&to_grpc_timeout(Duration::from_millis(left)))?);
         }
         (Some(left), false) => {
             headers.insert(TIMEOUT_FIELD, left.into());
@@ -182,30 +183,6 @@ pub fn http2(request: &RequestHead, added: &Added<'_>, body: Body) -> Result<htt
         headers.insert(http::header::CONTENT_LENGTH, bytes.into());
     }
     Ok(built)
-}
-
-/// At most eight digits and a unit (gRPC over HTTP/2, "Requests").
-fn grpc_timeout(left_ms: u64) -> String {
-    if left_ms < 100_000_000 { format!("{left_ms}m") } else { format!("{}S", (left_ms / 1000).min(99_999_999)) }
-}
-
-/// Reads a `grpc-timeout`.
-pub fn read_grpc_timeout(value: &[u8]) -> Option<std::time::Duration> {
-    use std::time::Duration;
-    let (unit, digits) = value.split_last()?;
-    if digits.is_empty() || digits.len() > 8 {
-        return None;
-    }
-    let number = std::str::from_utf8(digits).ok()?.parse::<u64>().ok()?;
-    Some(match unit {
-        b'H' => Duration::from_secs(number * 3600),
-        b'M' => Duration::from_secs(number * 60),
-        b'S' => Duration::from_secs(number),
-        b'm' => Duration::from_millis(number),
-        b'u' => Duration::from_micros(number),
-        b'n' => Duration::from_nanos(number),
-        _ => return None,
-    })
 }
 
 /// A request over HTTP/2 in the form in which all requests are handled here.
@@ -309,17 +286,5 @@ mod tests {
         let upgrade = "GET /chat HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
         assert!(forwarded(upgrade).contains("connection: upgrade\nupgrade: websocket\n"));
         assert!(!forwarded(&upgrade.replace("websocket", "h2c")).contains("upgrade"));
-    }
-
-    #[test]
-    fn grpc_timeouts_are_read_in_every_unit() {
-        use std::time::Duration;
-        assert_eq!(read_grpc_timeout(b"250m"), Some(Duration::from_millis(250)));
-        assert_eq!(read_grpc_timeout(b"99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
-        for bad in [&b""[..], b"S", b"123456789S", b"1x", b"-1S", b"1.5S"] {
-            assert_eq!(read_grpc_timeout(bad), None);
-        }
-        assert_eq!(grpc_timeout(1500), "1500m");
-        assert_eq!(grpc_timeout(u64::MAX), "99999999S");
     }
 }

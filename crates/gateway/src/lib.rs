@@ -5,9 +5,13 @@
 //! sends a request twice that may have had an effect.
 //!
 //! The way of a request: [`run`] accepts the connection on one of the cores; [`server`] reads a head with [`parse`] (or
-//! hyper does, for HTTP/2); [`proxy`] names it and picks an endpoint; [`forward`] writes the head that goes on;
+//! hyper does, for HTTP/2); [`proxy`] names it; [`call`] takes it through the policies of
+//! its route, which may refuse it, let it wait, or send it again; [`forward`] writes the head that goes on;
 //! [`upstream`] takes a connection, writes and reads; [`body`] and [`frame`] carry what follows; [`reply`] is what goes
 //! back. HTTP/1.1 is ours on both sides, HTTP/2 is hyper's: docs/adr/0013-http1.md says why.
+
+/// The codes of decisions, for whoever explains them.
+pub use buttress_policy::decision;
 
 pub mod config;
 pub mod frame;
@@ -21,6 +25,7 @@ pub mod reply;
 pub mod request_id;
 pub mod upstream;
 
+pub mod call;
 pub mod proxy;
 pub mod server;
 

@@ -75,6 +75,7 @@ pub enum Kind {
     GrpcStatus,
     GrpcTimeout,
     Host,
+    IdempotencyKey,
     KeepAlive,
     ProxyConnection,
     RequestId,
@@ -109,12 +110,13 @@ impl Kind {
             12 if is("grpc-timeout") => Kind::GrpcTimeout,
             12 if is("x-request-id") => Kind::RequestId,
             14 if is("content-length") => Kind::ContentLength,
+            15 if is("idempotency-key") => Kind::IdempotencyKey,
             15 if is("x-forwarded-for") => Kind::ForwardedFor,
             16 if is("buttress-attempt") => Kind::RetryAttempt,
-            16 if is("buttress-timeout") => Kind::Timeout,
             16 if is("proxy-connection") => Kind::ProxyConnection,
             17 if is("transfer-encoding") => Kind::TransferEncoding,
             17 if is("x-forwarded-proto") => Kind::ForwardedProto,
+            19 if is("buttress-timeout-ms") => Kind::Timeout,
             _ => Kind::Other,
         }
     }

@@ -66,6 +66,8 @@ pub struct Record {
     /// What the policies of the route said before an attempt was made.
     pub admission: Vec<Decision>,
     pub attempts: Vec<Attempt>,
+    /// How the policies stood then, a sentence each.
+    pub state: Vec<String>,
 }
 
 /// A text that anybody may have sent, cut to a size that may be kept.
@@ -103,7 +105,7 @@ impl Record {
             "outcome": self.outcome.json(), "took_ms": self.took_ms, "deadline_ms": self.deadline_ms,
             "deadline_left_ms": self.deadline_left_ms,
             "admission": self.admission.iter().map(Decision::json).collect::<Vec<_>>(),
-            "attempts": attempts,
+            "attempts": attempts, "state": self.state,
         })
     }
 
@@ -163,6 +165,7 @@ pub(crate) fn example(id: &str) -> Record {
         deadline_left_ms: 1.0,
         admission: Vec::new(),
         attempts: Vec::new(),
+        state: Vec::new(),
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     body::Body,
+    call::{SPENT_FIELD, UNDELIVERED_FIELD},
     frame::Encoder,
     parse::{Fields, Kind, Length, Refusal},
     request_id::RequestId,
@@ -28,6 +29,10 @@ pub struct Reply {
     /// Of an answer of ours that may be asked again: `Retry-After`, in seconds.
     pub retry_after: Option<u32>,
     pub tunnel: Option<(TcpStream, BytesMut)>,
+    /// No byte of the request reached an upstream: whoever asked may ask again.
+    pub undelivered: bool,
+    /// Retries were made here: whoever asked should make none.
+    pub spent: bool,
 }
 
 /// An answer of ours: what went wrong, in the form that RFC 9457 gives it.
@@ -54,7 +59,19 @@ impl Problem<'_> {
                 ("grpc-message", &message),
             ]);
             let (length, body) = (Length::Known(0), Body::empty());
-            return Reply { status: 200, fields, length, body, id, code: Some(code), retry_after, tunnel: None };
+            let code = Some(code);
+            return Reply {
+                status: 200,
+                fields,
+                length,
+                body,
+                id,
+                code,
+                retry_after,
+                tunnel: None,
+                undelivered: false,
+                spent: false,
+            };
         }
         let title = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
         let mut problem = json!({
@@ -78,6 +95,8 @@ impl Problem<'_> {
             code: Some(code),
             retry_after,
             tunnel: None,
+            undelivered: false,
+            spent: false,
         }
     }
 }
@@ -149,6 +168,9 @@ impl Reply {
         if let Some(seconds) = self.retry_after {
             let _ = write!(out, "retry-after: {seconds}\r\n");
         }
+        for mark in self.marks() {
+            line(out, mark.as_bytes(), b"1");
+        }
         let (encoder, mut keep_alive) = match self.length {
             _ if bodiless => (Encoder::Length(0), hop.keep_alive && !tunnel),
             Length::Known(length) => {
@@ -171,6 +193,12 @@ impl Reply {
         }
         out.extend_from_slice(b"\r\n");
         (encoder, keep_alive)
+    }
+
+    /// What hops before this one should know.
+    fn marks(&self) -> impl Iterator<Item = &'static str> {
+        let undelivered = self.undelivered.then_some(UNDELIVERED_FIELD);
+        undelivered.into_iter().chain(self.spent.then_some(SPENT_FIELD))
     }
 
     /// The same for HTTP/2.
@@ -197,6 +225,9 @@ impl Reply {
         }
         if let Some(seconds) = self.retry_after {
             add("retry-after", &seconds.to_string());
+        }
+        for mark in self.marks() {
+            add(mark, "1");
         }
         let mut response = http::Response::new(self.body);
         *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::BAD_GATEWAY);

@@ -57,7 +57,7 @@ pub fn start(options: Options) -> Result<Running, Error> {
     }
     let (stop, stopped) = watch::channel(false);
     let seeds = Numbers::new(options.seed);
-    let (shared, mut threads) = (Arc::new(Shared::new(options, address)), Vec::new());
+    let (shared, mut threads) = (Arc::new(Shared::new(options, address)?), Vec::new());
     for (at, listener) in listeners.into_iter().enumerate() {
         let (shared, stopped, seed) = (shared.clone(), stopped.clone(), seeds.draw());
         let thread = std::thread::Builder::new().name(format!("traffic-{at}")).spawn(move || {

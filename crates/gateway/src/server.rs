@@ -199,6 +199,9 @@ impl Http1 {
             wanted: false,
             connection: None,
             broken: false,
+            request: 0,
+            abandoned: false,
+            reader: None,
         };
         Self { core, listed, source: Rc::new(RefCell::new(source)), write, timer, address }
     }
@@ -222,7 +225,6 @@ impl Http1 {
             };
             let mut reply = self.answer(request).await;
             if let Some((upstream, first)) = reply.tunnel.take() {
-                reply.tunnel = None;
                 return self.tunnel(reply, hop, upstream, first).await;
             }
             // What was not read by now is not wanted.
@@ -245,9 +247,9 @@ impl Http1 {
         let mut scanner = Scanner::default();
         let mut begun = false;
         self.timer.set(Instant::now() + timeouts.idle);
-        let (listed, timer) = (&self.listed, &mut self.timer);
-        let source = &mut *self.source.borrow_mut();
+        let (listed, timer, shared) = (&self.listed, &mut self.timer, &self.source);
         let raw = poll_fn(|cx| {
+            let source = &mut *shared.borrow_mut();
             loop {
                 match scanner.end(&source.bytes) {
                     Err(refusal) => return Poll::Ready(Err(NoRequest::Refused(refusal))),
@@ -275,6 +277,8 @@ impl Http1 {
         })
         .await?;
         let request = parse::request(raw).map_err(NoRequest::Refused)?;
+        let source = &mut *self.source.borrow_mut();
+        source.request += 1;
         source.decoder = Decoder::new(request.length);
         (source.holds_back, source.wanted, source.broken) = (request.expects_continue, false, false);
         Ok(request)
@@ -283,7 +287,8 @@ impl Http1 {
     async fn answer(&mut self, request: RequestHead) -> Reply {
         let holds_back = request.expects_continue;
         let whole = self.source.borrow().decoder.ended();
-        let body = if whole { Body::empty() } else { Flow::Client(self.source.clone()).into() };
+        let number = self.source.borrow().request;
+        let body = if whole { Body::empty() } else { Flow::Client(self.source.clone(), number).into() };
         let client = Client { address: &self.address, http2: false };
         let handling = handle(&self.core, request, body, client);
         if !holds_back {
@@ -347,20 +352,29 @@ impl Http1 {
 
     /// Ends the connection so that the client can read what was written: a close with unread bytes would be a reset.
     async fn linger(mut self) {
+        let reader = {
+            let source = &mut *self.source.borrow_mut();
+            source.abandoned = true;
+            source.reader.take()
+        };
+        if let Some(reader) = reader {
+            reader.wake();
+        }
         if self.write.shutdown().await.is_err() {
             return;
         }
-        let source = &mut *self.source.borrow_mut();
-        let mut left = LINGER_BYTES_MAX;
-        let reading = async {
+        let (shared, mut left) = (&self.source, LINGER_BYTES_MAX);
+        let reading = poll_fn(|cx| {
+            let source = &mut *shared.borrow_mut();
             while left > 0 {
                 source.bytes.clear();
-                match poll_fn(|cx| poll_read(&mut source.read, &mut source.bytes, HEAD_READ, cx)).await {
-                    Ok(0) | Err(_) => return,
+                match ready!(poll_read(&mut source.read, &mut source.bytes, HEAD_READ, cx)) {
+                    Ok(0) | Err(_) => break,
                     Ok(read) => left = left.saturating_sub(read),
                 }
             }
-        };
+            Poll::Ready(())
+        });
         let _ = tokio::time::timeout(LINGER_MAX, reading).await;
     }
 

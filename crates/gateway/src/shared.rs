@@ -2,9 +2,12 @@
 
 use std::{fmt::Write, net::SocketAddr, sync::Arc, time::Instant};
 
+use buttress_core::{Code, Error};
+use buttress_policy::{EndpointSet, RouteConfig, RoutePolicy, Time, deadline};
 use serde_json::{Value, json};
 
 use crate::{
+    call::Route,
     config::Options,
     metrics::{BOUNDS_US, Count, EndpointFigures, GoldenSum, Shard},
     record::Records,
@@ -19,13 +22,47 @@ pub struct Shared {
     pub address: SocketAddr,
     pub shards: Vec<Arc<Shard>>,
     pub records: Records,
+    pub route: Route,
     pub started: Instant,
 }
 
 impl Shared {
-    pub fn new(options: Options, address: SocketAddr) -> Self {
+    /// # Errors
+    /// `CONFIG` where the policies cannot be as they are asked to be.
+    pub fn new(options: Options, address: SocketAddr) -> Result<Self, Error> {
         let shards = (0..options.threads.max(1)).map(|_| Arc::new(Shard::new(options.endpoints.len()))).collect();
-        Self { options, address, shards, records: Records::default(), started: Instant::now() }
+        let deadline = deadline::Config { total: Some(options.timeouts.request), ..Default::default() };
+        let policy = RoutePolicy::new(RouteConfig { deadline, ..RouteConfig::default() }).map_err(|wrong| {
+            let all: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+            Error::new(Code::CONFIG, all.join("; ")).hint("see --deadline")
+        })?;
+        let endpoints = EndpointSet::new(options.endpoints.iter().map(|endpoint| (endpoint.address.as_str(), 1)));
+        if endpoints.len() != options.endpoints.len() {
+            return Err(Error::new(Code::CONFIG, "an endpoint is named twice").hint("name each once with --to"));
+        }
+        let route = Route::new(policy, endpoints);
+        Ok(Self { options, address, shards, records: Records::default(), route, started: Instant::now() })
+    }
+
+    /// The policies' clock: the time since the start.
+    pub fn now(&self) -> Time {
+        Time::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// How the policies stand, a sentence each.
+    pub fn state(&self, now: Time) -> Vec<String> {
+        let view = self.route.policy.view(now);
+        let mut state = Vec::with_capacity(4);
+        if let Some(breaker) = view.breaker {
+            let (word, rate, calls) = (breaker.state.word(), breaker.failure_rate, breaker.calls);
+            state.push(format!("breaker {word}: {rate} of {calls} calls failed lately"));
+        }
+        let (extras, requests, allowed) = (view.budget.extras, view.budget.requests, view.budget.allowed);
+        state.push(format!("retry budget: {extras} retries for {requests} requests lately, {allowed} are allowed"));
+        state.push(format!("{} calls run, {} wait, {} may run at once", view.inflight, view.queued, view.limit));
+        let count = self.route.endpoints.count(now);
+        state.push(format!("endpoints: {} available, {} ejected, {} down", count.available, count.ejected, count.down));
+        state
     }
 
     fn sum(&self, pick: impl Fn(&Shard) -> &Count) -> u64 {
@@ -46,13 +83,21 @@ impl Shared {
 
     /// Everything that the live page draws, but for the records.
     pub fn snapshot(&self) -> Value {
+        let now = self.now();
+        let view = self.route.policy.view(now);
         let endpoints: Vec<Value> = (0..self.options.endpoints.len())
             .map(|at| {
                 let (golden, failures, connects) = self.endpoint(at);
                 let endpoint = &self.options.endpoints[at].address;
+                let known = self.route.endpoints.get(at);
+                let state = match (known.is_down(), known.ejected(now)) {
+                    (true, _) => "down",
+                    (false, Some(_)) => "ejected",
+                    (false, None) => "in",
+                };
                 json!({
                     "endpoint": endpoint, "golden": golden_json(&golden), "failures": failures, "connects": connects,
-                    "state": "in",
+                    "state": state,
                 })
             })
             .collect();
@@ -60,6 +105,8 @@ impl Shared {
             "listen": self.address.to_string(), "uptime_ms": self.started.elapsed().as_millis() as u64,
             "bare": self.options.bare, "route": golden_json(&self.route()), "endpoints": endpoints,
             "connections": self.sum(|shard| &shard.connections), "attempts": self.sum(|shard| &shard.attempts),
+            "breaker": view.breaker.map(|breaker| breaker.state.word()), "limit": view.limit, "waiting": view.queued,
+            "budget": {"retries": view.budget.extras, "requests": view.budget.requests, "allowed": view.budget.allowed},
             "retries": self.sum(|shard| &shard.retries), "refused": self.sum(|shard| &shard.refused),
         })
     }
@@ -98,6 +145,17 @@ impl Shared {
         each("buttress_traffic_endpoint_running", "gauge", &|sums| sums.0.running);
         each("buttress_traffic_endpoint_failures_total", "counter", &|sums| sums.1);
         each("buttress_traffic_endpoint_connects_total", "counter", &|sums| sums.2);
+        let now = self.now();
+        let view = self.route.policy.view(now);
+        let mut gauge = |name: &str, value: u64| {
+            let _ = writeln!(out, "# TYPE {name} gauge\n{name}{{route=\"{ROUTE}\"}} {value}");
+        };
+        let open = view.breaker.is_some_and(|breaker| breaker.state.word().contains("open"));
+        gauge("buttress_traffic_breaker_open", open.into());
+        gauge("buttress_traffic_concurrency_limit", view.limit.into());
+        gauge("buttress_traffic_waiting", view.queued.into());
+        gauge("buttress_traffic_retry_budget_left", view.budget.left().into());
+        gauge("buttress_traffic_endpoints_ejected", self.route.endpoints.count(now).ejected.into());
         let mut one = |name: &str, kind: &str, pick: fn(&Shard) -> &Count| {
             let _ = writeln!(out, "# TYPE {name} {kind}\n{name} {}", self.sum(pick));
         };

@@ -3,6 +3,7 @@
 use std::{fmt::Write as _, io::Write as _, time::Duration};
 
 use buttress_core::{Code, Error};
+use buttress_gateway::decision;
 use serde_json::Value;
 
 use crate::{
@@ -18,11 +19,30 @@ pub fn run(what: &str, admin: &str, output: Output) -> Answer {
     if is_code(what) {
         return show::explain(what);
     }
+    if let Some(entry) = decision::Entry::named(&what.to_uppercase()) {
+        return explain_decision(entry);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let record = runtime.block_on(fetch(what, admin))?;
     match output {
         Output::Json => show::json(&record)?,
         Output::Table => std::io::stdout().lock().write_all(sentences(&record).as_bytes())?,
+    }
+    Ok(true)
+}
+
+/// What a code of a decision means; its numbers stand in the record of a request.
+fn explain_decision(entry: &decision::Entry) -> Answer {
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "{}: {}
+
+In a record: {}.",
+        entry.code, entry.meaning, entry.says
+    )?;
+    if !entry.would_pass.is_empty() {
+        writeln!(out, "What would let the request pass: {}.", entry.would_pass)?;
     }
     Ok(true)
 }

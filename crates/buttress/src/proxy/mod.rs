@@ -49,8 +49,16 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     let serving = tokio::spawn(admin::serve(admin, Arc::clone(&running.shared)));
     end.await;
     eprintln!("draining: no new connections, {} at most for what runs", show_duration(args.drain));
-    // The page goes on while requests end.
-    tokio::task::spawn_blocking(move || running.stop()).await?;
+    // The page goes on while requests end. Whoever asks twice does not want to wait.
+    let again = interrupted();
+    tokio::select! {
+        stopped = tokio::task::spawn_blocking(move || running.stop()) => stopped?,
+        () = again => {
+            eprintln!("ended at once, with what was running");
+            // A return would wait for the thread that drains.
+            std::process::exit(1);
+        }
+    }
     serving.abort();
     Ok(true)
 }

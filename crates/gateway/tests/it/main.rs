@@ -4,5 +4,6 @@ mod bodies;
 mod corpus;
 mod http2;
 mod life;
+mod policies;
 mod retries;
 mod support;
