@@ -4,8 +4,9 @@
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc, thread::JoinHandle, time::Duration};
 
 use buttress_core::{Code, Error};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::TcpListener,
     runtime::{Builder, LocalOptions},
     sync::watch,
     time::Instant,
@@ -20,7 +21,7 @@ use crate::{
 };
 
 /// Connections that wait to be accepted.
-const BACKLOG: u32 = 4096;
+const BACKLOG: i32 = 4096;
 /// Connections of one core; each costs a descriptor here and perhaps one upstream.
 const CONNECTIONS_MAX: usize = 50_000;
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -89,13 +90,14 @@ fn taken(address: SocketAddr, error: &io::Error) -> Error {
 
 /// A socket that listens, and shares its port with the other cores.
 fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let runtime = Builder::new_current_thread().enable_io().build()?;
-    let _entered = runtime.enter();
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.set_reuseport(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)?.into_std()
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 async fn core(

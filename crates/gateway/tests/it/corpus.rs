@@ -67,7 +67,7 @@ const REFUSED: &[(&str, &str, u16)] = &[
     ("2.2 bare LF behind a field", "GET / HTTP/1.1\r\nHost: a\nX-A: 1\r\n\r\n", 400),
     ("2.2 bare LF at the end", "GET / HTTP/1.1\r\nHost: a\r\n\n", 400),
     ("2.2 bare CR in a value", "GET / HTTP/1.1\r\nHost: a\r\nX-A: 1\r2\r\n\r\n", 400),
-    ("9110 5.5 NUL in a value", "GET / HTTP/1.1\r\nHost: a\r\nX-A: 1\02\r\n\r\n", 400),
+    ("9110 5.5 NUL in a value", "GET / HTTP/1.1\r\nHost: a\r\nX-A: 1\x002\r\n\r\n", 400),
     ("9110 5.5 NUL in a name", "GET / HTTP/1.1\r\nHost: a\r\nX\0A: 1\r\n\r\n", 400),
     ("3 NUL in the target", "GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("3.2 no host", "GET / HTTP/1.1\r\n\r\n", 400),
