@@ -4,7 +4,7 @@
 //! and the upstream works for nobody. Nobody knows the number beforehand, and it changes with every release. The limit here is
 //! moved by what latency does.
 //!
-//! `Gradient2` (default), after every window of at least ten calls and 20 ms, where `short` is the window's mean latency:
+//! `Gradient2` (default), after every window of at least ten calls (half the limit, where that is less) and 20 ms, where `short` is the window's mean latency:
 //!
 //! | | |
 //! |---|---|
@@ -23,7 +23,7 @@
 //! upstreams whose latency says nothing.
 //!
 //! **First start.** `initial`. **Recovery.** A limit at its minimum after a brown-out grows by 20 % of four per window, fifty times a second
-//! at most: from 20 to 100 within two seconds. A new process starts from `initial`.
+//! at most: from 10 to 100 within three seconds where a call takes 100 ms. A new process starts from `initial`.
 //!
 //! Source: Netflix concurrency-limits `Gradient2Limit.java`, `AIMDLimit.java`, issue 137 and pull request 134; Envoy adaptive concurrency filter.
 
@@ -173,7 +173,8 @@ impl Limiter {
             self.lost.fetch_add(1, Relaxed);
         }
         let calls = self.calls.fetch_add(1, Relaxed) + 1;
-        if calls < self.config.calls_min {
+        // A small limit measures with fewer calls, or it would learn slowest when it has most to learn.
+        if calls < self.config.calls_min.min((self.limit() / 2).max(1)) {
             return;
         }
         let begun = self.begun.load(Relaxed);

@@ -87,7 +87,7 @@ pub struct Config {
     pub probe_patience: Duration,
 }
 
-/// Short and often: probes are few, so looking every one to four seconds costs nothing and finds a recovery at once.
+/// Short and often: probes are few, so looking every second or two costs nothing and finds a recovery at once.
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -99,7 +99,7 @@ impl Default for Config {
             consecutive: 0,
             open_for: Duration::from_secs(1),
             open_growth: 2.0,
-            open_for_max: Duration::from_secs(4),
+            open_for_max: Duration::from_secs(2),
             jitter: 0.2,
             probes: 3,
             probe_patience: Duration::from_secs(10),
@@ -746,7 +746,7 @@ mod tests {
                     }
                 }
                 if open {
-                    model.until = now + (1000 << model.streak.min(2));
+                    model.until = now + (1000 << model.streak.min(1));
                     model.streak += 1;
                     model.state = State::Open;
                 }

@@ -342,8 +342,11 @@ decisions! {
     EjectedFailures { failed: Share, threshold: Share, ejected_for: Span } = "BT-OUT-FAILURES", Event,
         "{failed} of the endpoint's calls failed, and {threshold} eject it, for {ejected_for}", "";
     #[doc = "An endpoint should have been ejected, but the others fail too: then it is not the endpoint, and fewer would have to carry the load."]
-    EjectionCommon { others: Share, threshold: Share } = "BT-OUT-COMMON", Event,
-        "the endpoint should be ejected, but {others} of the latest calls to the others failed too, and {threshold} shows that it is not the endpoint", "";
+    EjectionCommon { failing: Share, others: Share, bound: Share } = "BT-OUT-COMMON", Event,
+        "the endpoint should be ejected: {failing} of its latest calls failed; but so did {others} at the others, and {bound} would set it apart", "";
+    #[doc = "An endpoint that was ejected is back before its time, because the others fail too."]
+    EjectionEnded { others: Share, left: Span } = "BT-OUT-BACK", Event,
+        "the endpoint is back {left} before its time: {others} of the latest calls to the others failed too, so it is not the endpoint", "";
     #[doc = "An endpoint should have been ejected, but too many are already."]
     EjectionSpared { ejected: u32, endpoints: u32, allowed: u32 } = "BT-OUT-SPARED", Event,
         "the endpoint should be ejected, but {ejected} of {endpoints} are already, and {allowed} may be", "";

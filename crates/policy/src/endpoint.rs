@@ -240,6 +240,11 @@ impl EndpointSet {
 
     fn look_for_trouble(&self) {
         let _nobody_is_ejected_meanwhile = self.eject();
+        self.note_trouble();
+    }
+
+    /// With the lock of [`eject`](Self::eject).
+    pub(crate) fn note_trouble(&self) {
         let any_down = self.endpoints.iter().any(|one| one.is_down());
         let until = self.endpoints.iter().map(|one| one.outlier.until().nanos()).max().unwrap_or(0);
         self.shared.troubled.store(if any_down { u64::MAX } else { until }, Relaxed);

@@ -9,19 +9,19 @@
 //! | `gateway` times not reached, 502, 503, 504 or timeout one after the other | ejected (BT-OUT-GATEWAY) |
 //! | every `interval`, over endpoints with enough calls: success rate below mean − `sigma` × deviation | ejected (BT-OUT-RATE) |
 //! | … : failure rate at least `failure_rate` | ejected (BT-OUT-FAILURES) |
-//! | the others that may be taken fail too, `others_max` of their latest calls | spared (BT-OUT-COMMON) |
+//! | not by BT-OUT-RATE, and its latest calls fail less than 2 × the others' median + 20 % | spared (BT-OUT-COMMON), and those that are out come back (BT-OUT-BACK): it was not they |
 //! | `ejected_max` of the endpoints are out already | spared (BT-OUT-SPARED) |
 //! | the time is over | back, with a slow start |
 //! | a health check finds it healthy | back at once |
 //! | an interval without ejection | the streak is one shorter |
 //!
-//! The time out is `base × streak`, at most `max`, and up to a tenth longer at random, so that those who went together do not
+//! The time out is `base`, doubled with every ejection in the streak, at most `max`, and up to a tenth longer at random, so that those who went together do not
 //! come back together.
 //!
 //! The rule about the others is ours. A brown-out of what all endpoints depend on makes all of them fail in a row; those that
 //! happened to be ejected then stay out for half a minute after it is over, and what is left is too small for the load: the ejection
-//! keeps the outage alive (`tests/overload.rs` shows it). How the others do is a mean over their latest calls (each counts a tenth), so it
-//! is known within five calls. Half of the endpoints stay in whatever happens, and when less than `panic` of them are healthy, balancers
+//! keeps the outage alive (`tests/overload.rs` shows it). How an endpoint does is a mean over its latest calls (each counts a tenth), so it
+//! is known within five calls; and the median of the others is compared, so that two bad ones do not excuse each other. Half of the endpoints stay in whatever happens, and when less than `panic` of them are healthy, balancers
 //! do not look at health at all ([`crate::balance`]): then it is not the endpoints.
 //!
 //! There is no timer: whoever ends an attempt after an interval is over does the sweep.
@@ -29,7 +29,8 @@
 //! **First start.** Nobody is ejected, counts are empty. **Recovery.** Nothing is kept.
 //!
 //! Source: Envoy "Outlier detection" (5 in a row, 10 s, 30 s, 300 s, 1.9 deviations over 5 hosts with 100 calls, 85 % over 50
-//! calls). Envoy ejects 10 % and at least one; here half, because small sets are usual, and never the only one.
+//! calls). Envoy ejects 10 % and at least one; here half, because small sets are usual, and never the only one. Envoy's times are
+//! 30 s, 60 s, 90 s; here 5 s, 10 s, 20 s: whoever was unlucky is back soon, and whoever stays bad is soon out for long.
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -56,8 +57,8 @@ pub struct Config {
     pub max: Duration,
     /// The part of endpoints that may be out.
     pub ejected_max: f32,
-    /// The part of the others' latest calls that may fail while somebody is ejected; 1: whatever they do.
-    pub others_max: f32,
+    /// Whether an endpoint that fails is spared where the others do too.
+    pub compare: bool,
     /// Deviations below the mean; 0: success rates are not compared.
     pub sigma: f32,
     /// Calls per interval that an endpoint needs to be compared, and endpoints that need them.
@@ -73,10 +74,10 @@ impl Default for Config {
             consecutive: 5,
             gateway: 5,
             interval: Duration::from_secs(10),
-            base: Duration::from_secs(30),
+            base: Duration::from_secs(5),
             max: Duration::from_secs(300),
             ejected_max: 0.5,
-            others_max: 0.3,
+            compare: true,
             sigma: 1.9,
             calls_min: 100,
             endpoints_min: 5,
@@ -93,7 +94,6 @@ impl Validate for Config {
         checks.span(&field("base"), self.base);
         checks.must(self.max >= self.base, &field("max"), self.max, "at least the base");
         checks.must((0.0..=1.0).contains(&self.ejected_max), &field("ejected_max"), self.ejected_max, "from 0 to 1");
-        checks.rate(&field("others_max"), self.others_max);
         checks.must((0.0..=10.0).contains(&self.sigma), &field("sigma"), self.sigma, "from 0 to 10");
         checks.must(self.calls_min > 0, &field("calls_min"), self.calls_min, "above 0");
         checks.must(self.endpoints_min > 1, &field("endpoints_min"), self.endpoints_min, "above 1");
@@ -220,12 +220,24 @@ fn eject(
     }
     record.in_a_row.store(0, Relaxed);
     record.gateway.store(0, Relaxed);
-    // How those do that would have to carry its load.
-    let others = || set.iter().filter(|one| one.id() != endpoint.id() && one.available(now));
-    let failing = others().map(|one| u64::from(one.outlier.failing.load(Relaxed))).sum();
-    let others = Share::of(failing, others().count() as u64 * u64::from(WHOLE));
-    if config.others_max < 1.0 && others.0 >= config.others_max {
-        return event(endpoint, Why::EjectionCommon { others, threshold: Share(config.others_max) });
+    if config.compare && !matches!(why, Why::EjectedRate { .. }) {
+        let part = |one: &Endpoint| one.outlier.failing.load(Relaxed) as f32 / WHOLE as f32;
+        // Those that would have to carry its load.
+        let others = set.iter().filter(|one| one.id() != endpoint.id() && one.available(now));
+        let mut others: Vec<f32> = others.map(|one| part(one)).collect();
+        others.sort_unstable_by(f32::total_cmp);
+        // Of an even number the lower: in doubt the endpoint is the one that fails.
+        let median = others.get(others.len().saturating_sub(1) / 2).copied().unwrap_or_default();
+        let bound = 2.0 * median + 0.2;
+        if part(endpoint) < bound {
+            let (failing, others, bound) = (Share(part(endpoint)), Share(median), Share(bound.min(1.0)));
+            event(endpoint, Why::EjectionCommon { failing, others, bound });
+            for (one, until) in set.iter().filter_map(|one| Some((one, one.ejected(now)?))) {
+                one.outlier.until.store(0, Relaxed);
+                event(one, Why::EjectionEnded { others, left: until.since(now).into() });
+            }
+            return set.note_trouble();
+        }
     }
     let endpoints = set.len() as u32;
     let ejected = set.iter().filter(|one| one.ejected(now).is_some()).count() as u32;
@@ -235,7 +247,8 @@ fn eject(
         return event(endpoint, Why::EjectionSpared { ejected, endpoints, allowed });
     }
     let streak = record.streak.fetch_add(1, Relaxed).saturating_add(1);
-    let time = nanos(config.base).saturating_mul(streak.into()).min(nanos(config.max));
+    let doubled = nanos(config.base).saturating_mul(1 << (streak - 1).min(32));
+    let time = doubled.min(nanos(config.max));
     let time = Duration::from_nanos(time + (time as f64 * 0.1 * unit(random)) as u64);
     let until = now.plus(time);
     record.until.store(until.nanos(), Relaxed);
@@ -324,28 +337,34 @@ mod tests {
     }
 
     #[test]
-    fn five_failures_in_a_row_eject_for_thirty_seconds_and_then_for_sixty() {
+    fn five_failures_in_a_row_eject_for_five_seconds_and_then_for_ten() {
         let set = set(4);
         assert_eq!(tell(&set, 1, 1, BAD, 4), [""; 0]);
         tell(&set, 1, 1, GOOD, 1);
         assert_eq!(tell(&set, 1, 2, BAD, 5), ["BT-OUT-CONSECUTIVE"]);
-        assert_eq!((out(&set, 30_001), out(&set, 30_002)), (vec![1], vec![]));
-        // The streak falls by one at the sweep of each quiet interval; none was made here.
+        assert_eq!((out(&set, 5_001), out(&set, 5_002)), (vec![1], vec![]));
         assert_eq!(tell(&set, 1, 5_000, BAD, 5), [""; 0], "it is out already");
-        let fresh = tell(&set, 1, 9_000, BAD, 5);
-        assert_eq!(fresh, [""; 0]);
+        // No sweep here, which would make the streak of a quiet interval shorter.
         let again = super::tests::set(4);
         again.shared.next_sweep.store(u64::MAX, Relaxed);
         tell(&again, 0, 0, BAD, 5);
-        tell(&again, 0, 30_000, BAD, 5);
-        assert_eq!((out(&again, 89_999), out(&again, 90_000)), (vec![0], vec![]));
+        tell(&again, 0, 5_000, BAD, 5);
+        assert_eq!((out(&again, 14_999), out(&again, 15_000)), (vec![0], vec![]));
     }
 
     #[test]
     fn half_of_the_endpoints_stay_whatever_happens_and_the_only_one_too() {
         let four = set(4);
         let codes: Vec<_> = (0..4).flat_map(|n| tell(&four, n, 1, Outcome::unreached(), 5)).collect();
-        assert_eq!(codes, ["BT-OUT-CONSECUTIVE", "BT-OUT-CONSECUTIVE", "BT-OUT-SPARED", "BT-OUT-COMMON"]);
+        let expected = [
+            "BT-OUT-CONSECUTIVE",
+            "BT-OUT-CONSECUTIVE",
+            "BT-OUT-SPARED",
+            "BT-OUT-COMMON",
+            "BT-OUT-BACK",
+            "BT-OUT-BACK",
+        ];
+        assert_eq!(codes, expected, "and when the last one fails too, it was none of them");
         assert_eq!(tell(&set(1), 0, 1, BAD, 10), ["BT-OUT-SPARED", "BT-OUT-SPARED"]);
         assert_eq!(tell(&set(2), 0, 1, BAD, 5), ["BT-OUT-CONSECUTIVE"]);
     }
@@ -355,6 +374,7 @@ mod tests {
         let set = set(4);
         let codes: Vec<_> = (0..40).flat_map(|n| tell(&set, n % 4, n as u64, Outcome::timeout(), 1)).collect();
         assert_eq!((codes, out(&set, 40)), (vec!["BT-OUT-COMMON"; 8], vec![]));
+        assert_eq!(tell(&set, 0, 45, GOOD, 40), [""; 0]);
         for n in 0..60 {
             tell(&set, n % 4, 50, if n % 4 == 2 { BAD } else { GOOD }, 1);
         }
