@@ -378,8 +378,7 @@ async fn tries(
             if again || core.sampled() {
                 let breaker = trying.permit(now);
                 story.attempts.push(tried(upstream, &pick.why, breaker, took, status, grpc_status, "", true, false));
-                let says = if again { "it was answered at last" } else { "it was answered; one of many is kept" };
-                let outcome = Decision { code: "BT-OK", says: says.into(), would_pass: String::new() };
+                let outcome = decision(&Why::RetryNeedless { attempt: place.call().attempts().into() });
                 story.keep(got.head.status, grpc_status, outcome);
             }
             if !open {
