@@ -322,7 +322,8 @@ impl Upstream {
             let never_sent = failed.take_message().is_some();
             let error = failed.into_error();
             let not_delivered = never_sent || refused_stream(&error);
-            Failure { kind: FailureKind::Http2(error), not_delivered, reused }
+            // Only a connection that was dead already is no failure of the upstream; a stream that it reset is one.
+            Failure { kind: FailureKind::Http2(error), not_delivered, reused: reused && never_sent }
         })?;
         let (parts, incoming) = response.into_parts();
         let length = http_body::Body::size_hint(&incoming).exact().map_or(Length::UntilClose, Length::Known);
