@@ -360,6 +360,7 @@ async fn tries(
         let sent =
             sent.unwrap_or_else(|_| Err(Failure { kind: FailureKind::Deadline, not_delivered: false, reused: false }));
         figures.golden.running.take(1);
+        figures.connects.set(upstream.connects.get());
         let ended = core.now();
         let took = ended.since(now);
         let (outcome, status, grpc_status, open) = judge(&sent, is_grpc, core.unix_ms());

@@ -35,6 +35,11 @@ impl Count {
         self.0.store(self.0.load(Relaxed).wrapping_sub(less), Relaxed);
     }
 
+    /// Of what is counted elsewhere on the same core.
+    pub fn set(&self, to: u64) {
+        self.0.store(to, Relaxed);
+    }
+
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -79,8 +84,6 @@ pub struct Shard {
     pub attempts: Count,
     pub retries: Count,
     pub tunnels: Count,
-    /// Answers of ours, by reason; see [`Shard::REASONS`].
-    pub own_answers: Count,
 }
 
 impl Shard {
@@ -94,7 +97,6 @@ impl Shard {
             attempts: Count::default(),
             retries: Count::default(),
             tunnels: Count::default(),
-            own_answers: Count::default(),
         }
     }
 }

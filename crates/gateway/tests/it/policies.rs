@@ -159,6 +159,7 @@ fn figures_are_told_in_the_form_that_prometheus_reads() {
         "buttress_traffic_request_seconds_count{route=\"everything\"} 3".to_owned(),
         "buttress_traffic_running{route=\"everything\"} 0".to_owned(),
         format!("buttress_traffic_endpoint_requests_total{{endpoint=\"{}\",status=\"2xx\"}} 3", upstream.address),
+        format!("buttress_traffic_endpoint_connects_total{{endpoint=\"{}\"}} 1", upstream.address),
         "buttress_traffic_attempts_total 3".to_owned(),
     ] {
         assert!(page.lines().any(|known| known == line), "{line} is not in\n{page}");
