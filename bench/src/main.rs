@@ -13,9 +13,11 @@ mod function;
 
 mod figures;
 mod fn_kafka;
+mod gateway;
 mod kv;
 mod log;
 mod options;
+mod policy;
 mod sides;
 mod watch;
 
@@ -41,7 +43,9 @@ cargo xtask bench watch                       1,000 watchers of one prefix, besi
 cargo xtask bench log                         produce with acks=all to three nodes, beside Kafka
 cargo xtask bench log --partitions 64 --rounds 1  one of its cases
 cargo xtask bench fn-kafka                    a function on a Kafka, exactly once, beside a transactional loop in Java
+cargo xtask bench gateway                     processor time for each request through a proxy, beside HAProxy and nginx
 cargo xtask bench fn                          functions: requests/s beside wasmtime serve's library path, cold start, batches
+cargo xtask bench policy                      what the decisions of the traffic plane cost, in ns
 cargo xtask bench append                      commits of 1 MiB to one node beside a loop of append and fdatasync
 cargo xtask bench kv --output json            one object on stdout
 ";
@@ -53,6 +57,8 @@ fn main() -> anyhow::Result<()> {
         Some((command, rest)) if command == "watch" => watch::run(rest),
         Some((command, rest)) if command == "log" => log::run(rest),
         Some((command, rest)) if command == "fn-kafka" => fn_kafka::run(rest),
+        Some((command, rest)) if command == "gateway" => gateway::run(rest),
+        Some((command, rest)) if command == "policy" => policy::run(rest),
         #[cfg(feature = "inside")]
         Some((command, rest)) if command == "fn" => function::run(rest),
         // Not for people: `fn` runs it to see what a process at rest holds.

@@ -193,7 +193,7 @@ pub fn free_ports(count: u16) -> Result<u16> {
 }
 
 /// Children of a process whose command line has a word.
-fn children_of(parent: u32, word: &str) -> Result<Vec<u32>> {
+pub fn children_of(parent: u32, word: &str) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").context("what processes use is read from /proc: this needs Linux")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -247,7 +247,7 @@ impl Memory {
     }
 }
 
-fn memory(pid: u32) -> Result<Memory> {
+pub fn memory(pid: u32) -> Result<Memory> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid} is gone"))?;
     let mib = |name: &str| -> Result<f64> {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;

@@ -97,7 +97,11 @@ targets! {
     "function-resource", "a stored function or model resource", buttress_functions::fuzz::fuzz_resources, seeds::resources, JSON, 50_000, 4096;
     "function-query", "the query of a deployment", buttress_functions::fuzz::fuzz_query, seeds::queries, &["path=", "%", "&"], 50_000, 512;
     "function-batch", "record batches on their way into a function", buttress_functions::fuzz::fuzz_batches, seeds::batches, &[], 60_000, 8192;
+    "proxy-request", "the head of a request to the proxy", buttress_gateway::fuzz::request, buttress_gateway::fuzz::requests, &["\r\n", "Host: ", "Content-Length: ", "Transfer-Encoding: chunked", "Connection: ", "Upgrade: ", "HTTP/1.1", "http://"], 60_000, 4096;
+    "proxy-response", "the head of an upstream's answer", buttress_gateway::fuzz::response, buttress_gateway::fuzz::responses, &["\r\n", "HTTP/1.1 ", "Content-Length: ", "Transfer-Encoding: chunked"], 40_000, 2048;
+    "proxy-chunks", "a chunked body", buttress_gateway::fuzz::chunks, buttress_gateway::fuzz::bodies, &["\r\n", "0\r\n\r\n", ";", "ffffffff"], 60_000, 1024;
     "uplink-position", "the position of an uplink's lane as its target keeps it", buttress_uplink::fuzz::position, buttress_uplink::fuzz::positions, &["buttress-uplink/1 lineage=", " mark=", "none"], 80_000, 512;
+    "policy-header", "headers about time and attempts, and durations", buttress_policy::fuzz::headers, buttress_policy::fuzz::header_seeds, &["GMT", "Nov", "ms", "99999999", ":", "Sun, "], 80_000, 64;
     #[cfg(feature = "engine")]
     "model", "a model, in JSON or ONNX", buttress_engine::fuzz::fuzz_model, seeds::models, JSON, 15_000, 16384;
     #[cfg(feature = "engine")]

@@ -41,12 +41,14 @@ const DIRECTION: &[(&str, &[&str])] = &[
         ],
     ),
     ("buttress-uplink", &["buttress-core", "buttress-wire"]),
+    ("buttress-policy", &[]),
     ("buttress-engine", &["buttress-core"]),
     ("buttress-events", &["buttress-core", "buttress-wire"]),
     ("buttress-functions", &["buttress-core", "buttress-wire"]),
     ("buttress-etcd-proto", &[]),
     ("buttress-coordination", &["buttress-core", "buttress-wire", "buttress-etcd-proto"]),
     ("buttress-bridge", &["buttress-core", "buttress-wire", "buttress-etcd-proto"]),
+    ("buttress-gateway", &["buttress-core", "buttress-policy"]),
     (
         "buttress",
         &[
@@ -59,7 +61,9 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-coordination",
             "buttress-bridge",
             "buttress-oracle",
+            "buttress-policy",
             "buttress-uplink",
+            "buttress-gateway",
             // For the clients of `buttress chaos`.
             "buttress-etcd-proto",
         ],
@@ -72,6 +76,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-state",
             "buttress-node",
             "buttress-engine",
+            "buttress-policy",
             "buttress-wire",
             "buttress-etcd-proto",
         ],
@@ -90,7 +95,9 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-functions",
             "buttress-coordination",
             "buttress-bridge",
+            "buttress-policy",
             "buttress-uplink",
+            "buttress-gateway",
         ],
     ),
     ("xtask", &[]),
@@ -105,6 +112,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("buttress-wire", &["bytes", "thiserror", "crc32c", "flate2", "lz4_flex", "ruzstd", "snap"]),
     ("buttress-oracle", &["bytes"]),
     ("buttress-uplink", &["bytes"]),
+    ("buttress-policy", &[]),
     ("buttress-sim", &["bytes", "mimalloc"]),
 ];
 

@@ -60,8 +60,8 @@ func note(name, said string) {
 	if len(said) > 600 {
 		said = fmt.Sprintf("%s… (%d bytes)", said[:200], len(said))
 	}
-	// Go's protobuf writes one space or the other, so that nobody relies on its texts.
-	said = strings.NewReplacer("\u00a0", " ", `\u00a0`, " ").Replace(said)
+	// Go's protobuf writes one space or the other, or one more in its JSON, so that nobody relies on its texts.
+	said = strings.NewReplacer("\u00a0", " ", `\u00a0`, " ", `, "`, `,"`).Replace(said)
 	answers = append(answers, answer{name, strings.ReplaceAll(said, "\n", `\n`)})
 }
 
@@ -549,7 +549,7 @@ func main() {
 	}
 	Begin("bad-requests", "1")
 	known := map[string]string{}
-	for _, line := range strings.Split(strings.TrimSpace(wanted), "\n") {
+	for _, line := range strings.Split(strings.TrimSpace(strings.ReplaceAll(wanted, `, "`, `,"`)), "\n") {
 		name, said, _ := strings.Cut(line, "\t")
 		known[name] = said
 	}

@@ -102,6 +102,20 @@ codes! {
     UPLINK_DIVERGED = "BT0804", "the target's position speaks of another log than this gateway has";
     UPLINK_POSITION = "BT0805", "the position in the target was not left there by an uplink";
     UPLINK_SECRET = "BT0806", "the uplink names a secret that is not for uplinks";
+    // 09xx: traffic
+    HTTP_MALFORMED = "BT0901", "the request is not HTTP as RFC 9110 and 9112 say";
+    HTTP_AMBIGUOUS = "BT0902", "two readers could see different requests in these bytes";
+    HTTP_HEAD_TOO_LARGE = "BT0903", "the request's head is larger than what is read";
+    HTTP_HEAD_TIMEOUT = "BT0904", "the request's head did not come whole in time";
+    HTTP_UNSUPPORTED = "BT0905", "the request asks for a part of HTTP that is not served";
+    UPSTREAM_UNREACHABLE = "BT0906", "no connection to the upstream could be made";
+    UPSTREAM_BROKE_OFF = "BT0907", "the upstream broke off before it answered";
+    UPSTREAM_MALFORMED = "BT0908", "the upstream's answer is not HTTP";
+    UPSTREAM_DEADLINE = "BT0909", "the upstream did not answer within the deadline";
+    CLIENT_BROKE_OFF = "BT0910", "the client broke off in the middle of its request";
+    UPSTREAM_FAILED = "BT0911", "the upstream itself answered with an error";
+    UPSTREAM_CUT = "BT0912", "the upstream broke off in the middle of its answer";
+    REQUEST_UNKNOWN = "BT0913", "no record of this request is kept";
 }
 
 /// What went wrong, whose code it has, whether trying again can help, and what would be right.

@@ -1,10 +1,10 @@
 //! What can be typed. One definition carries flag, help and default.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::{chaos::cli::ChaosCommand, demo::cli::FleetArgs, logging};
+use crate::{chaos::cli::ChaosCommand, demo::cli::FleetArgs, logging, mock::fate};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -64,11 +64,93 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Examine a cluster: what is wrong, or soon will be, and what mends it.
     Doctor(DoctorArgs),
-    /// Explain an error code.
+    /// Put a proxy before a service: deadlines, budgeted retries, a breaker, metrics, and a reason for every failure.
+    Proxy(ProxyArgs),
+    /// Run an upstream that is as slow and as unreliable as you say, for tests.
+    Mock(MockArgs),
+    /// Explain an error code, or why a request through `buttress proxy` was answered as it was.
+    #[command(
+        after_help = "Examples:\n  buttress explain BT0301\n  buttress explain 4f0c2a9be11d7c35 --admin 127.0.0.1:7390"
+    )]
     Explain {
-        /// For example BT0301.
-        code: String,
+        /// For example BT0301, BT-BRK-OPEN, or the x-request-id of an answer.
+        #[arg(value_name = "CODE|REQUEST-ID")]
+        what: String,
+        /// The admin address that the proxy printed.
+        #[arg(long, env = "BUTTRESS_ADMIN", default_value = PROXY_ADMIN)]
+        admin: String,
+        #[arg(long, value_enum, default_value_t = Output::Table)]
+        output: Output,
     },
+}
+
+/// Where a proxy's page, metrics and records are by themselves.
+pub const PROXY_ADMIN: &str = "127.0.0.1:7390";
+
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  buttress proxy --to 127.0.0.1:3000\n  buttress proxy --to 10.0.0.1:80 --to 10.0.0.2:80 --listen 0.0.0.0:8080\n  buttress proxy --to h2c://127.0.0.1:50051"
+)]
+pub struct ProxyArgs {
+    /// An endpoint of the service: HOST:PORT, or h2c://HOST:PORT where it speaks HTTP/2 without TLS. gRPC always does.
+    #[arg(long = "to", required = true, value_name = "HOST:PORT")]
+    pub to: Vec<String>,
+    /// Where clients connect; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR:PORT")]
+    pub listen: SocketAddr,
+    /// Where the live page, metrics and records are [default: 127.0.0.1:7390, or a free port where that is taken].
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub admin: Option<SocketAddr>,
+    /// The most that a request may take until its answer begins, all attempts together.
+    #[arg(long, default_value = "15s", value_parser = duration)]
+    pub deadline: Duration,
+    /// How long requests may go on after SIGTERM.
+    #[arg(long, default_value = "25s", value_parser = duration)]
+    pub drain: Duration,
+    /// Threads that carry traffic [default: one for each core].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+    /// Forward in turn and do nothing else: no policies, no metrics, no records.
+    #[arg(long)]
+    pub bare: bool,
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+    #[arg(long, value_enum, default_value_t = logging::Format::Text)]
+    pub log: logging::Format,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  buttress mock --fail 30%\n  buttress mock --latency p50=20ms,p99=2s --brownout 10s/60s --seed 1\n  buttress mock --fail 5% --fail-with reset"
+)]
+pub struct MockArgs {
+    /// Where it listens; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDR:PORT")]
+    pub listen: SocketAddr,
+    /// The share of requests that fail, for example 30%.
+    #[arg(long, default_value = "0%", value_parser = fate::share)]
+    pub fail: f64,
+    /// How they fail: a status from 400 to 599, or reset. gRPC answers UNAVAILABLE to a status.
+    #[arg(long, default_value = "503", value_name = "STATUS|reset", value_parser = fate::FailWith::parse)]
+    pub fail_with: fate::FailWith,
+    /// How long answers take: log-normal through these two, or one time for all.
+    #[arg(long, default_value = "0ms", value_name = "p50=D,p99=D", value_parser = fate::Latency::parse)]
+    pub latency: fate::Latency,
+    /// A time in which every answer takes the p99 and fails, at the end of each period: 10s/60s.
+    #[arg(long, value_name = "LASTS/EVERY", value_parser = fate::Brownout::parse)]
+    pub brownout: Option<fate::Brownout>,
+    /// Draws the same fates again [default: printed].
+    #[arg(long)]
+    pub seed: Option<u64>,
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match fate::duration(text)? {
+        Duration::ZERO => Err("it must be longer than nothing".into()),
+        duration => Ok(duration),
+    }
 }
 
 #[derive(Debug, ClapArgs)]

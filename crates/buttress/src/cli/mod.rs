@@ -45,7 +45,9 @@ pub fn run(args: args::Args) -> ExitCode {
         Command::Doctor(doctor) => crate::doctor::run(doctor),
 
         Command::Chaos(crate::chaos::cli::ChaosCommand::Consensus(options)) => crate::chaos::cli::consensus(&options),
-        Command::Explain { code } => show::explain(&code),
+        Command::Proxy(proxy) => crate::proxy::run(&proxy),
+        Command::Mock(mock) => crate::mock::run(&mock),
+        Command::Explain { what, admin, output } => crate::proxy::explain::run(&what, &admin, output),
         Command::Topic(command) => on_client(topics::run(command)),
         Command::Produce(command) => on_client(records::produce(command)),
         Command::Consume(command) => on_client(records::consume(command)),

@@ -9,5 +9,6 @@ mod input;
 mod kv;
 mod locks;
 mod members;
+mod proxy;
 mod support;
 mod uplink;

@@ -219,7 +219,7 @@ fn action_command(action: &str, query: Option<&str>) -> Result<Command, (StatusC
 }
 
 /// The request's `Host` where it is a name of the loopback interface. Exactly one is allowed.
-fn local_host(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn local_host(headers: &HeaderMap) -> Option<&str> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next()?.to_str().ok()?;
     if hosts.next().is_some() {

@@ -1,0 +1,216 @@
+//! The admin address of a proxy: the live page, metrics, and the records behind `buttress explain`.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /` and the files it names | the live page, embedded into the binary |
+//! | `GET /feed` | server-sent events: a snapshot every second |
+//! | `GET /v1/traffic` | the same snapshot once |
+//! | `GET /v1/requests` | the newest records, one line each |
+//! | `GET /v1/requests/ID` | one record whole |
+//! | `GET /metrics`, `/healthz` | Prometheus' text form; 200 while the process answers |
+//!
+//! Nothing can be changed here. On a loopback address the `Host` has to be a loopback name too, so that a foreign page
+//! whose name resolves to 127.0.0.1 reads nothing (DNS rebinding).
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use buttress_core::{Code, Error};
+use buttress_gateway::shared::Shared;
+use bytes::Bytes;
+use futures::stream;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{body::Frame, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+use crate::{demo::page::local_host, metrics::process_metrics};
+
+const CONNECTIONS_MAX: usize = 256;
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+const FEED_EVERY: Duration = Duration::from_secs(1);
+/// Records in a list.
+const LISTED_MAX: usize = 100;
+/// Records that the page shows.
+const SHOWN_MAX: usize = 12;
+
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+const ASSETS: [(&str, &str, &str); 6] = [
+    ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
+    ("/proxy.css", "text/css; charset=utf-8", include_str!("page/proxy.css")),
+    ("/proxy.js", "text/javascript; charset=utf-8", include_str!("page/proxy.js")),
+    ("/style.css", "text/css; charset=utf-8", include_str!("../demo/page/style.css")),
+    ("/connection.js", "text/javascript; charset=utf-8", include_str!("../demo/page/connection.js")),
+    ("/format.js", "text/javascript; charset=utf-8", include_str!("../demo/page/format.js")),
+];
+
+/// Serves until aborted.
+pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let loopback = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok(_) if connections.len() >= CONNECTIONS_MAX => {
+                tracing::warn!(limit = CONNECTIONS_MAX, "too many connections to the admin address; one is closed");
+            }
+            Ok((stream, _)) => {
+                connections.spawn(connection(stream, shared.clone(), loopback));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection to the admin address failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, shared: Arc<Shared>, loopback: bool) {
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| {
+        let shared = shared.clone();
+        async move { Ok::<_, Infallible>(answer(&request, &shared, loopback)) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_DEADLINE)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection to the admin address ended");
+    }
+}
+
+fn answer<B>(request: &Request<B>, shared: &Arc<Shared>, loopback: bool) -> Response<Body> {
+    let mut response = match route(request, shared, loopback) {
+        Ok(response) => response,
+        Err((status, error)) => {
+            json_response(status, &json!({"code": error.code.0, "message": error.message, "hint": error.hint}))
+        }
+    };
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+fn route<B>(request: &Request<B>, shared: &Arc<Shared>, loopback: bool) -> Result<Response<Body>, (StatusCode, Error)> {
+    let path = request.uri().path();
+    if loopback && local_host(request.headers()).is_none() {
+        let error = Error::new(Code::BAD_REQUEST, "this address is served under a loopback name only");
+        return Err((StatusCode::MISDIRECTED_REQUEST, error.hint("open the address that the proxy printed")));
+    }
+    if ![Method::GET, Method::HEAD].contains(request.method()) {
+        let error = Error::new(Code::METHOD, format!("{path} does not take {}", request.method()));
+        return Err((StatusCode::METHOD_NOT_ALLOWED, error.hint("use GET")));
+    }
+    if let Some((_, content_type, text)) = ASSETS.iter().find(|(known, ..)| *known == path) {
+        return Ok(full(StatusCode::OK, content_type, Bytes::from_static(text.as_bytes())));
+    }
+    match path {
+        "/healthz" => Ok(full(StatusCode::OK, "text/plain; charset=utf-8", Bytes::from_static(b"ok\n"))),
+        "/metrics" => {
+            let mut page = String::with_capacity(16 * 1024);
+            shared.prometheus(&mut page);
+            process_metrics(&mut page);
+            Ok(full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page.into()))
+        }
+        "/feed" => Ok(feed(shared.clone())),
+        "/v1/traffic" => Ok(json_response(StatusCode::OK, &snapshot(shared))),
+        "/v1/requests" => {
+            let records: Vec<Value> = shared.records.latest(LISTED_MAX).iter().map(|record| record.summary()).collect();
+            Ok(json_response(StatusCode::OK, &json!({"requests": records})))
+        }
+        _ => match path.strip_prefix("/v1/requests/").and_then(decoded) {
+            Some(id) => match shared.records.find(&id) {
+                Some(record) => Ok(json_response(StatusCode::OK, &record.json())),
+                None => Err((
+                    StatusCode::NOT_FOUND,
+                    Error::new(Code::REQUEST_UNKNOWN, format!("no record of request \"{id}\" is kept"))
+                        .hint("GET /v1/requests lists what is kept"),
+                )),
+            },
+            None => Err((
+                StatusCode::NOT_FOUND,
+                Error::new(Code::NOT_FOUND, format!("nothing is served at '{path}'"))
+                    .hint("the page is at /, metrics at /metrics, records at /v1/requests"),
+            )),
+        },
+    }
+}
+
+/// Undoes percent-encoding.
+fn decoded(text: &str) -> Option<String> {
+    let (mut out, mut bytes) = (Vec::new(), text.bytes());
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'%' => {
+                let digit = |b: Option<u8>| (b? as char).to_digit(16);
+                (digit(bytes.next())? * 16 + digit(bytes.next())?) as u8
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(out).ok()
+}
+
+fn snapshot(shared: &Shared) -> Value {
+    let mut snapshot = shared.snapshot();
+    let newest: Vec<Value> = shared.records.latest(SHOWN_MAX).iter().map(|record| record.json()).collect();
+    snapshot["records"] = newest.into();
+    snapshot
+}
+
+fn feed(shared: Arc<Shared>) -> Response<Body> {
+    let events = stream::unfold((shared, false), |(shared, begun)| async move {
+        if begun {
+            tokio::time::sleep(FEED_EVERY).await;
+        }
+        let event = format!("data: {}\n\n", snapshot(&shared));
+        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(event))), (shared, true)))
+    });
+    let mut response = Response::new(BodyExt::boxed_unsync(StreamBody::new(events)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response
+}
+
+fn full(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Full::new(body).boxed_unsync());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn json_response(status: StatusCode, body: &Value) -> Response<Body> {
+    full(status, "application/json", Bytes::from(body.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_decoded_and_half_escapes_refused() {
+        assert_eq!(decoded("a%2Fb%3a1").as_deref(), Some("a/b:1"));
+        assert_eq!(decoded("a%2"), None);
+        assert_eq!(decoded("a%zz"), None);
+    }
+}

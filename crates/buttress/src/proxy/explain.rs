@@ -1,0 +1,185 @@
+//! `buttress explain REQUEST-ID`: a decision record in plain sentences.
+
+use std::{fmt::Write as _, io::Write as _, time::Duration};
+
+use buttress_core::{Code, Error};
+use buttress_gateway::decision;
+use serde_json::Value;
+
+use crate::{
+    cli::{Answer, args::Output, show},
+    client::segment,
+    demo::http::{Ask, HttpClient},
+};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A code has its page; anything else names a request.
+pub fn run(what: &str, admin: &str, output: Output) -> Answer {
+    if is_code(what) {
+        return show::explain(what);
+    }
+    if let Some(entry) = decision::Entry::named(&what.to_uppercase()) {
+        return explain_decision(entry);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let record = runtime.block_on(fetch(what, admin))?;
+    match output {
+        Output::Json => show::json(&record)?,
+        Output::Table => std::io::stdout().lock().write_all(sentences(&record).as_bytes())?,
+    }
+    Ok(true)
+}
+
+/// What a code of a decision means; its numbers stand in the record of a request.
+fn explain_decision(entry: &decision::Entry) -> Answer {
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "{}: {}
+
+In a record: {}.",
+        entry.code, entry.meaning, entry.says
+    )?;
+    if !entry.would_pass.is_empty() {
+        writeln!(out, "What would let the request pass: {}.", entry.would_pass)?;
+    }
+    Ok(true)
+}
+
+/// `BT0301`, in any case.
+fn is_code(what: &str) -> bool {
+    what.len() == 6 && what[..2].eq_ignore_ascii_case("bt") && what.bytes().skip(2).all(|b| b.is_ascii_digit())
+}
+
+async fn fetch(id: &str, admin: &str) -> Result<Value, Error> {
+    let address = admin.strip_prefix("http://").unwrap_or(admin).trim_end_matches('/');
+    let path = format!("/v1/requests/{}", segment(id));
+    let answer = HttpClient::default().ask(address, &Ask::get(&path), PATIENCE).await.map_err(|error| Error {
+        hint: Some("is the proxy running? it prints its admin address; name it with --admin or BUTTRESS_ADMIN".into()),
+        ..error
+    })?;
+    match answer.status.as_u16() {
+        200 => Ok(answer.json()),
+        404 => Err(Error::new(Code::REQUEST_UNKNOWN, format!("the proxy at {address} keeps no record of request \"{id}\""))
+            .hint("failures are kept, and few successes: curl http://ADMIN/v1/requests lists them; buttress explain BT0913 says more")),
+        _ => Err(Error::new(Code::BAD_REQUEST, answer.problem())),
+    }
+}
+
+/// The record as somebody would tell it.
+pub fn sentences(record: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let ms = |value: &Value| duration(value.as_f64().unwrap_or_default());
+    let mut out = String::new();
+    let mut line = |text: String| {
+        let _ = writeln!(out, "{text}");
+    };
+    let grpc = record["grpc_status"].as_u64().map(|status| format!(", gRPC status {status}")).unwrap_or_default();
+    line(format!("{} {}  from {}", text(&record["method"]), text(&record["path"]), text(&record["client"])));
+    line(format!(
+        "was answered {}{grpc} after {} at {}",
+        record["status"],
+        ms(&record["took_ms"]),
+        show::utc(record["at_ms"].as_u64().unwrap_or_default()),
+    ));
+    let outcome = &record["outcome"];
+    line(format!("{}: {}", text(&outcome["code"]), text(&outcome["says"])));
+    if let Some(pass) = outcome["would_pass"].as_str().filter(|pass| !pass.is_empty()) {
+        line(format!("It would have passed with: {pass}."));
+    }
+    line(String::new());
+    let (all, left) = (&record["deadline_ms"], &record["deadline_left_ms"]);
+    if all.as_f64().is_some_and(|all| all > 0.0) {
+        line(format!(
+            "  route     {}; a deadline of {}, of which {} were left",
+            text(&record["route"]),
+            ms(all),
+            ms(left)
+        ));
+    }
+    for state in record["state"].as_array().into_iter().flatten() {
+        line(format!("  state     {}", text(state)));
+    }
+    for decision in record["admission"].as_array().into_iter().flatten() {
+        line(format!("  let in    {} [{}]", text(&decision["says"]), text(&decision["code"])));
+    }
+    for (at, attempt) in record["attempts"].as_array().into_iter().flatten().enumerate() {
+        let how = match (attempt["status"].as_u64(), attempt["grpc_status"].as_u64(), text(&attempt["problem"])) {
+            (Some(status), None, problem) if problem.is_empty() => format!("answered {status}"),
+            (Some(_), Some(grpc), problem) if problem.is_empty() => format!("answered gRPC status {grpc}"),
+            (_, _, problem) => problem,
+        };
+        line(format!("  attempt {}  {} {how}, after {}", at + 1, text(&attempt["endpoint"]), ms(&attempt["took_ms"])));
+        for (name, key) in [("chosen", "picked"), ("breaker", "breaker"), ("then", "next")] {
+            let decision = &attempt[key];
+            if decision.is_object() {
+                line(format!("             {name}: {} [{}]", text(&decision["says"]), text(&decision["code"])));
+            }
+        }
+        if attempt["problem"].as_str().is_some_and(|problem| !problem.is_empty()) {
+            let delivered = attempt["delivered"].as_bool().unwrap_or(true);
+            let fate = if delivered {
+                "the upstream may have seen the request"
+            } else {
+                "nothing of the request reached the upstream"
+            };
+            line(format!("             {fate}"));
+        }
+    }
+    out
+}
+
+fn duration(ms: f64) -> String {
+    match ms {
+        ms if ms >= 1000.0 => format!("{:.2} s", ms / 1000.0),
+        ms if ms >= 10.0 => format!("{ms:.0} ms"),
+        ms => format!("{ms:.2} ms"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_record_is_told_in_sentences() {
+        let decision = |code: &str, says: &str, pass: &str| json!({"code": code, "says": says, "would_pass": pass});
+        let record = json!({
+            "id": "4f0c", "at_ms": 1_795_543_509_000_u64, "method": "POST", "path": "/orders", "client": "10.0.0.9",
+            "route": "everything", "status": 502, "grpc_status": null, "took_ms": 12.4, "deadline_ms": 15000.0,
+            "deadline_left_ms": 14987.0,
+            "outcome": decision("BT0907", "10.0.0.1:80: the connection closed before an answer", "an idempotent method"),
+            "admission": [decision("BT-ADM-OK", "1 of 20 places are taken", "")],
+            "attempts": [{
+                "endpoint": "10.0.0.1:80", "picked": decision("BT-BAL-ONLY", "1 of 1 endpoints is available", ""),
+                "breaker": null, "took_ms": 11.9, "status": null, "grpc_status": null,
+                "problem": "the connection closed before an answer", "delivered": true,
+                "next": decision("BT-RTY-EFFECT", "attempt 1 may have reached the upstream", "x"),
+            }],
+        });
+        expect![[r#"
+            POST /orders  from 10.0.0.9
+            was answered 502 after 12 ms at 2026-11-24 18:05:09 UTC
+            BT0907: 10.0.0.1:80: the connection closed before an answer
+            It would have passed with: an idempotent method.
+
+              route     everything; a deadline of 15.00 s, of which 14.99 s were left
+              let in    1 of 20 places are taken [BT-ADM-OK]
+              attempt 1  10.0.0.1:80 the connection closed before an answer, after 12 ms
+                         chosen: 1 of 1 endpoints is available [BT-BAL-ONLY]
+                         then: attempt 1 may have reached the upstream [BT-RTY-EFFECT]
+                         the upstream may have seen the request
+        "#]]
+        .assert_eq(&sentences(&record));
+    }
+
+    #[test]
+    fn codes_and_request_ids_are_told_apart() {
+        assert!(is_code("BT0301") && is_code("bt0902"));
+        assert!(!is_code("4f0c2a9be11d7c35") && !is_code("BT-BRK-OPEN") && !is_code("µµµ"));
+    }
+}

@@ -1,0 +1,20 @@
+//! The data path alone, for a profiler: `bare LISTEN ENDPOINT`, or with the policies: `bare LISTEN ENDPOINT full`.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let options = buttress_gateway::config::Options {
+        listen: args[0].parse().expect("an address"),
+        endpoints: vec![buttress_gateway::config::Endpoint::parse(&args[1]).expect("an endpoint")],
+        threads: 1,
+        bare: args.get(2).is_none_or(|how| how != "full"),
+        timeouts: Default::default(),
+        seed: 1,
+    };
+    let running = buttress_gateway::run::start(options).expect("it starts");
+    println!("{}", running.address);
+    std::thread::park();
+    running.stop();
+}

@@ -1,0 +1,347 @@
+//! Bodies on their way through: one type for all that can flow, so that every pair of protocols is one path.
+//!
+//! Nothing is collected. A frame is asked for when the other side can take one, which is the whole of backpressure: a slow
+//! reader leaves bytes in the kernel's buffers, and the sender's window closes.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    net::tcp::OwnedReadHalf,
+};
+
+use crate::{
+    call::{Running, Ticket},
+    frame::{Decoder, Encoder, Step},
+    parse::Refusal,
+    replay::Replayed,
+    upstream::Exchange,
+};
+
+/// Room for a head and a small body; most connections never need more.
+pub const HEAD_READ: usize = 4 * 1024;
+/// Room for a body of unknown length, and the most for one that is known.
+const BODY_READ: usize = 16 * 1024;
+const BODY_READ_MAX: usize = 64 * 1024;
+/// A frame that is larger is written from where it lies; a smaller one is copied behind the head.
+const COPIED_MAX: usize = 8 * 1024;
+/// Gathered for one write at most.
+const GATHERED_MAX: usize = 64 * 1024;
+
+/// Why a body ended before it was whole.
+#[derive(Debug)]
+pub enum Broken {
+    Io(io::Error),
+    /// The peer's frame was wrong, or it closed in the middle.
+    Refused(Refusal),
+    Http2(hyper::Error),
+}
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Broken::Io(error) => write!(f, "{error}"),
+            Broken::Refused(refusal) => f.write_str(refusal.says),
+            Broken::Http2(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl std::error::Error for Broken {}
+
+/// A body, and what it does to the books when it ends.
+pub struct Body {
+    flow: Flow,
+    ticket: Option<Box<Ticket>>,
+    /// Ends with the body.
+    _running: Option<Running>,
+}
+
+pub enum Flow {
+    Empty,
+    Full(Bytes),
+    /// Of an HTTP/1.1 client, and which of its requests.
+    Client(Rc<RefCell<Source>>, u64),
+    /// Of an HTTP/1.1 upstream.
+    Upstream(Box<Exchange>),
+    /// Of HTTP/2, on either side.
+    Http2(Incoming),
+    /// Of a request that may be sent again.
+    Replayed(Replayed),
+}
+
+impl From<Flow> for Body {
+    fn from(flow: Flow) -> Self {
+        Self { flow, ticket: None, _running: None }
+    }
+}
+
+impl Body {
+    pub fn empty() -> Self {
+        Flow::Empty.into()
+    }
+
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        Flow::Full(bytes.into()).into()
+    }
+
+    pub fn with(self, ticket: Box<Ticket>) -> Self {
+        Self { ticket: Some(ticket), ..self }
+    }
+
+    pub fn on_end(self, running: Running) -> Self {
+        Self { _running: Some(running), ..self }
+    }
+
+    /// Whether all of it is here.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.flow, Flow::Empty | Flow::Full(_))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        match &self.flow {
+            Flow::Empty => true,
+            Flow::Full(bytes) => bytes.is_empty(),
+            Flow::Http2(incoming) => http_body::Body::is_end_stream(incoming),
+            _ => false,
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let this = self.get_mut();
+        let frame = ready!(match &mut this.flow {
+            Flow::Empty => Poll::Ready(None),
+            Flow::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Flow::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Flow::Client(source, request) => source.borrow_mut().poll_frame(*request, cx),
+            Flow::Upstream(exchange) => exchange.poll_frame(cx),
+            Flow::Http2(incoming) => Pin::new(incoming).poll_frame(cx).map(|f| f.map(|f| f.map_err(Broken::Http2))),
+            Flow::Replayed(replayed) => replayed.poll_frame(cx),
+        });
+        if let Some(ticket) = &mut this.ticket {
+            match &frame {
+                None => ticket.body_ended(None),
+                Some(Err(broken)) => ticket.body_ended(Some(broken)),
+                Some(Ok(frame)) => ticket.body_went_on(frame),
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        // With a ticket the end must be heard.
+        self.ticket.is_none() && self.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.flow {
+            Flow::Empty => SizeHint::with_exact(0),
+            Flow::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Flow::Http2(incoming) => http_body::Body::size_hint(incoming),
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+/// The reading side of a client's connection; what is read beyond a request stays for the next one.
+pub struct Source {
+    pub read: OwnedReadHalf,
+    pub bytes: BytesMut,
+    pub decoder: Decoder,
+    /// The client waits for `100 Continue` until somebody wants its body.
+    pub holds_back: bool,
+    /// Somebody wants it.
+    pub wanted: bool,
+    /// Of the task that can say so.
+    pub connection: Option<Waker>,
+    pub broken: bool,
+    /// Counts requests. Whoever still holds the body of an earlier one must not read of this one.
+    pub request: u64,
+    /// The connection is about to close; nobody gets any more of the body.
+    pub abandoned: bool,
+    /// Who waits for more of the body.
+    pub reader: Option<Waker>,
+}
+
+impl Source {
+    fn poll_frame(&mut self, request: u64, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if self.abandoned {
+            return Poll::Ready(Some(Err(Broken::Io(io::ErrorKind::ConnectionAborted.into()))));
+        }
+        if request != self.request {
+            // There is a next request only once this one's body had been read to its end.
+            return Poll::Ready(None);
+        }
+        if self.holds_back && !self.wanted {
+            self.wanted = true;
+            if let Some(waker) = &self.connection {
+                waker.wake_by_ref();
+            }
+        }
+        let polled = poll_body(&mut self.read, &mut self.bytes, &mut self.decoder, cx);
+        self.reader = polled.is_pending().then(|| cx.waker().clone());
+        let frame = ready!(polled);
+        self.broken |= matches!(frame, Some(Err(_)));
+        Poll::Ready(frame)
+    }
+}
+
+/// Reads what is there into about so much room; 0 is the end.
+pub fn poll_read<R: AsyncRead + Unpin>(
+    read: &mut R,
+    bytes: &mut BytesMut,
+    room: usize,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    if bytes.capacity() - bytes.len() < room / 4 {
+        bytes.reserve(room);
+    }
+    // The future has no state of its own, so it may be made anew for every poll.
+    pin!(read.read_buf(bytes)).poll(cx)
+}
+
+fn room(decoder: &Decoder) -> usize {
+    match decoder {
+        Decoder::Length(left) => (*left).clamp(HEAD_READ as u64, BODY_READ_MAX as u64) as usize,
+        _ => BODY_READ,
+    }
+}
+
+/// The next frame of a body that is read from a connection.
+pub fn poll_body<R: AsyncRead + Unpin>(
+    read: &mut R,
+    bytes: &mut BytesMut,
+    decoder: &mut Decoder,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    loop {
+        match decoder.step(bytes) {
+            Ok(Step::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+            Ok(Step::Trailers(map)) => return Poll::Ready(Some(Ok(Frame::trailers(map)))),
+            Ok(Step::End) => return Poll::Ready(None),
+            Err(refusal) => return Poll::Ready(Some(Err(Broken::Refused(refusal)))),
+            Ok(Step::More) => match ready!(poll_read(read, bytes, room(decoder), cx)) {
+                Ok(0) => {
+                    return Poll::Ready(decoder.closed().err().map(|refusal| Err(Broken::Refused(refusal))));
+                }
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Some(Err(Broken::Io(error)))),
+            },
+        }
+    }
+}
+
+/// Carries a head and a body to a connection.
+pub struct Pump {
+    body: Body,
+    encoder: Encoder,
+    /// Written first.
+    small: BytesMut,
+    /// Then this.
+    large: Bytes,
+    /// Owed behind `large`.
+    owed: &'static [u8],
+    ended: bool,
+    /// The body broke off; said once what came before it is written.
+    broken: Option<PumpError>,
+    /// Bytes that the kernel has taken.
+    pub written: u64,
+}
+
+/// Which side failed.
+#[derive(Debug)]
+pub enum PumpError {
+    Read(Broken),
+    Write(io::Error),
+}
+
+impl Pump {
+    pub fn new(head: BytesMut, body: Body, encoder: Encoder) -> Self {
+        Self { body, encoder, small: head, large: Bytes::new(), owed: b"", ended: false, broken: None, written: 0 }
+    }
+
+    pub fn poll<W: AsyncWrite + Unpin>(&mut self, write: &mut W, cx: &mut Context<'_>) -> Poll<Result<(), PumpError>> {
+        loop {
+            if !self.ended
+                && let Err(broken) = self.gather(cx)
+            {
+                (self.ended, self.broken) = (true, Some(broken));
+            }
+            if self.small.is_empty() && self.large.is_empty() {
+                // Nothing to write: the body is over, or it wakes us.
+                return match self.broken.take() {
+                    Some(broken) => Poll::Ready(Err(broken)),
+                    None if self.ended => Poll::Ready(Ok(())),
+                    None => Poll::Pending,
+                };
+            }
+            let slices = [io::IoSlice::new(&self.small), io::IoSlice::new(&self.large)];
+            let wrote = match (self.small.is_empty(), self.large.is_empty()) {
+                (false, true) => Pin::new(&mut *write).poll_write(cx, &self.small),
+                (true, _) => Pin::new(&mut *write).poll_write(cx, &self.large),
+                (false, false) => Pin::new(&mut *write).poll_write_vectored(cx, &slices),
+            };
+            let wrote = match ready!(wrote) {
+                Ok(0) => return Poll::Ready(Err(PumpError::Write(io::ErrorKind::WriteZero.into()))),
+                Ok(wrote) => wrote,
+                Err(error) => return Poll::Ready(Err(PumpError::Write(error))),
+            };
+            self.written += wrote as u64;
+            let of_small = wrote.min(self.small.len());
+            if of_small == self.small.len() {
+                self.small.clear();
+            } else {
+                bytes::Buf::advance(&mut self.small, of_small);
+            }
+            bytes::Buf::advance(&mut self.large, wrote - of_small);
+        }
+    }
+
+    /// Takes frames from the body until enough is there for one write, or no more is there now.
+    fn gather(&mut self, cx: &mut Context<'_>) -> Result<(), PumpError> {
+        let refused = |refusal| PumpError::Read(Broken::Refused(refusal));
+        while !self.ended && self.large.is_empty() && self.small.len() < GATHERED_MAX {
+            self.small.extend_from_slice(std::mem::take(&mut self.owed));
+            match http_body::Body::poll_frame(Pin::new(&mut self.body), cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(None) => {
+                    self.encoder.end(None, &mut self.small).map_err(refused)?;
+                    self.ended = true;
+                }
+                Poll::Ready(Some(Err(broken))) => return Err(PumpError::Read(broken)),
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) if data.is_empty() => {}
+                    Ok(data) => {
+                        self.encoder.before(data.len(), &mut self.small).map_err(refused)?;
+                        if data.len() > COPIED_MAX {
+                            (self.large, self.owed) = (data, self.encoder.after());
+                        } else {
+                            self.small.extend_from_slice(&data);
+                            self.small.extend_from_slice(self.encoder.after());
+                        }
+                    }
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().ok();
+                        self.encoder.end(trailers.as_ref(), &mut self.small).map_err(refused)?;
+                        self.ended = true;
+                    }
+                },
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,290 @@
+//! From the request that came to the request that goes on: which fields end here, and which are added.
+//!
+//! | field | what we do | why |
+//! |---|---|---|
+//! | Connection and what it names, Keep-Alive, Proxy-Connection, TE, Transfer-Encoding, Upgrade | end here | RFC 9110, 7.6.1; Upgrade is asked for anew when the client asked, `h2c` never |
+//! | Content-Length | written anew from what was read | never beside Transfer-Encoding |
+//! | Expect | ends here; we say `100 Continue` when the upstream can take the body | the upstream must not wait for us |
+//! | Via | `1.1 buttress` is added to requests | RFC 9110, 7.6.3: a gateway must; to responses it may, and we do not |
+//! | X-Forwarded-For | the client's address is added behind what is there | |
+//! | X-Forwarded-Proto | kept, or `http` | behind a balancer that ends TLS, it knows and we do not |
+//! | X-Request-Id | kept where it is harmless, or made | names the request in records and in the answer |
+//! | traceparent | kept where it is valid, or begun, not sampled | W3C trace context |
+
+use std::{fmt::Write as _, time::Duration};
+
+use buttress_policy::parse::to_grpc_timeout;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderName, HeaderValue, Method, Version};
+
+use crate::{
+    body::Body,
+    frame::Encoder,
+    parse::{Kind, Length, RequestHead},
+    reply::line,
+    request_id::{RequestId, traceparent_ok},
+};
+
+/// What is added to a request, beside its own fields.
+pub struct Added<'a> {
+    pub id: &'a RequestId,
+    /// Of the client.
+    pub address: &'a str,
+    pub traceparent: [u8; 55],
+    /// Which attempt of this hop or of the one before; not written for the first.
+    pub attempt: u32,
+    /// What is left of the deadline, in milliseconds.
+    pub left_ms: Option<u64>,
+    /// What the upstream is called where the client named nothing.
+    pub endpoint: &'a str,
+}
+
+/// The field by which a hop says that a request is a retry, and which one.
+pub const ATTEMPT_FIELD: &str = "buttress-attempt";
+/// The field by which a hop says how much time is left, in milliseconds.
+pub const TIMEOUT_FIELD: &str = "buttress-timeout-ms";
+
+/// Whether a field of the request goes on as it is.
+fn passes(kind: Kind) -> bool {
+    !kind.hop_by_hop()
+        && !matches!(
+            kind,
+            Kind::Host
+                | Kind::ContentLength
+                | Kind::Expect
+                | Kind::ForwardedFor
+                | Kind::ForwardedProto
+                | Kind::GrpcTimeout
+                | Kind::RequestId
+                | Kind::RetryAttempt
+                | Kind::Timeout
+                | Kind::Traceparent
+        )
+}
+
+pub fn is_grpc(request: &RequestHead) -> bool {
+    request.fields.get(Kind::ContentType).is_some_and(|value| value.starts_with(b"application/grpc"))
+}
+
+/// How a request's body is framed upstream.
+pub fn encoder(length: Length) -> Encoder {
+    match length {
+        Length::Known(bytes) => Encoder::Length(bytes),
+        Length::Chunked | Length::UntilClose => Encoder::Chunked,
+    }
+}
+
+/// Writes the head for an upstream that speaks HTTP/1.1.
+pub fn write_head(request: &RequestHead, added: &Added<'_>, out: &mut BytesMut) {
+    out.reserve(512);
+    for part in [request.method.as_str().as_bytes(), b" ", &request.path, b" HTTP/1.1\r\n"] {
+        out.put_slice(part);
+    }
+    let host: &[u8] = if request.authority.is_empty() { added.endpoint.as_bytes() } else { &request.authority };
+    line(out, b"host", host);
+    for (kind, name, value) in request.fields.iter() {
+        if passes(kind) {
+            line(out, name, value);
+        }
+    }
+    if request.upgrade
+        && let Some(protocol) = request.fields.get(Kind::Upgrade)
+    {
+        out.put_slice(b"connection: upgrade\r\n");
+        line(out, b"upgrade", protocol);
+    }
+    out.put_slice(b"x-forwarded-for: ");
+    for (_, _, value) in request.fields.iter().filter(|(kind, ..)| *kind == Kind::ForwardedFor) {
+        out.put_slice(value);
+        out.put_slice(b", ");
+    }
+    out.put_slice(added.address.as_bytes());
+    out.put_slice(b"\r\n");
+    line(out, b"x-forwarded-proto", request.fields.get(Kind::ForwardedProto).unwrap_or(b"http"));
+    line(out, b"x-request-id", added.id.as_str().as_bytes());
+    line(out, b"traceparent", traceparent(request, added));
+    out.put_slice(b"via: 1.1 buttress\r\n");
+    if added.attempt > 1 {
+        let _ = write!(out, "{ATTEMPT_FIELD}: {}\r\n", added.attempt);
+    }
+    if let Some(left) = added.left_ms {
+        let _ = write!(out, "{TIMEOUT_FIELD}: {left}\r\n");
+    }
+    match request.length {
+        // Whoever sends a body of no length says so; a GET without one says nothing.
+        Length::Known(0) if request.fields.get(Kind::ContentLength).is_none() && !body_is_usual(&request.method) => {}
+        Length::Known(bytes) => {
+            let _ = write!(out, "content-length: {bytes}\r\n");
+        }
+        Length::Chunked | Length::UntilClose => out.put_slice(b"transfer-encoding: chunked\r\n"),
+    }
+    out.put_slice(b"\r\n");
+}
+
+fn body_is_usual(method: &Method) -> bool {
+    [Method::POST, Method::PUT, Method::PATCH].contains(method)
+}
+
+fn traceparent<'a>(request: &'a RequestHead, added: &'a Added<'_>) -> &'a [u8] {
+    request.fields.get(Kind::Traceparent).filter(|value| traceparent_ok(value)).unwrap_or(&added.traceparent)
+}
+
+/// The same request for an upstream that speaks HTTP/2.
+///
+/// # Errors
+/// Where the path or the authority is none that HTTP/2 can carry.
+pub fn http2(request: &RequestHead, added: &Added<'_>, body: Body) -> Result<http::Request<Body>, http::Error> {
+    let host: &[u8] = if request.authority.is_empty() { added.endpoint.as_bytes() } else { &request.authority };
+    let uri = http::Uri::builder().scheme("http").authority(host).path_and_query(&request.path[..]).build()?;
+    let mut built = http::Request::builder().method(&request.method).uri(uri).version(Version::HTTP_2).body(body)?;
+    let headers = built.headers_mut();
+    let mut trailers = is_grpc(request);
+    for (kind, name, value) in request.fields.iter() {
+        trailers |= kind == Kind::Te && value.eq_ignore_ascii_case(b"trailers");
+        if passes(kind) {
+            headers.append(HeaderName::from_bytes(name)?, HeaderValue::from_bytes(value)?);
+        }
+    }
+    let before = request.fields.iter().filter(|(kind, ..)| *kind == Kind::ForwardedFor).map(|(_, _, value)| value);
+    let mut chain = before.flat_map(|value| [value, b", "]).collect::<Vec<_>>().concat();
+    chain.extend_from_slice(added.address.as_bytes());
+    let proto = request.fields.get(Kind::ForwardedProto).unwrap_or(b"http");
+    for (name, value) in [
+        ("x-forwarded-for", &chain[..]),
+        ("x-forwarded-proto", proto),
+        ("x-request-id", added.id.as_str().as_bytes()),
+        ("traceparent", traceparent(request, added)),
+    ] {
+        headers.insert(name, HeaderValue::from_bytes(value)?);
+    }
+    headers.append("via", HeaderValue::from_static("2 buttress"));
+    if trailers {
+        headers.insert("te", HeaderValue::from_static("trailers"));
+    }
+    if added.attempt > 1 {
+        headers.insert(ATTEMPT_FIELD, added.attempt.into());
+    }
+    match (added.left_ms, is_grpc(request)) {
+        (Some(left), true) => {
+            headers.insert("grpc-timeout", HeaderValue::from_str(&to_grpc_timeout(Duration::from_millis(left)))?);
+        }
+        (Some(left), false) => {
+            headers.insert(TIMEOUT_FIELD, left.into());
+        }
+        (None, _) => {
+            if let Some(asked) = request.fields.get(Kind::GrpcTimeout) {
+                headers.insert("grpc-timeout", HeaderValue::from_bytes(asked)?);
+            }
+        }
+    }
+    if let Length::Known(bytes) = request.length
+        && (bytes > 0 || request.fields.get(Kind::ContentLength).is_some())
+    {
+        headers.insert(http::header::CONTENT_LENGTH, bytes.into());
+    }
+    Ok(built)
+}
+
+/// A request over HTTP/2 in the form in which all requests are handled here.
+///
+/// # Errors
+/// What must not be forwarded.
+pub fn from_http2(
+    parts: &http::request::Parts,
+    body: &hyper::body::Incoming,
+) -> Result<RequestHead, crate::parse::Refusal> {
+    use buttress_core::Code;
+    let bad = |status, code, says| crate::parse::Refusal { status, code, says };
+    if parts.method == Method::CONNECT {
+        return Err(bad(501, Code::HTTP_UNSUPPORTED, "CONNECT is not served"));
+    }
+    let host = parts.headers.get(http::header::HOST).map(|host| host.as_bytes());
+    let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes()).or(host).unwrap_or_default();
+    if !crate::parse::authority_ok(authority) {
+        return Err(bad(400, Code::HTTP_MALFORMED, "the authority is not a host and a port"));
+    }
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    if !path.starts_with('/') && path != "*" {
+        return Err(bad(400, Code::HTTP_MALFORMED, "the path does not begin with a slash"));
+    }
+    if parts.headers.len() > crate::parse::FIELDS_MAX {
+        return Err(bad(431, Code::HTTP_HEAD_TOO_LARGE, "there are more than 100 fields"));
+    }
+    let length = match http_body::Body::size_hint(body).exact() {
+        Some(bytes) => Length::Known(bytes),
+        None => Length::Chunked,
+    };
+    Ok(RequestHead {
+        method: parts.method.clone(),
+        path: Bytes::copy_from_slice(path.as_bytes()),
+        authority: Bytes::copy_from_slice(authority),
+        fields: crate::parse::Fields::from_map(&parts.headers),
+        length,
+        minor: 1,
+        keep_alive: true,
+        upgrade: false,
+        expects_continue: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    fn forwarded(head: &str) -> String {
+        let request = crate::parse::request(Bytes::copy_from_slice(head.as_bytes())).unwrap();
+        let (mut out, id) = (BytesMut::new(), RequestId::kept(b"id-1").unwrap());
+        let added = Added {
+            id: &id,
+            address: "192.0.2.7",
+            traceparent: *b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
+            attempt: 1,
+            left_ms: None,
+            endpoint: "up:1",
+        };
+        write_head(&request, &added, &mut out);
+        String::from_utf8(out.to_vec()).unwrap().replace("\r\n", "\n")
+    }
+
+    #[test]
+    fn what_is_for_one_hop_ends_here_and_what_an_outer_proxy_said_stays() {
+        expect![[r#"
+            GET /a?b HTTP/1.1
+            host: shop.example
+            Accept: */*
+            Authorization: secret
+            x-forwarded-for: 10.0.0.1, 192.0.2.7
+            x-forwarded-proto: https
+            x-request-id: id-1
+            traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00
+            via: 1.1 buttress
+
+        "#]]
+        .assert_eq(&forwarded(
+            "GET http://shop.example/a?b HTTP/1.1\r\nHost: other\r\nAccept: */*\r\nConnection: x-private, authorization, \
+             x-forwarded-for\r\nX-Private: 1\r\nAuthorization: secret\r\nKeep-Alive: 5\r\nTE: trailers\r\nUpgrade: h2c\r\n\
+             X-Forwarded-For: 10.0.0.1\r\nX-Forwarded-Proto: https\r\nX-Request-Id: id-1\r\n\r\n",
+        ));
+    }
+
+    #[test]
+    fn a_body_has_one_frame_and_an_upgrade_is_asked_for_anew() {
+        expect![[r#"
+            POST / HTTP/1.1
+            host: h
+            x-forwarded-for: 192.0.2.7
+            x-forwarded-proto: http
+            x-request-id: id-1
+            traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00
+            via: 1.1 buttress
+            transfer-encoding: chunked
+
+        "#]]
+        .assert_eq(&forwarded("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"));
+        let upgrade = "GET /chat HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        assert!(forwarded(upgrade).contains("connection: upgrade\nupgrade: websocket\n"));
+        assert!(!forwarded(&upgrade.replace("websocket", "h2c")).contains("upgrade"));
+    }
+}

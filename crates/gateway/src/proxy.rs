@@ -1,0 +1,206 @@
+//! One request on its way: named, sent to an endpoint, answered. With policies that is [`crate::call`]; without, it is here.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use buttress_core::Code;
+use buttress_policy::Time;
+use bytes::BytesMut;
+use tokio::time::Instant;
+
+use crate::{
+    body::{Body, Broken, Flow},
+    call,
+    forward::{self, Added},
+    metrics::Shard,
+    parse::{Kind, Refusal, RequestHead},
+    record::SAMPLE,
+    replay::{Replay, Replayed},
+    reply::{Problem, Reply},
+    request_id::{Numbers, RequestId},
+    shared::Shared,
+    upstream::{Asked, Failure, FailureKind, Got, Upstream},
+};
+
+/// Nothing waits for longer than this.
+const FOREVER: Duration = Duration::from_secs(24 * 3600);
+
+/// What one core has for its requests.
+pub struct Core {
+    pub shared: Arc<Shared>,
+    pub upstreams: Vec<Rc<Upstream>>,
+    pub numbers: Numbers,
+    pub shard: Arc<Shard>,
+    next: Cell<usize>,
+    sample: Cell<u64>,
+}
+
+impl Core {
+    pub fn new(shared: Arc<Shared>, at: usize, seed: u64) -> Self {
+        let endpoints = &shared.options.endpoints;
+        let upstreams = endpoints.iter().map(|endpoint| Rc::new(Upstream::new(endpoint.clone()))).collect();
+        let shard = shared.shards[at].clone();
+        Self { shared, upstreams, numbers: Numbers::new(seed), shard, next: Cell::new(0), sample: Cell::new(0) }
+    }
+
+    fn round_robin(&self) -> usize {
+        let at = self.next.get() % self.upstreams.len();
+        self.next.set(at + 1);
+        at
+    }
+
+    /// The policies' clock.
+    pub fn now(&self) -> Time {
+        self.shared.now()
+    }
+
+    /// A moment of the policies' clock, for a timer.
+    pub fn instant(&self, time: Time) -> Instant {
+        Instant::now() + time.since(self.now()).min(FOREVER)
+    }
+
+    pub fn unix_ms(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    }
+
+    /// Whether this success is one of the few that are remembered.
+    pub fn sampled(&self) -> bool {
+        self.sample.set(self.sample.get() + 1);
+        self.sample.get().is_multiple_of(SAMPLE)
+    }
+}
+
+/// Where a request came from.
+pub struct Client<'a> {
+    pub address: &'a str,
+    pub http2: bool,
+}
+
+/// Sends a request to an endpoint, and its response back.
+pub async fn handle(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<'_>) -> Reply {
+    let id = request.fields.get(Kind::RequestId).and_then(RequestId::kept);
+    let id = id.unwrap_or_else(|| core.numbers.request_id());
+    if core.shared.options.bare {
+        bare(core, request, body, client, id).await
+    } else {
+        call::handle(core, request, body, client, id).await
+    }
+}
+
+/// In turn, and without any policy. Only what a kept connection did by dying is made good.
+async fn bare(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<'_>, id: RequestId) -> Reply {
+    let upstream = &core.upstreams[core.round_robin()];
+    let replay = (!body.is_empty()).then(|| Replay::new(body));
+    let added = Added {
+        id: &id,
+        address: client.address,
+        traceparent: core.numbers.traceparent(),
+        attempt: 1,
+        left_ms: None,
+        endpoint: &upstream.endpoint.address,
+    };
+    match send(core, upstream, &request, replay.as_ref(), &added, request.method.is_idempotent()).await {
+        Ok(got) => answered(got, id),
+        Err(failure) => {
+            let (status, code) = failure_code(&failure);
+            let detail = format!("{}: {}", upstream.endpoint.address, failure.kind);
+            let grpc = forward::is_grpc(&request).then_some(if status == 504 { 4 } else { 14 });
+            let (would_pass, retry_after) = (None, None);
+            Problem { status, code: code.0, detail: &detail, would_pass, id: Some(id), grpc, retry_after }.reply()
+        }
+    }
+}
+
+/// One attempt. A kept connection that died at the moment of use is no failure of the upstream: where the request can be
+/// repeated without harm, it is sent again on a new connection, and that is not counted as a retry.
+pub async fn send(
+    core: &Core,
+    upstream: &Rc<Upstream>,
+    request: &RequestHead,
+    replay: Option<&Rc<RefCell<Replay>>>,
+    added: &Added<'_>,
+    idempotent: bool,
+) -> Result<Got, Failure> {
+    let mut fresh = false;
+    loop {
+        let body = replay.map_or_else(Body::empty, |replay| Flow::Replayed(Replayed::new(replay)).into());
+        let failure = match once(core, upstream, request, body, added, idempotent, fresh).await {
+            Ok(got) => return Ok(got),
+            Err(failure) => failure,
+        };
+        let broke = matches!(failure.kind, FailureKind::Closed(_) | FailureKind::Http2(_));
+        let harmless = failure.not_delivered || idempotent;
+        let whole = replay.is_none_or(|replay| replay.borrow().whole());
+        if fresh || !failure.reused || !broke || !harmless || !whole {
+            return Err(failure);
+        }
+        fresh = true;
+    }
+}
+
+async fn once(
+    core: &Core,
+    upstream: &Rc<Upstream>,
+    request: &RequestHead,
+    body: Body,
+    added: &Added<'_>,
+    idempotent: bool,
+    fresh: bool,
+) -> Result<Got, Failure> {
+    let connect_timeout = core.shared.options.timeouts.connect;
+    if (upstream.speaks_http2() || forward::is_grpc(request)) && !request.upgrade {
+        let says = "the request cannot be written as HTTP/2";
+        return match forward::http2(request, added, body) {
+            Ok(request) => upstream.exchange_http2(request, connect_timeout).await,
+            Err(_) => Err(Failure {
+                kind: FailureKind::Client(Broken::Refused(Refusal { status: 400, code: Code::HTTP_MALFORMED, says })),
+                not_delivered: true,
+                reused: false,
+            }),
+        };
+    }
+    let mut head = BytesMut::new();
+    forward::write_head(request, added, &mut head);
+    let asked = Asked {
+        head,
+        body,
+        encoder: forward::encoder(request.length),
+        method: request.method.clone(),
+        must_not_repeat: !idempotent,
+        fresh,
+        connect_timeout,
+        upgrade: request.upgrade,
+    };
+    upstream.exchange(asked).await
+}
+
+pub fn answered(got: Got, id: RequestId) -> Reply {
+    Reply {
+        status: got.head.status,
+        length: got.head.length,
+        fields: got.head.fields,
+        body: Body::from(got.flow),
+        id: Some(id),
+        code: None,
+        retry_after: None,
+        tunnel: got.tunnel,
+        undelivered: false,
+        spent: false,
+    }
+}
+
+/// What a client is answered where there is no response.
+pub fn failure_code(failure: &Failure) -> (u16, Code) {
+    match &failure.kind {
+        FailureKind::Connect(_) | FailureKind::ConnectTimeout => (502, Code::UPSTREAM_UNREACHABLE),
+        FailureKind::Closed(_) | FailureKind::Http2(_) => (502, Code::UPSTREAM_BROKE_OFF),
+        FailureKind::Malformed(refusal) => (refusal.status, refusal.code),
+        FailureKind::Client(Broken::Refused(refusal)) => (400, refusal.code),
+        FailureKind::Client(_) => (400, Code::CLIENT_BROKE_OFF),
+        FailureKind::Deadline => (504, Code::UPSTREAM_DEADLINE),
+    }
+}

@@ -1,0 +1,502 @@
+//! Clients: a connection, and the requests on it one after the other (HTTP/1.1) or side by side (HTTP/2).
+//!
+//! A connection of HTTP/1.1 is one task. It reads a head, has it answered, writes the answer while the request's body may
+//! still be coming, and reads the next head. Whoever begins with the preface of HTTP/2 gets HTTP/2.
+//!
+//! | the client | what we do |
+//! |---|---|
+//! | sends what is no HTTP | 400, 431, 501, 505 or 417 with a code, and the connection ends: what follows cannot be understood |
+//! | sends its head too slowly | 408, and the connection ends |
+//! | says nothing for long | the connection ends |
+//! | closes its sending side after a request | it is answered; a half-closed client still listens |
+//! | does not take its answer | after [`STALL_MAX`] without a byte the connection ends |
+//! | is answered before its body was read | the answer goes out, then the connection ends |
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::{TcpStream, tcp::OwnedWriteHalf},
+    time::{Instant, Sleep},
+};
+
+use crate::{
+    body::{Body, Flow, HEAD_READ, Pump, PumpError, Source, poll_read},
+    forward,
+    frame::{Decoder, Encoder},
+    local::LocalExecutor,
+    parse::{self, Refusal, RequestHead, Scanner},
+    proxy::{Client, Core, handle},
+    reply::{HEAD_TIMED_OUT, Hop, Reply, refused},
+};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A response of which nothing moves for this long is given up; Envoy's stream_idle_timeout is the same.
+const STALL_MAX: Duration = Duration::from_secs(300);
+/// After an answer that came before the request was read: how much is still read, and for how long, so that the client
+/// sees the answer and not a reset.
+const LINGER_BYTES_MAX: usize = 256 * 1024;
+const LINGER_MAX: Duration = Duration::from_secs(2);
+/// Requests side by side on one connection of HTTP/2; as nginx and Envoy allow (128, 100).
+const STREAMS_MAX: u32 = 128;
+
+/// Tells the connections of a core to end.
+#[derive(Default)]
+pub struct Drain {
+    draining: Cell<bool>,
+    wakers: RefCell<HashMap<u64, Waker>>,
+    next: Cell<u64>,
+}
+
+impl Drain {
+    pub fn begin(&self) {
+        self.draining.set(true);
+        for waker in self.wakers.borrow().values() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Connections that are open.
+    pub fn open(&self) -> usize {
+        self.wakers.borrow().len()
+    }
+}
+
+/// A connection's place in the list of those that are woken.
+struct Listed {
+    drain: Rc<Drain>,
+    at: u64,
+}
+
+impl Listed {
+    async fn new(drain: Rc<Drain>) -> Self {
+        let at = drain.next.get();
+        drain.next.set(at + 1);
+        poll_fn(|cx| {
+            drain.wakers.borrow_mut().insert(at, cx.waker().clone());
+            Poll::Ready(())
+        })
+        .await;
+        Self { drain, at }
+    }
+
+    fn draining(&self) -> bool {
+        self.drain.draining.get()
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.drain.wakers.borrow_mut().remove(&self.at);
+    }
+}
+
+/// One timer for a connection's whole life. Moving it later costs nothing: it fires, and is set anew.
+struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    due: Instant,
+}
+
+impl Timer {
+    fn new(due: Instant) -> Self {
+        Self { sleep: Box::pin(tokio::time::sleep_until(due)), due }
+    }
+
+    fn set(&mut self, due: Instant) {
+        self.due = due;
+        if due < self.sleep.deadline() {
+            self.sleep.as_mut().reset(due);
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            if self.due <= self.sleep.deadline() {
+                return Poll::Ready(());
+            }
+            self.sleep.as_mut().reset(self.due);
+        }
+    }
+}
+
+/// Why there is no further request on a connection.
+enum NoRequest {
+    /// Closed, idle for too long, broken, or we stop.
+    Over,
+    Refused(Refusal),
+}
+
+pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, mut stream: TcpStream, from: SocketAddr) {
+    let listed = Listed::new(drain).await;
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let mut timer = Timer::new(Instant::now() + core.shared.options.timeouts.head);
+    let mut bytes = BytesMut::new();
+    let address = from.ip().to_canonical().to_string();
+    match poll_fn(|cx| speaks_http2(&mut stream, &mut bytes, &mut timer, cx)).await {
+        Some(true) => serve_http2(core, listed, Rewound { bytes: bytes.freeze(), stream }, address).await,
+        Some(false) => Http1::new(core, listed, stream, bytes, timer, address).serve().await,
+        None => {}
+    }
+}
+
+/// Reads until it is clear what the client speaks. `None`: it says nothing.
+fn speaks_http2(
+    stream: &mut TcpStream,
+    bytes: &mut BytesMut,
+    timer: &mut Timer,
+    cx: &mut Context<'_>,
+) -> Poll<Option<bool>> {
+    loop {
+        let compared = bytes.len().min(PREFACE.len());
+        if compared > 0 && bytes[..compared] != PREFACE[..compared] {
+            return Poll::Ready(Some(false));
+        }
+        if compared == PREFACE.len() {
+            return Poll::Ready(Some(true));
+        }
+        match poll_read(stream, bytes, HEAD_READ, cx) {
+            Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
+            Poll::Ready(Ok(_)) => {}
+            Poll::Pending => return timer.poll(cx).map(|()| None),
+        }
+    }
+}
+
+struct Http1 {
+    core: Rc<Core>,
+    listed: Listed,
+    source: Rc<RefCell<Source>>,
+    write: OwnedWriteHalf,
+    timer: Timer,
+    address: String,
+}
+
+impl Http1 {
+    fn new(core: Rc<Core>, listed: Listed, stream: TcpStream, bytes: BytesMut, timer: Timer, address: String) -> Self {
+        let (read, write) = stream.into_split();
+        let source = Source {
+            read,
+            bytes,
+            decoder: Decoder::Ended,
+            holds_back: false,
+            wanted: false,
+            connection: None,
+            broken: false,
+            request: 0,
+            abandoned: false,
+            reader: None,
+        };
+        Self { core, listed, source: Rc::new(RefCell::new(source)), write, timer, address }
+    }
+
+    async fn serve(mut self) {
+        loop {
+            let request = match self.request().await {
+                Ok(request) => request,
+                Err(NoRequest::Over) => return,
+                Err(NoRequest::Refused(refusal)) => {
+                    self.core.shard.refused.add(1);
+                    let hop = Hop { minor: 1, head_request: false, keep_alive: false };
+                    let _ = self.write_reply(refused(&refusal), hop).await;
+                    return self.linger().await;
+                }
+            };
+            let hop = Hop {
+                minor: request.minor,
+                head_request: request.method == Method::HEAD,
+                keep_alive: request.keep_alive && !self.listed.draining(),
+            };
+            let mut reply = self.answer(request).await;
+            if let Some((upstream, first)) = reply.tunnel.take() {
+                return self.tunnel(reply, hop, upstream, first).await;
+            }
+            // What was not read by now is not wanted.
+            let read = {
+                let source = self.source.borrow();
+                source.decoder.ended() && !source.broken && !source.holds_back
+            };
+            let hop = Hop { keep_alive: hop.keep_alive && read && !self.listed.draining(), ..hop };
+            match self.write_reply(reply, hop).await {
+                Ok(true) => {}
+                Ok(false) => return self.linger().await,
+                Err(()) => return,
+            }
+        }
+    }
+
+    /// Waits for the next request's head.
+    async fn request(&mut self) -> Result<RequestHead, NoRequest> {
+        let timeouts = self.core.shared.options.timeouts;
+        let mut scanner = Scanner::default();
+        let mut begun = false;
+        self.timer.set(Instant::now() + timeouts.idle);
+        let (listed, timer, shared) = (&self.listed, &mut self.timer, &self.source);
+        let raw = poll_fn(|cx| {
+            let source = &mut *shared.borrow_mut();
+            loop {
+                match scanner.end(&source.bytes) {
+                    Err(refusal) => return Poll::Ready(Err(NoRequest::Refused(refusal))),
+                    Ok(Some(end)) => {
+                        let mut raw = source.bytes.split_to(end).freeze();
+                        return Poll::Ready(Ok(if scanner.begin > 0 { raw.split_off(scanner.begin) } else { raw }));
+                    }
+                    Ok(None) => {}
+                }
+                if source.bytes.is_empty() && listed.draining() {
+                    return Poll::Ready(Err(NoRequest::Over));
+                }
+                match poll_read(&mut source.read, &mut source.bytes, HEAD_READ, cx) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(NoRequest::Over)),
+                    Poll::Ready(Ok(_)) => continue,
+                    Poll::Pending => {}
+                }
+                if !begun && !source.bytes.is_empty() {
+                    begun = true;
+                    timer.set(Instant::now() + timeouts.head);
+                }
+                ready!(timer.poll(cx));
+                return Poll::Ready(Err(if begun { NoRequest::Refused(HEAD_TIMED_OUT) } else { NoRequest::Over }));
+            }
+        })
+        .await?;
+        let request = parse::request(raw).map_err(NoRequest::Refused)?;
+        let source = &mut *self.source.borrow_mut();
+        source.request += 1;
+        source.decoder = Decoder::new(request.length);
+        (source.holds_back, source.wanted, source.broken) = (request.expects_continue, false, false);
+        Ok(request)
+    }
+
+    async fn answer(&mut self, request: RequestHead) -> Reply {
+        let holds_back = request.expects_continue;
+        let whole = self.source.borrow().decoder.ended();
+        let number = self.source.borrow().request;
+        let body = if whole { Body::empty() } else { Flow::Client(self.source.clone(), number).into() };
+        let client = Client { address: &self.address, http2: false };
+        let handling = handle(&self.core, request, body, client);
+        if !holds_back {
+            return handling.await;
+        }
+        let (mut handling, source, write) = (pin!(handling), &self.source, &mut self.write);
+        let mut go_on = &b"HTTP/1.1 100 Continue\r\n\r\n"[..];
+        poll_fn(|cx| {
+            source.borrow_mut().connection = Some(cx.waker().clone());
+            if let Poll::Ready(reply) = handling.as_mut().poll(cx) {
+                source.borrow_mut().connection = None;
+                return Poll::Ready(reply);
+            }
+            while source.borrow().wanted && !go_on.is_empty() {
+                match ready!(Pin::new(&mut *write).poll_write(cx, go_on)) {
+                    Ok(wrote) => go_on = &go_on[wrote..],
+                    // Reading the body will say so too.
+                    Err(_) => go_on = b"",
+                }
+            }
+            if go_on.is_empty() {
+                source.borrow_mut().holds_back = false;
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Writes an answer. Tells whether the connection may go on; an error ends it at once.
+    async fn write_reply(&mut self, reply: Reply, hop: Hop) -> Result<bool, ()> {
+        let mut head = BytesMut::new();
+        let (encoder, keep_alive) = reply.write_head(hop, &mut head);
+        let body = if hop.head_request { Body::empty() } else { reply.body };
+        let mut pump = Pump::new(head, body, encoder);
+        let (write, timer) = (&mut self.write, &mut self.timer);
+        let mut written = u64::MAX;
+        let pumped = poll_fn(|cx| {
+            if let Poll::Ready(done) = pump.poll(write, cx) {
+                return Poll::Ready(Some(done));
+            }
+            if pump.written != written {
+                written = pump.written;
+                timer.set(Instant::now() + STALL_MAX);
+            }
+            timer.poll(cx).map(|()| None)
+        })
+        .await;
+        match pumped {
+            Some(Ok(())) => Ok(keep_alive),
+            Some(Err(PumpError::Read(_))) => {
+                // The client must not take what came for the whole. A frame that does not end says so; where the end of the
+                // connection is the end of the body, only a reset does.
+                if encoder == Encoder::UntilClose {
+                    let _ = self.write.as_ref().set_zero_linger();
+                }
+                Err(())
+            }
+            Some(Err(PumpError::Write(_))) | None => Err(()),
+        }
+    }
+
+    /// Ends the connection so that the client can read what was written: a close with unread bytes would be a reset.
+    async fn linger(mut self) {
+        let reader = {
+            let source = &mut *self.source.borrow_mut();
+            source.abandoned = true;
+            source.reader.take()
+        };
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+        if self.write.shutdown().await.is_err() {
+            return;
+        }
+        let (shared, mut left) = (&self.source, LINGER_BYTES_MAX);
+        let reading = poll_fn(|cx| {
+            let source = &mut *shared.borrow_mut();
+            while left > 0 {
+                source.bytes.clear();
+                match ready!(poll_read(&mut source.read, &mut source.bytes, HEAD_READ, cx)) {
+                    Ok(0) | Err(_) => break,
+                    Ok(read) => left = left.saturating_sub(read),
+                }
+            }
+            Poll::Ready(())
+        });
+        let _ = tokio::time::timeout(LINGER_MAX, reading).await;
+    }
+
+    /// Joins client and upstream after an upgrade, until both have closed.
+    async fn tunnel(self, reply: Reply, hop: Hop, mut upstream: TcpStream, first: BytesMut) {
+        let Self { core, source, mut write, listed, .. } = self;
+        let mut head = BytesMut::new();
+        let reply = Reply { tunnel: None, ..reply };
+        write_upgrade(&reply, hop, &mut head);
+        head.extend_from_slice(&first);
+        let Some(Source { read, bytes, .. }) = Rc::into_inner(source).map(RefCell::into_inner) else { return };
+        let joined = async {
+            write.write_all(&head).await?;
+            upstream.write_all(&bytes).await?;
+            let mut client = read.reunite(write).map_err(|error| io::Error::other(error.to_string()))?;
+            tokio::io::copy_bidirectional(&mut client, &mut upstream).await
+        };
+        core.shard.tunnels.add(1);
+        let _: io::Result<_> = joined.await;
+        drop(listed);
+    }
+}
+
+/// The head of a 101: everything that the upstream said, and what upgrades the connection.
+fn write_upgrade(reply: &Reply, _hop: Hop, out: &mut BytesMut) {
+    out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n");
+    for (kind, name, value) in reply.fields.iter() {
+        if !kind.hop_by_hop() || kind == parse::Kind::Upgrade {
+            crate::reply::line(out, name, value);
+        }
+    }
+    if let Some(id) = &reply.id {
+        crate::reply::line(out, b"x-request-id", id.as_str().as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+async fn serve_http2(core: Rc<Core>, listed: Listed, stream: Rewound, address: String) {
+    let address: Rc<str> = address.into();
+    let service_core = core.clone();
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let (core, address) = (service_core.clone(), address.clone());
+        async move {
+            let (parts, incoming) = request.into_parts();
+            let reply = match forward::from_http2(&parts, &incoming) {
+                Ok(head) => {
+                    let empty = http_body::Body::is_end_stream(&incoming);
+                    let body = if empty { Body::empty() } else { Flow::Http2(incoming).into() };
+                    handle(&core, head, body, Client { address: &address, http2: true }).await
+                }
+                Err(refusal) => {
+                    core.shard.refused.add(1);
+                    refused(&refusal)
+                }
+            };
+            Ok::<_, std::convert::Infallible>(reply.into_http2())
+        }
+    });
+    let connection = hyper::server::conn::http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(parse::HEAD_BYTES_MAX as u32)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .adaptive_window(true)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let mut told = false;
+    let served = poll_fn(|cx| {
+        if listed.draining() && !told {
+            told = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection of HTTP/2 ended");
+    }
+}
+
+/// A connection of which something was read already.
+struct Rewound {
+    bytes: Bytes,
+    stream: TcpStream,
+}
+
+impl AsyncRead for Rewound {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.bytes.is_empty() {
+            let take = this.bytes.len().min(buf.remaining());
+            buf.put_slice(&this.bytes.split_to(take));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Rewound {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,9 @@
+//! The proxy from outside: clients and upstreams that write and read bytes, so that what is tested is what is on the wire.
+
+mod bodies;
+mod corpus;
+mod http2;
+mod life;
+mod policies;
+mod retries;
+mod support;

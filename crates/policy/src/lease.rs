@@ -1,0 +1,368 @@
+//! Rate limits of a whole cluster: each node leases tokens from one pool and burns them by itself.
+//!
+//! **Why.** A limit "1,000 a second over all nodes" needs one count, and a consensus write per request would cost more than most
+//! requests. So a node takes a slice of tokens from the pool with one write, and decides alone until half of it is used. What
+//! that gives away is bounded and written down.
+//!
+//! This is the pure part: [`Pool`] is what the store keeps and one compare-and-swap changes, [`Lease`] is a node's side. Reading, writing and
+//! trying again are the driver's, in the background; a request never waits for it.
+//!
+//! | node's side | tokens | asked for more |
+//! |---|---|---|
+//! | tokens left | one less per call | at half a slice, once at a time |
+//! | none left | BT-LSE-EMPTY | yes |
+//! | granted | + granted, for `ttl` | |
+//! | refused by an empty pool | as before | after the time that the pool gives |
+//! | `ttl` over | what is left is lost | |
+//! | store does not answer | as before, until `ttl` is over | after a second |
+//! | … for longer than `patience` | `cut_off_per_second` by this node alone, BT-LSE-CUT above that | |
+//!
+//! **Overshoot.** In any time t the nodes together let pass at most `burst + rate × t + nodes × 1.5 × slice`: the pool grants no more than
+//! `burst + rate × t`, and what was granted before and not burnt yet is at most a slice and a half per node. It is also at most
+//! `burst + rate × (t + ttl)`, since nothing is burnt later than that. In the long run it is the rate exactly, or less by what expires.
+//! Cut off from the store, `cut_off_per_second × nodes cut off` comes on top.
+//!
+//! **Clocks.** The pool's time is the wall clock of whoever writes. It never goes back: a writer whose clock lags uses the last time seen. A clock
+//! that is ahead by d gives at most `rate × d` tokens early, once, and no more than a burst.
+//!
+//! **First start.** A node has nothing, asks, and refuses until it is answered; [`Lease::ask`] may be called before the first request. The pool
+//! begins full. **Recovery.** Tokens of a node that died are lost with it, never given twice.
+//!
+//! Source: Doorman (YouTube's distributed client-side limiter) for leases of capacity; SRE book, chapter 21; GCRA as in [`crate::rate`].
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use crate::{
+    config::{Checks, Invalid, Validate},
+    decision::{Number, Why},
+    rate,
+    time::{Time, nanos},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Config {
+    /// Of the whole cluster.
+    pub per_second: f64,
+    pub burst: u32,
+    /// Tokens that a node takes at once.
+    pub slice: u32,
+    /// How long they are good for.
+    pub ttl: Duration,
+    /// How long a store may be silent before a node goes on by itself.
+    pub patience: Duration,
+    /// What a node lets pass while it is cut off; 0: nothing.
+    pub cut_off_per_second: f64,
+}
+
+impl Config {
+    /// A limit with slices of a tenth of a second's tokens.
+    pub fn new(per_second: f64, burst: u32) -> Self {
+        Self {
+            per_second,
+            burst,
+            slice: ((per_second / 10.0) as u32).clamp(1, burst.max(1)),
+            ttl: Duration::from_secs(5),
+            patience: Duration::from_secs(2),
+            cut_off_per_second: 0.0,
+        }
+    }
+
+    const fn pool(&self) -> rate::Config {
+        rate::Config { per_second: self.per_second, burst: self.burst }
+    }
+}
+
+impl Validate for Config {
+    fn wrong(&self, prefix: &str) -> Vec<Invalid> {
+        let mut wrong = self.pool().wrong(prefix);
+        let mut checks = Checks::default();
+        let fits = (1..=self.burst).contains(&self.slice);
+        checks.must(fits, &format!("{prefix}.slice"), self.slice, "from 1 to the burst");
+        checks.span(&format!("{prefix}.ttl"), self.ttl);
+        checks.span(&format!("{prefix}.patience"), self.patience);
+        let fits = (0.0..=self.per_second).contains(&self.cut_off_per_second);
+        let field = format!("{prefix}.cut_off_per_second");
+        checks.must(fits, &field, self.cut_off_per_second, "from 0 to the rate of the cluster");
+        wrong.extend(checks.all());
+        wrong
+    }
+}
+
+/// What the store keeps of a limit: 16 bytes under one key, changed by compare-and-swap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pool {
+    /// As in [`crate::rate`], in nanoseconds of the wall clock.
+    pub tat: u64,
+    /// The latest time that any writer had.
+    pub seen: u64,
+}
+
+impl Pool {
+    /// Takes up to `wanted` tokens at the wall clock `now`; the pool after that is to be written.
+    ///
+    /// # Errors
+    /// It is empty; how long until there is half a slice.
+    pub fn grant(&mut self, config: &Config, now: Time, wanted: u32) -> Result<u32, Duration> {
+        self.seen = self.seen.max(now.nanos());
+        let token = ((1e9 / config.per_second) as u64).max(1);
+        let most = token.saturating_mul(config.burst.into());
+        let ahead = self.tat.saturating_sub(self.seen);
+        let free = u32::try_from(most.saturating_sub(ahead) / token).unwrap_or(u32::MAX);
+        let granted = free.min(wanted).min(config.slice);
+        if granted == 0 {
+            let half = token.saturating_mul((config.slice / 2).max(1).into());
+            return Err(Duration::from_nanos((ahead + half).saturating_sub(most).max(1)));
+        }
+        self.tat = self.tat.max(self.seen).saturating_add(token.saturating_mul(granted.into()));
+        Ok(granted)
+    }
+
+    pub fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.tat.to_be_bytes());
+        bytes[8..].copy_from_slice(&self.seen.to_be_bytes());
+        bytes
+    }
+
+    /// Nothing where the bytes are no pool.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (tat, seen) = bytes.split_at_checked(8)?;
+        let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_be_bytes);
+        Some(Self { tat: number(tat)?, seen: number(seen)? })
+    }
+}
+
+/// A node's side, shared by its cores.
+#[derive(Debug)]
+pub struct Lease {
+    config: Config,
+    held: AtomicU32,
+    until: AtomicU64,
+    /// When the store has first not answered since it last did; 0 while it answers.
+    silent_since: AtomicU64,
+    alone: Option<rate::Limit>,
+    asking: Mutex<Asking>,
+}
+
+#[derive(Debug)]
+struct Asking {
+    under_way: bool,
+    not_before: Time,
+}
+
+/// How long a node waits after the store did not answer.
+const AFTER_SILENCE: Duration = Duration::from_secs(1);
+
+impl Lease {
+    pub fn new(config: Config) -> Self {
+        let alone = (config.cut_off_per_second > 0.0).then(|| {
+            let per_second = config.cut_off_per_second;
+            rate::Limit::new(rate::Config { per_second, burst: (per_second as u32).max(1) })
+        });
+        Self {
+            config,
+            held: AtomicU32::new(0),
+            until: AtomicU64::new(0),
+            silent_since: AtomicU64::new(0),
+            alone,
+            asking: Mutex::new(Asking { under_way: false, not_before: Time::ZERO }),
+        }
+    }
+
+    /// Burns `cost` tokens.
+    ///
+    /// # Errors
+    /// There are not enough here.
+    pub fn take(&self, now: Time, cost: u32) -> Result<Why, Why> {
+        if now.nanos() >= self.until.load(Relaxed) {
+            self.held.store(0, Relaxed);
+        }
+        let held = self.held.fetch_update(Relaxed, Relaxed, |held| held.checked_sub(cost));
+        match held {
+            Ok(had) => Ok(Why::RatePassed { left: had - cost, burst: self.config.slice }),
+            Err(held) => {
+                let silent = self.silent_since.load(Relaxed);
+                let cut_off = silent != 0 && now.since(Time::from_nanos(silent)) >= self.config.patience;
+                if !cut_off {
+                    let expires_in = Time::from_nanos(self.until.load(Relaxed)).since(now).into();
+                    return Err(Why::LeaseEmpty { asked: cost, held, expires_in });
+                }
+                let per_second = Number(self.config.cut_off_per_second as f32);
+                let refused = Why::LeaseCutOff { asked: cost, held, per_second };
+                self.alone.as_ref().ok_or(refused)?.take(now, cost).map_err(|_| refused)
+            }
+        }
+    }
+
+    /// How many tokens to ask the pool for now; nothing while an answer is awaited, or there is enough. Whoever gets a number must
+    /// tell [`granted`](Self::granted), [`refused`](Self::refused) or [`silent`](Self::silent).
+    pub fn ask(&self, now: Time) -> Option<u32> {
+        let expired = now.nanos() >= self.until.load(Relaxed);
+        if !expired && self.held.load(Relaxed) > self.config.slice / 2 {
+            return None;
+        }
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if asking.under_way || now < asking.not_before {
+            return None;
+        }
+        asking.under_way = true;
+        Some(self.config.slice)
+    }
+
+    /// The pool gave tokens; `asked` is when they were asked for, so that they are not good for longer than the pool thinks.
+    pub fn granted(&self, asked: Time, tokens: u32) {
+        // What is left of an earlier lease lives on with the new one; it is at most half a slice.
+        let until = asked.plus(self.config.ttl).nanos();
+        if asked.nanos() >= self.until.swap(until, Relaxed) {
+            self.held.store(0, Relaxed);
+        }
+        self.held.fetch_add(tokens.min(self.config.slice), Relaxed);
+        self.silent_since.store(0, Relaxed);
+        self.answered(Time::ZERO);
+    }
+
+    /// The pool is empty for so long.
+    pub fn refused(&self, now: Time, retry_in: Duration) {
+        self.silent_since.store(0, Relaxed);
+        self.answered(now.plus(retry_in));
+    }
+
+    /// The store did not answer.
+    pub fn silent(&self, now: Time) {
+        let _ = self.silent_since.compare_exchange(0, nanos(now.since(Time::ZERO)).max(1), Relaxed, Relaxed);
+        self.answered(now.plus(AFTER_SILENCE));
+    }
+
+    pub fn held(&self) -> u32 {
+        self.held.load(Relaxed)
+    }
+
+    fn answered(&self, not_before: Time) {
+        *self.asking.lock().unwrap_or_else(PoisonError::into_inner) = Asking { under_way: false, not_before };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(ms: u64) -> Time {
+        Time::from_millis(ms)
+    }
+
+    proptest! {
+        /// The bound of the documentation, for every stretch of time of a random run with clocks that differ.
+        #[test]
+        fn nodes_together_overshoot_by_no_more_than_is_documented(
+            per_second in 1u32..200,
+            burst in 5u32..50,
+            slice in 1u32..20,
+            nodes in 1usize..5,
+            steps in prop::collection::vec((0u64..150, 0usize..5, 1u32..3, any::<bool>()), 1..300),
+        ) {
+            // Whole nanoseconds per token, as in the pool.
+            let rate = 1e9 / (1e9 / f64::from(per_second)).floor();
+            let config = Config { slice: slice.min(burst), ..Config::new(rate, burst) };
+            let (mut pool, leases) = (Pool::default(), (0..nodes).map(|_| Lease::new(config)).collect::<Vec<_>>());
+            let (mut now, mut passed) = (0, Vec::new());
+            for (later, who, cost, dies) in steps {
+                now += later;
+                let lease = &leases[who % nodes];
+                if let Some(wanted) = lease.ask(at(now)) {
+                    match pool.grant(&config, at(now), wanted) {
+                        // An answer that gets lost takes its tokens with it.
+                        Ok(_) if dies => lease.silent(at(now)),
+                        Ok(tokens) => lease.granted(at(now), tokens),
+                        Err(retry_in) => lease.refused(at(now), retry_in),
+                    }
+                }
+                if lease.take(at(now), cost).is_ok() {
+                    passed.push((now, cost));
+                }
+                prop_assert!(lease.held() <= config.slice + config.slice / 2);
+            }
+            for (first, (from, _)) in passed.iter().enumerate() {
+                let mut sum = 0;
+                for (to, cost) in &passed[first..] {
+                    sum += cost;
+                    let seconds = (to - from) as f64 / 1e3;
+                    let granted = f64::from(burst) + rate * seconds;
+                    let held = nodes as f64 * f64::from(config.slice + config.slice / 2);
+                    prop_assert!(f64::from(sum) <= granted + held + 1e-3, "{} in {} s", sum, seconds);
+                    prop_assert!(f64::from(sum) <= granted + rate * config.ttl.as_secs_f64() + 1e-3);
+                }
+            }
+        }
+
+        #[test]
+        fn a_pool_is_read_as_it_was_written(tat: u64, seen: u64) {
+            prop_assert_eq!(Pool::from_bytes(&Pool { tat, seen }.to_bytes()), Some(Pool { tat, seen }));
+        }
+    }
+
+    #[test]
+    fn the_whole_rate_is_used_when_there_is_demand() {
+        let config = Config::new(100.0, 100);
+        let (mut pool, leases) = (Pool::default(), [Lease::new(config), Lease::new(config)]);
+        let mut passed = 0;
+        for ms in 0..20_000 {
+            let lease = &leases[ms as usize % 2];
+            if let Some(wanted) = lease.ask(at(ms)) {
+                match pool.grant(&config, at(ms), wanted) {
+                    Ok(tokens) => lease.granted(at(ms), tokens),
+                    Err(retry_in) => lease.refused(at(ms), retry_in),
+                }
+            }
+            passed += u32::from(lease.take(at(ms), 1).is_ok());
+        }
+        assert!((2_050..=2_100).contains(&passed), "a burst of 100, and 100 a second for 20 s: {passed}");
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_gives_its_tokens_once() {
+        let (config, mut pool) = (Config { slice: 10, ..Config::new(10.0, 10) }, Pool::default());
+        assert_eq!(pool.grant(&config, at(10_000), 10), Ok(10));
+        assert_eq!(pool.grant(&config, at(10_500), 10), Ok(5));
+        assert_eq!(pool.grant(&config, at(11_500), 10), Ok(10), "this writer is a second ahead");
+        assert!(pool.grant(&config, at(10_600), 10).is_err());
+        assert_eq!(pool.grant(&config, at(11_600), 10), Ok(1), "until the others have caught up");
+        assert_eq!(Pool::from_bytes(&[0; 15]), None);
+    }
+
+    #[test]
+    fn a_node_that_is_cut_off_uses_its_lease_and_then_its_own_share() {
+        let config = Config { cut_off_per_second: 2.0, ..Config::new(100.0, 100) };
+        let lease = Lease::new(config);
+        assert_eq!(lease.take(at(0), 1).unwrap_err().code(), "BT-LSE-EMPTY");
+        assert_eq!(lease.ask(at(0)), Some(10));
+        assert_eq!(lease.ask(at(0)), None, "one question at a time");
+        lease.granted(at(0), 10);
+        assert_eq!(lease.ask(at(1)), None);
+        assert!((0..5).all(|_| lease.take(at(1_000), 1).is_ok()));
+        assert_eq!(lease.ask(at(1_000)), Some(10));
+        lease.silent(at(1_000));
+        assert_eq!((lease.ask(at(1_999)), lease.ask(at(2_000))), (None, Some(10)));
+        lease.silent(at(2_000));
+        assert_eq!(lease.take(at(5_000), 1).map_err(|why| why.code()), Ok(Why::RatePassed { left: 1, burst: 2 }));
+        assert!(lease.take(at(5_000), 1).is_ok());
+        assert_eq!(lease.take(at(5_000), 1).unwrap_err().code(), "BT-LSE-CUT");
+        lease.granted(at(6_000), 10);
+        assert_eq!(lease.held(), 10, "what was left of the old lease had expired");
+    }
+
+    #[test]
+    fn wrong_settings_are_named() {
+        let config = Config { slice: 0, cut_off_per_second: 500.0, ..Config::new(100.0, 100) };
+        let fields: Vec<_> = config.wrong("cluster_rate").into_iter().map(|wrong| wrong.field).collect();
+        assert_eq!(fields, ["cluster_rate.slice", "cluster_rate.cut_off_per_second"]);
+        assert!(Config::new(1000.0, 100).validate("cluster_rate").is_ok());
+    }
+}
