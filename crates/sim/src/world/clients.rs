@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use buttress_core::{Entry, Index, Machine as _, RequestId, TimeMs, invariants};
+use buttress_core::{Entry, Index, Machine as _, NodeId, RequestId, TimeMs, invariants};
 use bytes::Bytes;
 
 use super::{Event, World};
@@ -194,11 +194,13 @@ impl World {
         consistency: Consistency,
     ) {
         let sticky = self.session(session_id(workload, client, shard), Some(workload), shard).node;
-        let running = self.running();
+        // A node that has left the group says so, and clients turn away.
+        let members = self.members(shard).all();
+        let serving: Vec<u64> = self.running().into_iter().filter(|id| members.contains(&NodeId(*id))).collect();
         let node = match node {
             Some(node) => node,
-            None if running.contains(&sticky) => sticky,
-            None => self.rng.pick(&running).unwrap_or(sticky),
+            None if serving.contains(&sticky) => sticky,
+            None => self.rng.pick(&serving).unwrap_or(sticky),
         };
         let least = self.groups[shard as usize].acknowledged;
         self.reads.insert(op, ReadOp { workload, shard, consistency, least });
