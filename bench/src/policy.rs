@@ -113,7 +113,8 @@ fn calls_on(route: &RoutePolicy, set: &EndpointSet, calls: u64, fails: u64) {
             let Ok(attempt) = route.attempt_started(at, rng.draw(), &mut call, set, pick.at) else { break };
             black_box(pick.why);
             let ended = Time::from_nanos(at.nanos() + 1_000_000 + (rng.draw() & 0xf_ffff));
-            let outcome = if fails > 1 && attempts % fails == 0 { Outcome::http(503) } else { Outcome::http(200) };
+            let outcome =
+                if fails > 1 && attempts.is_multiple_of(fails) { Outcome::http(503) } else { Outcome::http(200) };
             route.attempt_ended(ended, rng.draw(), set, attempt, black_box(&outcome), |event| _ = black_box(event));
             match route.next(ended, rng.draw(), &mut call, &outcome) {
                 Next::Retry { after, .. } => at = ended.plus(after),

@@ -3,7 +3,8 @@
 //! the tests in virtual time run the same code.
 //!
 //! It never reads a clock, draws a random number, sends a byte, starts a thread or waits: the time and one random number are
-//! inputs of each decision. It has no dependencies. Deciding allocates nothing.
+//! inputs of each decision. It has no dependencies. Deciding allocates nothing, save for who queues
+//! and for an ejection.
 //!
 //! One request, as a driver sees it: [`RoutePolicy::admit`] checks the deadline, the breaker, rates and the places, and says go, wait or
 //! refuse → [`RoutePolicy::pick`] chooses an endpoint → [`RoutePolicy::attempt_started`] takes the breaker's permit and says how

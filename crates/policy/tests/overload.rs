@@ -349,3 +349,32 @@ fn the_limiter_carries_the_overload_and_the_breaker_is_not_needed_for_it() {
     let (before, after) = (goodput(&report, 10, 20), goodput(&report, 35, 60));
     assert!(before >= 0.9 && after >= 0.95 * before, "{before} before, {after} after");
 }
+
+/// Attempts that give up early are followed by others, and all of them fail: what the upstream sees is bounded by the budget.
+#[test]
+fn retries_of_everything_that_fails_are_a_fifth_of_it() {
+    let deadline =
+        deadline::Config { total: Some(PATIENCE), attempt: Some(Duration::from_millis(300)), ..Default::default() };
+    for (breaker, limiter) in [(true, true), (false, false)] {
+        let full = RouteConfig { deadline, ..RouteConfig::default() };
+        let config = RouteConfig {
+            breaker: full.breaker.filter(|_| breaker),
+            limiter: full.limiter.filter(|_| limiter),
+            ..full
+        };
+        let route = RoutePolicy::new(config).expect("valid settings");
+        let report = World::new(4, 0.8 * CAPACITY, Some(route)).run();
+        println!("{:?} {} {} {:?}", report.good, report.sent, report.attempts, report.codes);
+        let (before, after) = (goodput(&report, 10, 20), goodput(&report, 35, 60));
+        let retries = report.attempts - report.sent;
+        assert!(retries > 0, "some are made");
+        assert!(
+            retries as f64 <= 0.2 * report.sent as f64 + 3.0 * (SECONDS as f64 + 10.0),
+            "{retries} {}",
+            report.sent
+        );
+        if limiter {
+            assert!(before >= 0.75 && after >= 0.95 * before, "{before} before, {after} after");
+        }
+    }
+}
