@@ -257,8 +257,16 @@ impl World {
                 let new = NodeId(*new);
                 let leaves = old.iter().map(|id| NodeId(*id)).find(|id| members.all().contains(id));
                 if members.voters.contains(&new) {
-                    if let Some(leaves) = leaves {
-                        self.change(leader, shard, vec![MemberStep::Remove(leaves)]);
+                    // Another change made a learner of a voter: without it too few would be left.
+                    let spare = members.learners.iter().find(|id| !old.contains(&id.0));
+                    match (leaves, spare) {
+                        (Some(_), Some(spare)) if members.voters.len() <= 2 => {
+                            self.change(leader, shard, vec![MemberStep::Voter(*spare)]);
+                        }
+                        (Some(leaves), _) => {
+                            self.change(leader, shard, vec![MemberStep::Remove(leaves)]);
+                        }
+                        (None, _) => {}
                     }
                 } else if members.learners.contains(&new) {
                     let matched = status.peers.iter().find(|peer| peer.id == new).map_or(Index(0), |peer| peer.matched);
