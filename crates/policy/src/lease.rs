@@ -200,8 +200,8 @@ impl Lease {
         }
     }
 
-    /// How many tokens to ask the pool for now; nothing while an answer is awaited, or there is enough. Whoever gets a number must
-    /// tell [`granted`](Self::granted), [`refused`](Self::refused) or [`silent`](Self::silent).
+    /// How many tokens to ask the pool for at this moment; nothing while an answer is awaited, or there is enough. Whoever
+    /// gets a number must tell [`granted`](Self::granted), [`refused`](Self::refused) or [`silent`](Self::silent).
     pub fn ask(&self, now: Time) -> Option<u32> {
         let expired = now.nanos() >= self.until.load(Relaxed);
         if !expired && self.held.load(Relaxed) > self.config.slice / 2 {

@@ -141,18 +141,24 @@ async fn keep(
     tell: watch::Sender<Life>,
     trouble: Arc<Mutex<Option<String>>>,
 ) {
+    let note = |text: Option<String>| *trouble.lock().unwrap_or_else(PoisonError::into_inner) = text;
     loop {
         tokio::time::sleep(ttl / 3).await;
         let asked = Instant::now();
+        // The lock may be lost in the very moment in which this is given up.
+        note(Some("the server has not answered".to_owned()));
         match gateway.keep_alive(lease, asked + ttl / 3).await {
-            Ok(Some(ttl)) => _ = tell.send(Life { until: asked + ttl, gone: false }),
+            Ok(Some(ttl)) => {
+                note(None);
+                let _ = tell.send(Life { until: asked + ttl, gone: false });
+            }
             Ok(None) => {
                 tell.send_modify(|life| life.gone = true);
                 return;
             }
             Err(error) => {
                 tracing::warn!(%error, event_type = "lease_not_kept", "a lock's lease could not be kept");
-                *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.message);
+                note(Some(error.message));
             }
         }
     }

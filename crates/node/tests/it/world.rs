@@ -187,6 +187,18 @@ impl World {
         }
     }
 
+    /// Waits until every node's last checkpoint holds all that it has applied.
+    pub async fn checkpointed(&self) {
+        for id in self.ids() {
+            let node = self.node(id);
+            until("everything is in a checkpoint", async || {
+                let applied = node.inspect().await.ok()?.consensus.engine.applied;
+                (node.store().stats().checkpoint_index.load(SeqCst) >= applied.0).then_some(())
+            })
+            .await;
+        }
+    }
+
     /// A newcomer as it asks to join; it is reached as soon as it runs.
     pub fn newcomer(&self, id: u64) -> Member {
         self.config(id).members.into_iter().find(|m| m.id.0 == id).expect("a newcomer names itself")
