@@ -42,13 +42,14 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ),
     ("buttress-uplink", &["buttress-core", "buttress-wire"]),
     ("buttress-policy", &[]),
+    ("buttress-resources", &["buttress-core"]),
     ("buttress-engine", &["buttress-core"]),
     ("buttress-events", &["buttress-core", "buttress-wire"]),
     ("buttress-functions", &["buttress-core", "buttress-wire"]),
     ("buttress-etcd-proto", &[]),
     ("buttress-coordination", &["buttress-core", "buttress-wire", "buttress-etcd-proto"]),
     ("buttress-bridge", &["buttress-core", "buttress-wire", "buttress-etcd-proto"]),
-    ("buttress-gateway", &["buttress-core", "buttress-policy"]),
+    ("buttress-gateway", &["buttress-core", "buttress-policy", "buttress-resources"]),
     (
         "buttress",
         &[
@@ -64,6 +65,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-policy",
             "buttress-uplink",
             "buttress-gateway",
+            "buttress-resources",
             // For the clients of `buttress chaos`.
             "buttress-etcd-proto",
         ],
@@ -98,6 +100,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-policy",
             "buttress-uplink",
             "buttress-gateway",
+            "buttress-resources",
         ],
     ),
     ("xtask", &[]),
