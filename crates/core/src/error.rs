@@ -116,6 +116,16 @@ codes! {
     UPSTREAM_FAILED = "BT0911", "the upstream itself answered with an error";
     UPSTREAM_CUT = "BT0912", "the upstream broke off in the middle of its answer";
     REQUEST_UNKNOWN = "BT0913", "no record of this request is kept";
+    // 10xx: resources
+    YAML_MALFORMED = "BT1001", "the text is not YAML, or holds a part of YAML that is not taken";
+    KIND_UNKNOWN = "BT1002", "there is no kind of resource of this name";
+    FIELD_UNKNOWN = "BT1003", "the kind has no key of this name at this place";
+    FIELD_TYPE = "BT1004", "the value is not what its key takes";
+    FIELD_MISSING = "BT1005", "a key that the kind asks for is missing";
+    RESOURCE_INVALID = "BT1006", "a value of the resource cannot be, or values do not go together";
+    MATCH_CONFLICT = "BT1007", "another route asks for exactly the same requests";
+    RESOURCE_CHANGED = "BT1008", "the resource was changed by somebody else since it was read";
+    RESOURCE_UNKNOWN = "BT1009", "there is no resource of this kind and name";
 }
 
 /// What went wrong, whose code it has, whether trying again can help, and what would be right.
