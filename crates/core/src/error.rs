@@ -116,6 +116,9 @@ codes! {
     UPSTREAM_FAILED = "BT0911", "the upstream itself answered with an error";
     UPSTREAM_CUT = "BT0912", "the upstream broke off in the middle of its answer";
     REQUEST_UNKNOWN = "BT0913", "no record of this request is kept";
+    ROUTE_NONE = "BT0920", "no route takes this request";
+    ROUTES_INVALID = "BT0921", "routes cannot be carried out as they are written";
+    FAULT_ON_PURPOSE = "BT0922", "the route fails this request on purpose";
     // 10xx: resources
     YAML_MALFORMED = "BT1001", "the text is not YAML, or holds a part of YAML that is not taken";
     KIND_UNKNOWN = "BT1002", "there is no kind of resource of this name";

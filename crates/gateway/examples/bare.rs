@@ -7,13 +7,13 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let options = buttress_gateway::config::Options {
         listen: args[0].parse().expect("an address"),
-        endpoints: vec![buttress_gateway::config::Endpoint::parse(&args[1]).expect("an endpoint")],
         threads: 1,
         bare: args.get(2).is_none_or(|how| how != "full"),
         timeouts: Default::default(),
         seed: 1,
     };
-    let running = buttress_gateway::run::start(options).expect("it starts");
+    let route = buttress_gateway::compile::everything(&args[1..2], None);
+    let running = buttress_gateway::run::start(options, &[route]).expect("it starts");
     println!("{}", running.address);
     std::thread::park();
     running.stop();

@@ -1,8 +1,9 @@
-//! A request under the policies of its route: let in, sent, sent again where that is safe, answered, remembered.
+//! A request on its way: matched with a route, held against its rules, let in, sent, sent again where that is safe, answered,
+//! remembered.
 //!
-//! The policies are [`buttress_policy`]'s and shared by all cores; this file is their driver. It has the clock, waits where they
-//! say so, and keeps the promises that they ask of a driver with guards: [`Place`] gives a call's place back and
-//! [`Trying`] ends an attempt, also when the client leaves and this future is dropped.
+//! The policies are [`buttress_policy`]'s, one set for each backend, and shared by all cores; this file is their driver. It has
+//! the clock, waits where they say so, and keeps the promises that they ask of a driver with guards: [`Place`] gives a call's
+//! place back and [`Trying`] ends an attempt, also when the client leaves and this future is dropped.
 //!
 //! | what came of an attempt | told to the policies when |
 //! |---|---|
@@ -12,16 +13,16 @@
 //!
 //! The place of a call is given back when its answer's body has ended.
 
-use std::{collections::HashMap, rc::Rc, sync::PoisonError, time::Duration};
+use std::{cell::RefCell, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
 use buttress_core::Code;
 use buttress_policy::{
-    self as policy, Admit, Answer, Attempt, Call, EndpointSet, GaveUp, Next, Outcome, Pushback, RoutePolicy, Time, Why,
-    Woken, parse,
+    self as policy, Admit, Answer, Attempt, Call, Next, Outcome, Pick, Priority, Pushback, Time, Why, Woken, parse,
 };
+use buttress_resources::route::Level;
 use bytes::Bytes;
 use http_body::Frame;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     body::{Body, Broken},
@@ -32,8 +33,9 @@ use crate::{
     replay::Replay,
     reply::{Problem, Reply},
     request_id::RequestId,
-    shared::ROUTE,
-    upstream::{Failure, FailureKind, Got},
+    rules::{Rewrite, drawn},
+    table::{Backend, Endpoints, Member, Route, RouteFigures},
+    upstream::{Failure, FailureKind, Got, Upstream},
 };
 
 /// Said by a hop whose retries are spent, so that hops before it make none.
@@ -41,44 +43,10 @@ pub const SPENT_FIELD: &str = "buttress-retried";
 /// Said by a hop that is sure that the upstream has not seen the request, so that even a POST may be sent again.
 pub const UNDELIVERED_FIELD: &str = "buttress-undelivered";
 
-/// The policies of a route, and who waits for a place in it.
-pub struct Route {
-    pub policy: RoutePolicy,
-    pub endpoints: EndpointSet,
-    waiting: std::sync::Mutex<HashMap<u64, Waiter>>,
-}
-
-enum Waiter {
-    Waits(oneshot::Sender<Woken>),
-    /// It was woken before it had told where it waits.
-    Woken(Woken),
-    /// It gave up while the word that it has a place was on its way.
-    Gone,
-}
-
-impl Route {
-    pub fn new(policy: RoutePolicy, endpoints: EndpointSet) -> Self {
-        Self { policy, endpoints, waiting: Default::default() }
-    }
-
-    fn wake(&self, woken: Woken) {
-        let (Woken::In(ticket) | Woken::Out(ticket, _)) = woken;
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        match waiting.remove(&ticket.0) {
-            Some(Waiter::Waits(waiter)) => drop(waiter.send(woken)),
-            Some(Waiter::Gone) => {}
-            _ => drop(waiting.insert(ticket.0, Waiter::Woken(woken))),
-        }
-    }
-
-    fn done(&self, now: Time, call: Call) {
-        self.policy.done(now, call, |woken| self.wake(woken));
-    }
-}
-
 /// A call that was let in. Its place is given back when this is dropped.
 struct Place {
     core: Rc<Core>,
+    backend: Arc<Backend>,
     call: Option<Call>,
 }
 
@@ -91,7 +59,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(call) = self.call.take() {
-            self.core.shared.route.done(self.core.now(), call);
+            self.backend.done(self.core.now(), call);
         }
     }
 }
@@ -99,43 +67,48 @@ impl Drop for Place {
 /// An attempt under way. Dropped without a word it was cancelled.
 struct Trying {
     core: Rc<Core>,
+    backend: Arc<Backend>,
+    endpoints: Arc<Endpoints>,
     attempt: Option<Attempt>,
 }
 
 impl Trying {
     /// Why the breaker let it through.
     fn permit(&self, now: Time) -> Option<Why> {
-        self.core.shared.route.policy.explain_permit(now, self.attempt.as_ref()?)
+        self.backend.policy.explain_permit(now, self.attempt.as_ref()?)
     }
 
     fn end(mut self, now: Time, outcome: &Outcome) {
-        if let Some(attempt) = self.attempt.take() {
-            end(&self.core, now, attempt, outcome);
-        }
+        self.ended(now, outcome);
+    }
+
+    fn ended(&mut self, now: Time, outcome: &Outcome) {
+        let Some(attempt) = self.attempt.take() else { return };
+        let name = &*self.backend.name;
+        let set = &self.endpoints.set;
+        self.backend.policy.attempt_ended(now, self.core.numbers.draw(), set, attempt, outcome, |event| match event {
+            policy::Event::Breaker(state) => {
+                tracing::warn!(backend = name, state = state.word(), "the breaker changed")
+            }
+            policy::Event::Endpoint(endpoint, why) => {
+                tracing::warn!(backend = name, endpoint = endpoint.name(), code = why.code(), "{why}");
+            }
+        });
     }
 }
 
 impl Drop for Trying {
     fn drop(&mut self) {
-        if let Some(attempt) = self.attempt.take() {
-            end(&self.core, self.core.now(), attempt, &Outcome::cancelled());
+        if self.attempt.is_some() {
+            self.ended(self.core.now(), &Outcome::cancelled());
         }
     }
-}
-
-fn end(core: &Core, now: Time, attempt: Attempt, outcome: &Outcome) {
-    let route = &core.shared.route;
-    route.policy.attempt_ended(now, core.numbers.draw(), &route.endpoints, attempt, outcome, |event| match event {
-        policy::Event::Breaker(state) => tracing::warn!(route = ROUTE, state = state.word(), "the breaker changed"),
-        policy::Event::Endpoint(endpoint, why) => {
-            tracing::warn!(route = ROUTE, endpoint = endpoint.name(), code = why.code(), "{why}");
-        }
-    });
 }
 
 /// A place in the queue, given up when this is dropped.
 struct Queued {
     core: Rc<Core>,
+    backend: Arc<Backend>,
     ticket: Option<policy::Ticket>,
     call: Option<Call>,
 }
@@ -145,20 +118,7 @@ impl Queued {
     fn give_up(&mut self) -> Result<Call, Why> {
         let (ticket, call) = (self.ticket.take(), self.call.take());
         let (Some(ticket), Some(call)) = (ticket, call) else { unreachable!("a queued call gives up once") };
-        let route = &self.core.shared.route;
-        let id = ticket.0;
-        let gave_up = route.policy.give_up(self.core.now(), ticket);
-        let mut waiting = route.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let unheard = matches!(waiting.remove(&id), Some(Waiter::Waits(_)));
-        match gave_up {
-            GaveUp::Left(why) => Err(why),
-            GaveUp::HasPlace => {
-                if unheard {
-                    waiting.insert(id, Waiter::Gone);
-                }
-                Ok(call)
-            }
-        }
+        self.backend.give_up(self.core.now(), ticket).map(|()| call)
     }
 }
 
@@ -167,7 +127,7 @@ impl Drop for Queued {
         if self.ticket.is_some()
             && let Ok(call) = self.give_up()
         {
-            self.core.shared.route.done(self.core.now(), call);
+            self.backend.done(self.core.now(), call);
         }
     }
 }
@@ -179,6 +139,9 @@ struct Story<'a> {
     client: &'a str,
     id: &'a RequestId,
     began: Instant,
+    /// The route and which of its matches; none where no route takes the request.
+    route: Option<(&'a Route, Option<usize>)>,
+    backend: Option<Arc<Backend>>,
     admission: [Option<Why>; 2],
     attempts: Vec<record::Attempt>,
     deadline_ms: f64,
@@ -192,6 +155,12 @@ pub fn decision(why: &Why) -> Decision {
 impl Story<'_> {
     fn keep(&self, status: u16, grpc_status: Option<u16>, outcome: Decision) {
         let shared = &self.core.shared;
+        let (route, matched) =
+            self.route.map_or_else(Default::default, |(route, at)| (route.name.to_string(), matched(route, at)));
+        let (backend, state) = self
+            .backend
+            .as_ref()
+            .map_or_else(Default::default, |backend| (backend.name.to_string(), backend.state(self.core.now())));
         shared.records.keep(Record {
             id: self.id.as_str().to_owned(),
             at_ms: self.core.unix_ms(),
@@ -199,7 +168,9 @@ impl Story<'_> {
             path: cut(&self.request.path),
             authority: cut(&self.request.authority),
             client: self.client.to_owned(),
-            route: ROUTE.to_owned(),
+            route,
+            matched,
+            backend,
             status,
             grpc_status,
             outcome,
@@ -208,55 +179,211 @@ impl Story<'_> {
             deadline_left_ms: self.deadline_left_ms,
             admission: self.admission.iter().flatten().map(decision).collect(),
             attempts: self.attempts.clone(),
-            state: shared.state(self.core.now()),
+            state,
         });
     }
 }
 
-/// Answers a request under the policies.
+/// Where the match stands that took a request.
+fn matched(route: &Route, at: Option<usize>) -> String {
+    let line =
+        at.and_then(|at| route.match_lines.get(at).copied()).filter(|line| *line > 0).unwrap_or(route.place.line);
+    crate::table::Place { file: route.place.file.clone(), line }.to_string()
+}
+
+/// Answers a request.
 pub async fn handle(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<'_>, id: RequestId) -> Reply {
     let began = Instant::now();
-    core.shard.route.running.add(1);
-    let mut running = Running { core: core.clone(), began, told: false };
+    let table = core.table();
     let mut story = Story {
         core,
         request: &request,
         client: client.address,
         id: &id,
         began,
+        route: None,
+        backend: None,
         admission: [None; 2],
         attempts: Vec::new(),
         deadline_ms: 0.0,
         deadline_left_ms: 0.0,
     };
-    let asked = asked(&request);
-    let mut reply = match admit(core, &asked, &mut story).await {
-        Ok(place) => tries(core, place, &request, body, &client, &mut story).await,
-        Err(why) => refuse(&story, &why, false),
+    let Some((route, at)) = table.find(&request) else {
+        core.shard.unmatched.add(1);
+        let detail = "no route takes this host, path, method and these fields";
+        return ours(
+            &story,
+            Code::ROUTE_NONE,
+            (404, 12),
+            detail,
+            "a route whose match describes it; see buttress route test",
+        );
     };
+    story.route = Some((route, at));
+    let mut running = Running::new(core, &route.figures, began);
+    let mut reply = routed(core, route, at, body, &client, &mut story).await;
     running.told(reply.status);
     reply.body = reply.body.on_end(running);
     reply
 }
 
+/// An answer of the gateway itself, with its record.
+fn ours(story: &Story<'_>, code: Code, (status, grpc): (u16, u8), detail: &str, would_pass: &str) -> Reply {
+    let is_grpc = forward::is_grpc(story.request);
+    let reply = Problem {
+        status,
+        code: code.0,
+        detail,
+        would_pass: Some(would_pass).filter(|text| !text.is_empty()),
+        id: Some(story.id.clone()),
+        grpc: is_grpc.then_some(grpc),
+        retry_after: None,
+    }
+    .reply();
+    let outcome = Decision { code: code.0, says: detail.to_owned(), would_pass: would_pass.to_owned() };
+    story.keep(status, is_grpc.then_some(grpc.into()), outcome);
+    reply
+}
+
+/// Under the rules of its route.
+async fn routed(
+    core: &Rc<Core>,
+    route: &Route,
+    at: Option<usize>,
+    body: Body,
+    client: &Client<'_>,
+    story: &mut Story<'_>,
+) -> Reply {
+    let request = story.request;
+    if let Some(fault) = route.fault.as_ref().filter(|fault| fault.holds(request)) {
+        if let Some((delay, share)) = fault.delay
+            && drawn(core.numbers.draw(), share)
+        {
+            tokio::time::sleep(delay).await;
+        }
+        if let Some((status, share)) = fault.abort
+            && drawn(core.numbers.draw(), share)
+        {
+            let detail = format!("route \"{}\" fails this request on purpose", route.name);
+            return ours(story, Code::FAULT_ON_PURPOSE, (status, 14), &detail, "a route without fault, or luck");
+        }
+    }
+    let caller: Option<&str> = None;
+    for limit in &route.limits {
+        if let Err(why) = limit.take(core.now(), request, client, caller) {
+            return refuse(story, &why, false);
+        }
+    }
+    let asked = Asked {
+        policy: asked(route, request, client, caller),
+        rewrite: route.rewrite.as_ref(),
+        path: route.rewrite.as_ref().and_then(|rewrite| rewrite.path(&request.path, at)),
+    };
+    let replay = (!body.is_empty()).then(|| Replay::new(body));
+    if route.backends.is_empty() {
+        return fixed(story, route).unwrap_or_else(|| {
+            ours(story, Code::ROUTE_NONE, (503, 14), "the route has no backend", "a backend in the route's `to`")
+        });
+    }
+    let chosen = route.choose(request, core.numbers.draw());
+    let reply = through(core, &route.backends[chosen], &asked, replay.as_ref(), client, story).await;
+    if let Some(mirror) = &route.mirror {
+        mirror.copy(core, request, &asked, replay.as_ref(), client, story.id);
+    }
+    if !reply.failed {
+        return reply;
+    }
+    if let Some(at) = route.fallback.filter(|at| *at != chosen) {
+        let again = reply.undelivered || asked.policy.idempotent;
+        if again && replay.as_ref().is_none_or(|replay| replay.borrow().whole()) {
+            let reply = through(core, &route.backends[at], &asked, replay.as_ref(), client, story).await;
+            if !reply.failed {
+                return reply;
+            }
+        }
+    }
+    fixed(story, route).unwrap_or(reply)
+}
+
+/// The answer that a route has for when nobody else has one.
+fn fixed(story: &Story<'_>, route: &Route) -> Option<Reply> {
+    let answer = route.spec.fallback.as_ref()?.answer.as_ref()?;
+    if forward::is_grpc(story.request) {
+        return None;
+    }
+    let body = Bytes::from(answer.body.clone());
+    let content_type = answer.content_type.as_deref().unwrap_or("text/plain; charset=utf-8");
+    Some(Reply {
+        status: answer.status.unwrap_or(200),
+        fields: Fields::from_pairs(&[("content-type", content_type), ("buttress-fallback", "answer")]),
+        length: crate::parse::Length::Known(body.len() as u64),
+        body: Body::full(body),
+        id: Some(story.id.clone()),
+        ..Reply::empty()
+    })
+}
+
+/// A request as it is sent to a backend.
+pub struct Asked<'a> {
+    pub policy: policy::Request,
+    pub rewrite: Option<&'a Rewrite>,
+    pub path: Option<Vec<u8>>,
+}
+
+/// Under the policies of a backend.
+async fn through(
+    core: &Rc<Core>,
+    backend: &Arc<Backend>,
+    asked: &Asked<'_>,
+    replay: Option<&Rc<RefCell<Replay>>>,
+    client: &Client<'_>,
+    story: &mut Story<'_>,
+) -> Reply {
+    story.backend = Some(backend.clone());
+    match admit(core, backend, &asked.policy, story).await {
+        Ok(place) => tries(core, place, asked, replay, client, story).await,
+        Err(why) => refuse(story, &why, false),
+    }
+}
+
 /// What the policies ask of a request.
-fn asked(request: &RequestHead) -> policy::Request {
+fn asked(route: &Route, request: &RequestHead, client: &Client<'_>, caller: Option<&str>) -> policy::Request {
     let fields = &request.fields;
     let grpc = fields.text(Kind::GrpcTimeout).and_then(parse::grpc_timeout);
-    let idempotent = request.method.is_idempotent() || fields.get(Kind::IdempotencyKey).is_some();
+    let idempotent = request.method.is_idempotent() || fields.get(Kind::IdempotencyKey).is_some() || route.idempotent;
+    let told = route
+        .priority
+        .header
+        .as_ref()
+        .and_then(|name| std::str::from_utf8(fields.named(name)?).ok()?.trim().parse().ok());
+    let priority = told.map_or(
+        match route.priority.default {
+            Some(Level::Critical) => Priority::CRITICAL,
+            Some(Level::Normal) | None => Priority::NORMAL,
+            Some(Level::Low) => Priority::LOW,
+            Some(Level::Bulk) => Priority::BULK,
+        },
+        Priority::new,
+    );
     policy::Request {
         left: fields.text(Kind::Timeout).and_then(parse::timeout_ms).or(grpc),
         attempt: fields.text(Kind::RetryAttempt).map_or(1, parse::attempt),
         // An upgrade makes a connection that nobody can repeat.
         idempotent: idempotent && !request.upgrade,
+        priority,
+        ring_key: route.ring_key.of(request, client, caller),
         ..policy::Request::default()
     }
 }
 
-async fn admit(core: &Rc<Core>, asked: &policy::Request, story: &mut Story<'_>) -> Result<Place, Why> {
-    let route = &core.shared.route;
-    let place = |call| Place { core: core.clone(), call: Some(call) };
-    let (call, ticket, until) = match route.policy.admit(core.now(), asked) {
+async fn admit(
+    core: &Rc<Core>,
+    backend: &Arc<Backend>,
+    asked: &policy::Request,
+    story: &mut Story<'_>,
+) -> Result<Place, Why> {
+    let place = |call| Place { core: core.clone(), backend: backend.clone(), call: Some(call) };
+    let (call, ticket, until) = match backend.policy.admit(core.now(), asked) {
         Admit::Go(call, why) => {
             story.admission[0] = Some(why);
             return Ok(place(call));
@@ -268,21 +395,10 @@ async fn admit(core: &Rc<Core>, asked: &policy::Request, story: &mut Story<'_>) 
         }
     };
     let number = ticket.0;
-    let mut queued = Queued { core: core.clone(), ticket: Some(ticket), call: Some(call) };
-    let (waiter, woken) = oneshot::channel();
-    let known = {
-        let mut waiting = route.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        match waiting.remove(&number) {
-            Some(Waiter::Woken(woken)) => Some(woken),
-            _ => {
-                waiting.insert(number, Waiter::Waits(waiter));
-                None
-            }
-        }
-    };
-    let woken = match known {
-        Some(woken) => Some(woken),
-        None => tokio::time::timeout_at(core.instant(until), woken).await.ok().and_then(Result::ok),
+    let mut queued = Queued { core: core.clone(), backend: backend.clone(), ticket: Some(ticket), call: Some(call) };
+    let woken = match backend.wait(number) {
+        Err(woken) => Some(woken),
+        Ok(woken) => tokio::time::timeout_at(core.instant(until), woken).await.ok().and_then(Result::ok),
     };
     let call = match woken {
         Some(Woken::In(_)) => {
@@ -297,37 +413,193 @@ async fn admit(core: &Rc<Core>, asked: &policy::Request, story: &mut Story<'_>) 
     };
     let place = place(call);
     let call = place.call.as_ref().expect("it was put there above");
-    story.admission[1] = Some(route.policy.resume(core.now(), call)?);
+    story.admission[1] = Some(backend.policy.resume(core.now(), call)?);
     Ok(place)
+}
+
+/// An attempt that may be sent.
+struct Begun {
+    trying: Trying,
+    pick: Pick,
+    member: Arc<Member>,
+    upstream: Rc<Upstream>,
+    began: Time,
+    timeout: Duration,
+    number: u32,
+    left: Option<Duration>,
+    hedge: bool,
+}
+
+/// An attempt that is over.
+struct Ended {
+    trying: Trying,
+    pick: Pick,
+    member: Arc<Member>,
+    began: Time,
+    ended: Time,
+    hedge: bool,
+    sent: Result<Got, Failure>,
+    outcome: Outcome,
+    status: Option<u16>,
+    grpc_status: Option<u16>,
+    /// A status of gRPC is still to come, in the trailers.
+    open: bool,
+}
+
+/// Chooses an endpoint and takes what an attempt needs.
+fn begin(core: &Rc<Core>, place: &mut Place, hedge: bool) -> Result<Begun, Why> {
+    let backend = place.backend.clone();
+    let endpoints = backend.endpoints.load_full();
+    let now = core.now();
+    let pick = backend.policy.pick(now, core.numbers.draw(), &endpoints.set, place.call())?;
+    let attempt = backend.policy.attempt_started(now, core.numbers.draw(), place.call(), &endpoints.set, pick.at)?;
+    let member = endpoints.members[pick.at].clone();
+    Ok(Begun {
+        pick,
+        upstream: core.upstream(&member),
+        member,
+        began: now,
+        timeout: attempt.timeout,
+        number: place.call().attempt_to_send(),
+        left: place.call().left(now),
+        hedge,
+        trying: Trying { core: core.clone(), backend, endpoints, attempt: Some(attempt) },
+    })
+}
+
+/// A request on its way to an endpoint, for the figures.
+struct Counted<'a>(&'a crate::metrics::EndpointFigures);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.golden.running.take(1);
+    }
+}
+
+/// Sends it, and waits for what comes of it.
+async fn attempt(
+    core: &Rc<Core>,
+    begun: Begun,
+    request: &RequestHead,
+    asked: &Asked<'_>,
+    replay: Option<&Rc<RefCell<Replay>>>,
+    client: &Client<'_>,
+    id: &RequestId,
+) -> Ended {
+    let Begun { trying, pick, member, upstream, began, timeout, number, left, hedge } = begun;
+    let sent = {
+        let figures = &member.figures[core.at];
+        core.shard.attempts.add(1);
+        figures.golden.running.add(1);
+        let _counted = Counted(figures);
+        let added = Added {
+            id,
+            address: client.address,
+            traceparent: core.numbers.traceparent(),
+            attempt: number,
+            left_ms: left.map(|left| left.min(timeout).as_millis() as u64),
+            endpoint: &upstream.endpoint.address,
+            rewrite: asked.rewrite,
+            path: asked.path.as_deref(),
+        };
+        let idempotent = asked.policy.idempotent;
+        let sent = tokio::time::timeout(timeout, send(core, &upstream, request, replay, &added, idempotent)).await;
+        figures.connects.set(upstream.connects.get());
+        sent.unwrap_or_else(|_| Err(Failure { kind: FailureKind::Deadline, not_delivered: false, reused: false }))
+    };
+    let ended = core.now();
+    let (outcome, status, grpc_status, open) = judge(&sent, forward::is_grpc(request), core.unix_ms());
+    let figures = &member.figures[core.at];
+    figures.golden.done(status.unwrap_or(502), ended.since(began).as_micros() as u64);
+    if outcome.succeeded() == Some(false) {
+        figures.failures.add(1);
+    }
+    Ended { trying, pick, member, began, ended, hedge, sent, outcome, status, grpc_status, open }
+}
+
+impl Ended {
+    /// For the record of the request. An attempt whose end is open is told as what it is up to here.
+    fn told(&self, next: Option<&Why>) -> record::Attempt {
+        let failure = self.sent.as_ref().err();
+        record::Attempt {
+            endpoint: self.member.endpoint.address.clone(),
+            backend: self.trying.backend.name.to_string(),
+            hedge: self.hedge,
+            picked: Some(decision(&self.pick.why)),
+            breaker: self.trying.permit(self.began).as_ref().map(decision),
+            took_ms: self.ended.since(self.began).as_secs_f64() * 1e3,
+            status: self.status,
+            grpc_status: self.grpc_status,
+            problem: failure.map(|failure| failure.kind.to_string()).unwrap_or_default(),
+            delivered: failure.is_none_or(|failure| !failure.not_delivered),
+            reused_connection: failure.is_some_and(|failure| failure.reused),
+            next: next.map(decision),
+        }
+    }
+}
+
+/// One attempt, and a second one beside it where the route hedges and the first is slow. What comes first and is good counts.
+async fn attempt_or_hedge(
+    core: &Rc<Core>,
+    place: &mut Place,
+    begun: Begun,
+    asked: &Asked<'_>,
+    replay: Option<&Rc<RefCell<Replay>>>,
+    client: &Client<'_>,
+    story: &mut Story<'_>,
+) -> Ended {
+    let (request, id, backend) = (story.request, story.id, place.backend.clone());
+    let after = backend.policy.hedge(core.now(), place.call());
+    let first = attempt(core, begun, request, asked, replay, client, id);
+    let Ok(after) = after else { return first.await };
+    let mut first = pin!(first);
+    tokio::select! {
+        biased;
+        ended = &mut first => return ended,
+        () = tokio::time::sleep(after) => {}
+    }
+    // Two can read a body only when all of it is here.
+    let readable = replay.is_none_or(|replay| replay.borrow().complete());
+    if !readable || backend.policy.hedge_now(core.now(), place.call(), after).is_err() {
+        return first.await;
+    }
+    let Ok(second) = begin(core, place, true) else { return first.await };
+    core.shard.hedges.add(1);
+    let mut second = pin!(attempt(core, second, request, asked, replay, client, id));
+    let (ended, first_is_over) = tokio::select! {
+        ended = &mut first => (ended, true),
+        ended = &mut second => (ended, false),
+    };
+    // The other one is dropped, which cancels it.
+    if ended.outcome.succeeded() == Some(true) {
+        return ended;
+    }
+    story.attempts.push(ended.told(None));
+    ended.trying.end(ended.ended, &ended.outcome);
+    if first_is_over { second.await } else { first.await }
 }
 
 /// Makes attempts until one is answered or no other may follow.
 async fn tries(
     core: &Rc<Core>,
     mut place: Place,
-    request: &RequestHead,
-    body: Body,
+    asked: &Asked<'_>,
+    replay: Option<&Rc<RefCell<Replay>>>,
     client: &Client<'_>,
     story: &mut Story<'_>,
 ) -> Reply {
-    let route = &core.shared.route;
-    let policy = &route.policy;
-    let replay = (!body.is_empty()).then(|| Replay::new(body));
-    let is_grpc = forward::is_grpc(request);
+    let backend = place.backend.clone();
+    let is_grpc = forward::is_grpc(story.request);
     if let Some(left) = place.call().left(core.now()) {
         story.deadline_ms = left.as_secs_f64() * 1e3;
     }
     // What the client is answered if no further attempt follows.
     let mut last: Option<(Reply, Option<u16>)> = None;
     loop {
-        let now = core.now();
-        let started = policy.pick(now, core.numbers.draw(), &route.endpoints, place.call()).and_then(|pick| {
-            Ok((pick, policy.attempt_started(now, core.numbers.draw(), place.call(), &route.endpoints, pick.at)?))
-        });
-        let (pick, attempt) = match started {
-            Ok(started) => started,
+        let begun = match begin(core, &mut place, false) {
+            Ok(begun) => begun,
             Err(why) => {
-                story.deadline_left_ms = left_ms(place.call(), now);
+                story.deadline_left_ms = left_ms(place.call(), core.now());
                 // The last answer stands, where there was one.
                 return match last {
                     Some((mut reply, grpc_status)) => {
@@ -339,71 +611,39 @@ async fn tries(
                 };
             }
         };
-        let timeout = attempt.timeout;
-        let trying = Trying { core: core.clone(), attempt: Some(attempt) };
-        let upstream = &core.upstreams[pick.at];
-        let figures = &core.shard.endpoints[pick.at];
-        core.shard.attempts.add(1);
-        figures.golden.running.add(1);
-        let left = place.call().left(now);
-        let added = Added {
-            id: story.id,
-            address: client.address,
-            traceparent: core.numbers.traceparent(),
-            attempt: place.call().attempt_to_send(),
-            left_ms: left.map(|left| left.min(timeout).as_millis() as u64),
-            endpoint: &upstream.endpoint.address,
-        };
-        let repeatable = asked(request).idempotent;
-        let sent =
-            tokio::time::timeout(timeout, send(core, upstream, request, replay.as_ref(), &added, repeatable)).await;
-        let sent =
-            sent.unwrap_or_else(|_| Err(Failure { kind: FailureKind::Deadline, not_delivered: false, reused: false }));
-        figures.golden.running.take(1);
-        figures.connects.set(upstream.connects.get());
-        let ended = core.now();
-        let took = ended.since(now);
-        let (outcome, status, grpc_status, open) = judge(&sent, is_grpc, core.unix_ms());
-        figures.golden.done(status.unwrap_or(502), took.as_micros() as u64);
-        if outcome.succeeded() == Some(false) {
-            figures.failures.add(1);
-        }
-        story.deadline_left_ms = left_ms(place.call(), ended);
+        let ended = attempt_or_hedge(core, &mut place, begun, asked, replay, client, story).await;
+        story.deadline_left_ms = left_ms(place.call(), ended.ended);
         // The frequent case, which allocates nothing but what the answer needs.
-        if outcome.succeeded() == Some(true) {
-            let got = match sent {
-                Ok(got) => got,
-                Err(_) => unreachable!("a failure is no success"),
-            };
+        if ended.outcome.succeeded() == Some(true) {
             let again = !story.attempts.is_empty();
             if again || core.sampled() {
-                let breaker = trying.permit(now);
-                story.attempts.push(tried(upstream, &pick.why, breaker, took, status, grpc_status, "", true, false));
+                story.attempts.push(ended.told(None));
                 let outcome = decision(&Why::RetryNeedless { attempt: place.call().attempts().into() });
-                story.keep(got.head.status, grpc_status, outcome);
+                story.keep(ended.status.unwrap_or(200), ended.grpc_status, outcome);
             }
+            let Ended { trying, member, sent: Ok(got), outcome, ended, open, .. } = ended else {
+                unreachable!("a failure is no success")
+            };
+            let reply = answered(got, story.id.clone());
             if !open {
                 trying.end(ended, &outcome);
-                return finish(story, &upstream.endpoint.address, answered(got, story.id.clone()), place, None);
+                return finish(story, &member, reply, place, None);
             }
-            let reply = answered(got, story.id.clone());
-            return finish(story, &upstream.endpoint.address, reply, place, Some((trying, ended)));
+            return finish(story, &member, reply, place, Some((trying, ended)));
         }
-        let breaker = trying.permit(now);
+        let whole = replay.is_none_or(|replay| replay.borrow().whole());
+        let told = ended.told(None);
+        let Ended { trying, member, sent, outcome, ended, grpc_status, .. } = ended;
         trying.end(ended, &outcome);
-        let whole = replay.as_ref().is_none_or(|replay| replay.borrow().whole());
         let next = if whole {
-            policy.next(ended, core.numbers.draw(), place.call(), &outcome)
+            backend.policy.next(ended, core.numbers.draw(), place.call(), &outcome)
         } else {
             Next::GiveUp(Why::RetryBody { attempt: place.call().attempts().into() })
         };
         let (Next::Retry { why, .. } | Next::GiveUp(why)) = &next;
-        let problem = sent.as_ref().err().map(|failure| failure.kind.to_string()).unwrap_or_default();
-        let (delivered, reused) = sent.as_ref().err().map_or((true, false), |f| (!f.not_delivered, f.reused));
-        let mut tried = tried(upstream, &pick.why, breaker, took, status, grpc_status, &problem, delivered, reused);
-        tried.next = Some(decision(why));
-        story.attempts.push(tried);
-        let reply = failed(story, upstream.endpoint.address.as_str(), sent, is_grpc, why);
+        story.attempts.push(record::Attempt { next: Some(decision(why)), ..told });
+        let mut reply = failed(story, &member.endpoint.address, sent, is_grpc, why);
+        reply.failed = true;
         match next {
             Next::Retry { after, .. } => {
                 last = Some((reply, grpc_status));
@@ -411,12 +651,11 @@ async fn tries(
                 core.shard.retries.add(1);
             }
             Next::GiveUp(_) => {
-                let mut reply = reply;
                 // Where nothing arrived anywhere, the hop before may have an endpoint that we have not.
                 reply.undelivered = story.attempts.iter().all(|attempt| !attempt.delivered);
                 reply.spent = place.call().mark_retried() && !reply.undelivered;
                 keep_failure(story, &reply, grpc_status, why);
-                return finish(story, &upstream.endpoint.address, reply, place, None);
+                return finish(story, &member, reply, place, None);
             }
         }
     }
@@ -427,50 +666,27 @@ fn left_ms(call: &Call, now: Time) -> f64 {
 }
 
 /// Gives the place back when the body of the answer has ended, and tells how a call of gRPC ended.
-fn finish(story: &Story<'_>, endpoint: &str, mut reply: Reply, place: Place, open: Option<(Trying, Time)>) -> Reply {
+fn finish(story: &Story<'_>, member: &Member, mut reply: Reply, place: Place, open: Option<(Trying, Time)>) -> Reply {
     if open.is_none() && (reply.body.is_whole() || reply.tunnel.is_some()) {
         return reply;
     }
+    let (route, matched) =
+        story.route.map_or_else(Default::default, |(route, at)| (route.name.clone(), Box::from(matched(route, at))));
     let about = About {
         id: story.id.clone(),
         method: story.request.method.clone(),
         path: story.request.path.clone(),
         authority: story.request.authority.clone(),
         client: story.client.into(),
-        endpoint: endpoint.into(),
+        route,
+        matched,
+        endpoint: member.endpoint.address.as_str().into(),
         began: story.began,
         status: reply.status,
     };
     reply.body = reply.body.with(Box::new(Ticket { place, about, open, frames: 0, bytes: 0 }));
     reply
 }
-
-#[allow(clippy::too_many_arguments)]
-fn tried(
-    upstream: &crate::upstream::Upstream,
-    picked: &Why,
-    breaker: Option<Why>,
-    took: Duration,
-    status: Option<u16>,
-    grpc_status: Option<u16>,
-    problem: &str,
-    delivered: bool,
-    reused: bool,
-) -> record::Attempt {
-    record::Attempt {
-        endpoint: upstream.endpoint.address.clone(),
-        picked: Some(decision(picked)),
-        breaker: breaker.as_ref().map(decision),
-        took_ms: took.as_secs_f64() * 1e3,
-        status,
-        grpc_status,
-        problem: problem.to_owned(),
-        delivered,
-        reused_connection: reused,
-        next: None,
-    }
-}
-
 /// What came of an attempt: for the policies, the statuses, and whether a status in the trailers is still to come.
 fn judge(sent: &Result<Got, Failure>, is_grpc: bool, unix_ms: u64) -> (Outcome, Option<u16>, Option<u16>, bool) {
     match sent {
@@ -538,6 +754,7 @@ fn refuse(story: &Story<'_>, why: &Why, spent: bool) -> Reply {
     // Nothing was sent, unless attempts were made before.
     reply.undelivered = story.attempts.iter().all(|attempt| !attempt.delivered);
     reply.spent = spent;
+    reply.failed = true;
     story.keep(status, is_grpc.then_some(grpc.into()), decision);
     reply
 }
@@ -580,15 +797,21 @@ fn keep_failure(story: &Story<'_>, reply: &Reply, grpc_status: Option<u16>, why:
 
 /// A request that runs, for the figures; told once, when its answer begins, and over when that has ended.
 pub struct Running {
-    core: Rc<Core>,
+    figures: Arc<RouteFigures>,
+    core: usize,
     began: Instant,
     told: bool,
 }
 
 impl Running {
+    fn new(core: &Core, figures: &Arc<RouteFigures>, began: Instant) -> Self {
+        figures.golden[core.at].running.add(1);
+        Self { figures: figures.clone(), core: core.at, began, told: false }
+    }
+
     fn told(&mut self, status: u16) {
         self.told = true;
-        self.core.shard.route.done(status, self.began.elapsed().as_micros() as u64);
+        self.figures.golden[self.core].done(status, self.began.elapsed().as_micros() as u64);
     }
 }
 
@@ -598,7 +821,7 @@ impl Drop for Running {
             // The client left before there was an answer: 499, as nginx calls it.
             self.told(499);
         }
-        self.core.shard.route.running.take(1);
+        self.figures.golden[self.core].running.take(1);
     }
 }
 
@@ -619,6 +842,8 @@ struct About {
     path: Bytes,
     authority: Bytes,
     client: Box<str>,
+    route: Arc<str>,
+    matched: Box<str>,
     endpoint: Box<str>,
     began: Instant,
     status: u16,
@@ -663,7 +888,9 @@ impl Ticket {
             path: cut(&about.path),
             authority: cut(&about.authority),
             client: about.client.to_string(),
-            route: ROUTE.to_owned(),
+            route: about.route.to_string(),
+            matched: about.matched.to_string(),
+            backend: self.place.backend.name.to_string(),
             status: about.status,
             grpc_status: None,
             outcome: Decision { code: Code::UPSTREAM_CUT.0, says, would_pass },
@@ -672,7 +899,7 @@ impl Ticket {
             deadline_left_ms: 0.0,
             admission: Vec::new(),
             attempts: Vec::new(),
-            state: core.shared.state(core.now()),
+            state: self.place.backend.state(core.now()),
         });
     }
 }

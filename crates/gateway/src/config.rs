@@ -54,7 +54,6 @@ impl Endpoint {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub listen: SocketAddr,
-    pub endpoints: Vec<Endpoint>,
     /// One for each core that traffic may use.
     pub threads: usize,
     /// Round robin, and no policy: what the data path costs alone.
@@ -72,8 +71,6 @@ pub struct Timeouts {
     pub head: Duration,
     /// A client's connection without a request.
     pub idle: Duration,
-    /// From the request's head to the response's, all attempts together.
-    pub request: Duration,
     /// How long requests may go on when the proxy stops.
     pub drain: Duration,
 }
@@ -85,7 +82,6 @@ impl Default for Timeouts {
             head: Duration::from_secs(10),
             // Longer than most load balancers keep theirs (60 s), so that they close first.
             idle: Duration::from_secs(75),
-            request: Duration::from_secs(15),
             drain: Duration::from_secs(25),
         }
     }

@@ -23,6 +23,7 @@ use crate::{
     parse::{Kind, Length, RequestHead},
     reply::line,
     request_id::{RequestId, traceparent_ok},
+    rules::Rewrite,
 };
 
 /// What is added to a request, beside its own fields.
@@ -37,6 +38,33 @@ pub struct Added<'a> {
     pub left_ms: Option<u64>,
     /// What the upstream is called where the client named nothing.
     pub endpoint: &'a str,
+    /// What the route changes.
+    pub rewrite: Option<&'a Rewrite>,
+    /// The path in place of the client's.
+    pub path: Option<&'a [u8]>,
+}
+
+impl<'a> Added<'a> {
+    fn host(&'a self, request: &'a RequestHead) -> &'a [u8] {
+        match self.rewrite.and_then(|rewrite| rewrite.host.as_ref()) {
+            Some(host) => host.as_bytes(),
+            None if request.authority.is_empty() => self.endpoint.as_bytes(),
+            None => &request.authority,
+        }
+    }
+
+    fn path(&'a self, request: &'a RequestHead) -> &'a [u8] {
+        self.path.unwrap_or(&request.path)
+    }
+
+    /// Whether a field of the client's goes on.
+    fn passes(&self, kind: Kind, name: &[u8]) -> bool {
+        passes(kind) && self.rewrite.is_none_or(|rewrite| !rewrite.ends(name))
+    }
+
+    fn set(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        self.rewrite.into_iter().flat_map(|rewrite| rewrite.set.iter().map(|(name, value)| (&**name, &**value)))
+    }
 }
 
 /// The field by which a hop says that a request is a retry, and which one.
@@ -77,15 +105,17 @@ pub fn encoder(length: Length) -> Encoder {
 /// Writes the head for an upstream that speaks HTTP/1.1.
 pub fn write_head(request: &RequestHead, added: &Added<'_>, out: &mut BytesMut) {
     out.reserve(512);
-    for part in [request.method.as_str().as_bytes(), b" ", &request.path, b" HTTP/1.1\r\n"] {
+    for part in [request.method.as_str().as_bytes(), b" ", added.path(request), b" HTTP/1.1\r\n"] {
         out.put_slice(part);
     }
-    let host: &[u8] = if request.authority.is_empty() { added.endpoint.as_bytes() } else { &request.authority };
-    line(out, b"host", host);
+    line(out, b"host", added.host(request));
     for (kind, name, value) in request.fields.iter() {
-        if passes(kind) {
+        if added.passes(kind, name) {
             line(out, name, value);
         }
+    }
+    for (name, value) in added.set() {
+        line(out, name.as_bytes(), value.as_bytes());
     }
     if request.upgrade
         && let Some(protocol) = request.fields.get(Kind::Upgrade)
@@ -134,16 +164,22 @@ fn traceparent<'a>(request: &'a RequestHead, added: &'a Added<'_>) -> &'a [u8] {
 /// # Errors
 /// Where the path or the authority is none that HTTP/2 can carry.
 pub fn http2(request: &RequestHead, added: &Added<'_>, body: Body) -> Result<http::Request<Body>, http::Error> {
-    let host: &[u8] = if request.authority.is_empty() { added.endpoint.as_bytes() } else { &request.authority };
-    let uri = http::Uri::builder().scheme("http").authority(host).path_and_query(&request.path[..]).build()?;
+    let uri = http::Uri::builder()
+        .scheme("http")
+        .authority(added.host(request))
+        .path_and_query(added.path(request))
+        .build()?;
     let mut built = http::Request::builder().method(&request.method).uri(uri).version(Version::HTTP_2).body(body)?;
     let headers = built.headers_mut();
     let mut trailers = is_grpc(request);
     for (kind, name, value) in request.fields.iter() {
         trailers |= kind == Kind::Te && value.eq_ignore_ascii_case(b"trailers");
-        if passes(kind) {
+        if added.passes(kind, name) {
             headers.append(HeaderName::from_bytes(name)?, HeaderValue::from_bytes(value)?);
         }
+    }
+    for (name, value) in added.set() {
+        headers.insert(HeaderName::from_bytes(name.as_bytes())?, HeaderValue::from_str(value)?);
     }
     let before = request.fields.iter().filter(|(kind, ..)| *kind == Kind::ForwardedFor).map(|(_, _, value)| value);
     let mut chain = before.flat_map(|value| [value, b", "]).collect::<Vec<_>>().concat();
@@ -243,6 +279,8 @@ mod tests {
             attempt: 1,
             left_ms: None,
             endpoint: "up:1",
+            rewrite: None,
+            path: None,
         };
         write_head(&request, &added, &mut out);
         String::from_utf8(out.to_vec()).unwrap().replace("\r\n", "\n")

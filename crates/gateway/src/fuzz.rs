@@ -21,6 +21,8 @@ pub fn request(input: &[u8]) {
         attempt: 2,
         left_ms: Some(1000),
         endpoint: "up:80",
+        rewrite: None,
+        path: None,
     };
     forward::write_head(&request, &added, &mut out);
     let text = String::from_utf8_lossy(&out).to_ascii_lowercase();

@@ -5,14 +5,15 @@
 //! sends a request twice that may have had an effect.
 //!
 //! The way of a request: [`run`] accepts the connection on one of the cores; [`server`] reads a head with [`parse`] (or
-//! hyper does, for HTTP/2); [`proxy`] names it; [`call`] takes it through the policies of
-//! its route, which may refuse it, let it wait, or send it again; [`forward`] writes the head that goes on;
+//! hyper does, for HTTP/2); [`proxy`] names it; [`call`] finds its route in the [`table`], holds it against the route's
+//! [`rules`], and takes it through the policies of a backend, which may refuse it, let it wait, or send it again; [`forward`] writes the head that goes on;
 //! [`upstream`] takes a connection, writes and reads; [`body`] and [`frame`] carry what follows; [`reply`] is what goes
 //! back. HTTP/1.1 is ours on both sides, HTTP/2 is hyper's: docs/adr/0013-http1.md says why.
 
 /// The codes of decisions, for whoever explains them.
 pub use buttress_policy::decision;
 
+pub mod compile;
 pub mod config;
 pub mod frame;
 pub mod parse;
@@ -25,6 +26,11 @@ pub mod reply;
 pub mod request_id;
 pub mod upstream;
 
+pub mod cluster_rate;
+mod mirror;
+pub mod rules;
+pub mod table;
+
 pub mod call;
 pub mod proxy;
 pub mod server;
@@ -33,5 +39,6 @@ pub mod fuzz;
 
 pub mod metrics;
 pub mod record;
+pub mod report;
 pub mod run;
 pub mod shared;

@@ -72,33 +72,20 @@ pub struct EndpointFigures {
     pub failures: Count,
 }
 
-/// All figures of one core.
-#[derive(Debug)]
+/// Figures of one core that belong to no route.
+#[derive(Debug, Default)]
 pub struct Shard {
-    pub route: Golden,
-    pub endpoints: Vec<EndpointFigures>,
     pub connections: Count,
     pub connections_total: Count,
     /// Requests that were not taken, because they were no HTTP.
     pub refused: Count,
+    /// Requests that no route takes.
+    pub unmatched: Count,
     pub attempts: Count,
     pub retries: Count,
+    pub hedges: Count,
+    pub mirrored: Count,
     pub tunnels: Count,
-}
-
-impl Shard {
-    pub fn new(endpoints: usize) -> Self {
-        Self {
-            route: Golden::default(),
-            endpoints: (0..endpoints).map(|_| EndpointFigures::default()).collect(),
-            connections: Count::default(),
-            connections_total: Count::default(),
-            refused: Count::default(),
-            attempts: Count::default(),
-            retries: Count::default(),
-            tunnels: Count::default(),
-        }
-    }
 }
 
 /// The same figure of all cores.

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashMap,
     rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -23,6 +24,7 @@ use crate::{
     reply::{Problem, Reply},
     request_id::{Numbers, RequestId},
     shared::Shared,
+    table::{Member, Table},
     upstream::{Asked, Failure, FailureKind, Got, Upstream},
 };
 
@@ -32,23 +34,46 @@ const FOREVER: Duration = Duration::from_secs(24 * 3600);
 /// What one core has for its requests.
 pub struct Core {
     pub shared: Arc<Shared>,
-    pub upstreams: Vec<Rc<Upstream>>,
+    /// Which of the cores.
+    pub at: usize,
+    upstreams: RefCell<HashMap<u64, Rc<Upstream>>>,
     pub numbers: Numbers,
     pub shard: Arc<Shard>,
+    /// Mirrored requests under way.
+    pub copies: Cell<usize>,
     next: Cell<usize>,
     sample: Cell<u64>,
 }
 
 impl Core {
     pub fn new(shared: Arc<Shared>, at: usize, seed: u64) -> Self {
-        let endpoints = &shared.options.endpoints;
-        let upstreams = endpoints.iter().map(|endpoint| Rc::new(Upstream::new(endpoint.clone()))).collect();
         let shard = shared.shards[at].clone();
-        Self { shared, upstreams, numbers: Numbers::new(seed), shard, next: Cell::new(0), sample: Cell::new(0) }
+        let (upstreams, numbers) = (RefCell::default(), Numbers::new(seed));
+        Self { shared, at, upstreams, numbers, shard, copies: Cell::new(0), next: Cell::new(0), sample: Cell::new(0) }
     }
 
-    fn round_robin(&self) -> usize {
-        let at = self.next.get() % self.upstreams.len();
+    /// What requests are routed by at this moment.
+    pub fn table(&self) -> Arc<Table> {
+        self.shared.table.load_full()
+    }
+
+    /// This core's connections to an endpoint.
+    pub fn upstream(&self, member: &Member) -> Rc<Upstream> {
+        let mut upstreams = self.upstreams.borrow_mut();
+        upstreams.entry(member.id).or_insert_with(|| Rc::new(Upstream::new(member.endpoint.clone()))).clone()
+    }
+
+    /// Closes connections that were idle for long, and forgets endpoints that nobody has asked since.
+    pub fn sweep(&self, now: Instant) {
+        self.upstreams.borrow_mut().retain(|_, upstream| {
+            upstream.sweep(now);
+            Rc::strong_count(upstream) > 1 || !upstream.forgotten(now)
+        });
+    }
+
+    /// Whose turn it is of so many.
+    fn turn(&self, of: usize) -> usize {
+        let at = self.next.get() % of;
         self.next.set(at + 1);
         at
     }
@@ -93,7 +118,10 @@ pub async fn handle(core: &Rc<Core>, request: RequestHead, body: Body, client: C
 
 /// In turn, and without any policy. Only what a kept connection did by dying is made good.
 async fn bare(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<'_>, id: RequestId) -> Reply {
-    let upstream = &core.upstreams[core.round_robin()];
+    let table = core.table();
+    let Some(backend) = table.routes.first().and_then(|route| route.backends.first()) else { return Reply::empty() };
+    let endpoints = backend.endpoints.load_full();
+    let upstream = &core.upstream(&endpoints.members[core.turn(endpoints.members.len())]);
     let replay = (!body.is_empty()).then(|| Replay::new(body));
     let added = Added {
         id: &id,
@@ -102,6 +130,8 @@ async fn bare(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<
         attempt: 1,
         left_ms: None,
         endpoint: &upstream.endpoint.address,
+        rewrite: None,
+        path: None,
     };
     match send(core, upstream, &request, replay.as_ref(), &added, request.method.is_idempotent()).await {
         Ok(got) => answered(got, id),
@@ -185,11 +215,8 @@ pub fn answered(got: Got, id: RequestId) -> Reply {
         fields: got.head.fields,
         body: Body::from(got.flow),
         id: Some(id),
-        code: None,
-        retry_after: None,
         tunnel: got.tunnel,
-        undelivered: false,
-        spent: false,
+        ..Reply::empty()
     }
 }
 

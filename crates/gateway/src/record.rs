@@ -29,6 +29,9 @@ pub struct Decision {
 #[derive(Clone, Debug)]
 pub struct Attempt {
     pub endpoint: String,
+    pub backend: String,
+    /// Sent beside an earlier one that was slow.
+    pub hedge: bool,
     /// How the endpoint was chosen.
     pub picked: Option<Decision>,
     /// What the endpoint's breaker said.
@@ -55,6 +58,10 @@ pub struct Record {
     pub authority: String,
     pub client: String,
     pub route: String,
+    /// Where the match that took it was written.
+    pub matched: String,
+    /// The last one that was asked.
+    pub backend: String,
     /// What the client was answered.
     pub status: u16,
     pub grpc_status: Option<u16>,
@@ -93,7 +100,7 @@ impl Record {
             .iter()
             .map(|a| {
                 json!({
-                    "endpoint": a.endpoint, "picked": option(&a.picked), "breaker": option(&a.breaker),
+                    "endpoint": a.endpoint, "backend": a.backend, "hedge": a.hedge, "picked": option(&a.picked), "breaker": option(&a.breaker),
                     "took_ms": a.took_ms, "status": a.status, "grpc_status": a.grpc_status, "problem": a.problem,
                     "delivered": a.delivered, "reused_connection": a.reused_connection, "next": option(&a.next),
                 })
@@ -101,7 +108,7 @@ impl Record {
             .collect();
         json!({
             "id": self.id, "at_ms": self.at_ms, "method": self.method, "path": self.path, "authority": self.authority,
-            "client": self.client, "route": self.route, "status": self.status, "grpc_status": self.grpc_status,
+            "client": self.client, "route": self.route, "matched": self.matched, "backend": self.backend, "status": self.status, "grpc_status": self.grpc_status,
             "outcome": self.outcome.json(), "took_ms": self.took_ms, "deadline_ms": self.deadline_ms,
             "deadline_left_ms": self.deadline_left_ms,
             "admission": self.admission.iter().map(Decision::json).collect::<Vec<_>>(),
@@ -157,6 +164,8 @@ pub(crate) fn example(id: &str) -> Record {
         authority: "h".into(),
         client: "c".into(),
         route: "all".into(),
+        matched: "routes.yaml:3".into(),
+        backend: "1".into(),
         status: 503,
         grpc_status: None,
         outcome: decision,

@@ -40,6 +40,11 @@ impl Replay {
         !self.lost
     }
 
+    /// Whether all of it is here, so that two can read it side by side.
+    pub fn complete(&self) -> bool {
+        self.ended && !self.lost
+    }
+
     /// Whether anything of it was read.
     pub fn untouched(&self) -> bool {
         self.kept.is_empty() && !self.ended && !self.lost

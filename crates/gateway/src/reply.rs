@@ -33,6 +33,26 @@ pub struct Reply {
     pub undelivered: bool,
     /// Retries were made here: whoever asked should make none.
     pub spent: bool,
+    /// It stands for no good answer of a backend; another one may take its place.
+    pub failed: bool,
+}
+
+impl Reply {
+    pub fn empty() -> Self {
+        Self {
+            status: 200,
+            fields: Fields::default(),
+            length: Length::Known(0),
+            body: Body::empty(),
+            id: None,
+            code: None,
+            retry_after: None,
+            tunnel: None,
+            undelivered: false,
+            spent: false,
+            failed: false,
+        }
+    }
 }
 
 /// An answer of ours: what went wrong, in the form that RFC 9457 gives it.
@@ -58,20 +78,7 @@ impl Problem<'_> {
                 ("grpc-status", &number),
                 ("grpc-message", &message),
             ]);
-            let (length, body) = (Length::Known(0), Body::empty());
-            let code = Some(code);
-            return Reply {
-                status: 200,
-                fields,
-                length,
-                body,
-                id,
-                code,
-                retry_after,
-                tunnel: None,
-                undelivered: false,
-                spent: false,
-            };
+            return Reply { fields, id, code: Some(code), retry_after, ..Reply::empty() };
         }
         let title = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
         let mut problem = json!({
@@ -94,9 +101,7 @@ impl Problem<'_> {
             id,
             code: Some(code),
             retry_after,
-            tunnel: None,
-            undelivered: false,
-            spent: false,
+            ..Reply::empty()
         }
     }
 }

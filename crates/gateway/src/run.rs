@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use crate::{
+    compile::Declared,
     config::Options,
     proxy::Core,
     request_id::Numbers,
@@ -39,12 +40,7 @@ pub struct Running {
 ///
 /// # Errors
 /// `PORT_TAKEN` where the address is not free, `CONFIG` where there is nowhere to send requests.
-pub fn start(options: Options) -> Result<Running, Error> {
-    if options.endpoints.is_empty() {
-        return Err(
-            Error::new(Code::CONFIG, "there is no endpoint to send requests to").hint("name one with --to HOST:PORT")
-        );
-    }
+pub fn start(options: Options, routes: &[Declared]) -> Result<Running, Error> {
     let mut address = options.listen;
     let mut listeners = Vec::with_capacity(options.threads);
     // The port must be ours alone, which SO_REUSEPORT would not tell.
@@ -58,7 +54,7 @@ pub fn start(options: Options) -> Result<Running, Error> {
     }
     let (stop, stopped) = watch::channel(false);
     let seeds = Numbers::new(options.seed);
-    let (shared, mut threads) = (Arc::new(Shared::new(options, address)?), Vec::new());
+    let (shared, mut threads) = (Arc::new(Shared::new(options, address, routes)?), Vec::new());
     for (at, listener) in listeners.into_iter().enumerate() {
         let (shared, stopped, seed) = (shared.clone(), stopped.clone(), seeds.draw());
         let thread = std::thread::Builder::new().name(format!("traffic-{at}")).spawn(move || {
@@ -117,8 +113,7 @@ async fn core(
     tokio::task::spawn_local(async move {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
-            let now = Instant::now();
-            sweeping.upstreams.iter().for_each(|upstream| upstream.sweep(now));
+            sweeping.sweep(Instant::now());
         }
     });
     loop {

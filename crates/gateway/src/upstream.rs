@@ -39,6 +39,8 @@ use crate::{
 /// Idle connections to one endpoint, per core.
 const IDLE_MAX: usize = 128;
 /// Most servers close idle connections after 60 s or more; Node after 5 s, which the look before use sees.
+/// An endpoint that nobody has asked for so long holds no connection any more.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
 const IDLE_AGE_MAX: Duration = Duration::from_secs(55);
 /// Informational responses before the final one; more is a server that never answers.
 const INTERIM_MAX: u8 = 8;
@@ -102,6 +104,7 @@ pub struct Upstream {
     /// Connections made so far.
     pub connects: Cell<u64>,
     pub reuses: Cell<u64>,
+    used: Cell<Instant>,
 }
 
 struct Idle {
@@ -117,6 +120,7 @@ impl Upstream {
             http2: RefCell::default(),
             connects: Cell::new(0),
             reuses: Cell::new(0),
+            used: Cell::new(Instant::now()),
         }
     }
 
@@ -126,6 +130,11 @@ impl Upstream {
         while idle.front().is_some_and(|oldest| now.duration_since(oldest.since) > IDLE_AGE_MAX) {
             idle.pop_front();
         }
+    }
+
+    /// Whether nobody has used it for long.
+    pub fn forgotten(&self, now: Instant) -> bool {
+        now.duration_since(self.used.get()) > FORGOTTEN_AFTER
     }
 
     pub fn idle_count(&self) -> usize {
@@ -174,6 +183,7 @@ impl Upstream {
     pub async fn exchange(self: &Rc<Self>, asked: Asked) -> Result<Got, Failure> {
         let Asked { head, body, encoder, method, must_not_repeat, fresh, connect_timeout, upgrade } = asked;
         let now = Instant::now();
+        self.used.set(now);
         let kept = if fresh { None } else { self.kept(now, must_not_repeat) };
         let reused = kept.is_some();
         let mut stream = match kept {
@@ -284,6 +294,7 @@ impl Upstream {
 
     /// The connection for HTTP/2, made when there is none.
     async fn http2(&self, timeout: Duration) -> Result<(http2::SendRequest<Body>, bool), Failure> {
+        self.used.set(Instant::now());
         let known = self.http2.borrow().as_ref().filter(|sender| !sender.is_closed()).cloned();
         if let Some(sender) = known {
             self.reuses.set(self.reuses.get() + 1);

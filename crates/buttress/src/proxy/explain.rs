@@ -89,14 +89,17 @@ pub fn sentences(record: &Value) -> String {
         line(format!("It would have passed with: {pass}."));
     }
     line(String::new());
+    match (text(&record["route"]), text(&record["matched"])) {
+        (route, _) if route.is_empty() => line("  route     none takes it".to_owned()),
+        (route, matched) => line(format!("  route     {route}, by {matched}")),
+    }
     let (all, left) = (&record["deadline_ms"], &record["deadline_left_ms"]);
     if all.as_f64().is_some_and(|all| all > 0.0) {
-        line(format!(
-            "  route     {}; a deadline of {}, of which {} were left",
-            text(&record["route"]),
-            ms(all),
-            ms(left)
-        ));
+        line(format!("  deadline  {}, of which {} were left", ms(all), ms(left)));
+    }
+    let backend = text(&record["backend"]);
+    if !backend.is_empty() {
+        line(format!("  backend   {backend}"));
     }
     for state in record["state"].as_array().into_iter().flatten() {
         line(format!("  state     {}", text(state)));
@@ -110,7 +113,9 @@ pub fn sentences(record: &Value) -> String {
             (Some(_), Some(grpc), problem) if problem.is_empty() => format!("answered gRPC status {grpc}"),
             (_, _, problem) => problem,
         };
-        line(format!("  attempt {}  {} {how}, after {}", at + 1, text(&attempt["endpoint"]), ms(&attempt["took_ms"])));
+        let hedge = if attempt["hedge"].as_bool() == Some(true) { " (hedge)" } else { "" };
+        let (endpoint, took) = (text(&attempt["endpoint"]), ms(&attempt["took_ms"]));
+        line(format!("  attempt {}  {endpoint}{hedge} {how}, after {took}", at + 1));
         for (name, key) in [("chosen", "picked"), ("breaker", "breaker"), ("then", "next")] {
             let decision = &attempt[key];
             if decision.is_object() {
@@ -150,7 +155,7 @@ mod tests {
         let decision = |code: &str, says: &str, pass: &str| json!({"code": code, "says": says, "would_pass": pass});
         let record = json!({
             "id": "4f0c", "at_ms": 1_795_543_509_000_u64, "method": "POST", "path": "/orders", "client": "10.0.0.9",
-            "route": "everything", "status": 502, "grpc_status": null, "took_ms": 12.4, "deadline_ms": 15000.0,
+            "route": "everything", "matched": "the command line", "backend": "1", "status": 502, "grpc_status": null, "took_ms": 12.4, "deadline_ms": 15000.0,
             "deadline_left_ms": 14987.0,
             "outcome": decision("BT0907", "10.0.0.1:80: the connection closed before an answer", "an idempotent method"),
             "admission": [decision("BT-ADM-OK", "1 of 20 places are taken", "")],
@@ -167,7 +172,9 @@ mod tests {
             BT0907: 10.0.0.1:80: the connection closed before an answer
             It would have passed with: an idempotent method.
 
-              route     everything; a deadline of 15.00 s, of which 14.99 s were left
+              route     everything, by the command line
+              deadline  15.00 s, of which 14.99 s were left
+              backend   1
               let in    1 of 20 places are taken [BT-ADM-OK]
               attempt 1  10.0.0.1:80 the connection closed before an answer, after 12 ms
                          chosen: 1 of 1 endpoints is available [BT-BAL-ONLY]

@@ -10,6 +10,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use buttress_core::{Code, Error};
 use buttress_gateway::{
+    compile::everything,
     config::{Endpoint, Options, Timeouts},
     run::start,
 };
@@ -33,18 +34,21 @@ pub fn run(args: &ProxyArgs) -> Answer {
 }
 
 async fn proxy(args: &ProxyArgs) -> Answer {
-    let endpoints = args.to.iter().map(|to| Endpoint::parse(to)).collect::<Result<Vec<_>, _>>()?;
+    for endpoint in &args.to {
+        Endpoint::parse(endpoint)?;
+    }
+    let routes = [everything(&args.to, Some(args.deadline))];
     let threads = match args.threads {
         Some(threads) => threads.into(),
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     raise_descriptors();
-    let timeouts = Timeouts { request: args.deadline, drain: args.drain, ..Timeouts::default() };
-    let options = Options { listen: args.listen, endpoints, threads, bare: args.bare, timeouts, seed: seed()? };
+    let timeouts = Timeouts { drain: args.drain, ..Timeouts::default() };
+    let options = Options { listen: args.listen, threads, bare: args.bare, timeouts, seed: seed()? };
     let admin = admin_listener(args.admin).await?;
     let admin_address = admin.local_addr()?;
     let end = interrupted();
-    let running = start(options)?;
+    let running = start(options, &routes)?;
     announce(args, running.address, admin_address)?;
     let serving = tokio::spawn(admin::serve(admin, Arc::clone(&running.shared)));
     end.await;

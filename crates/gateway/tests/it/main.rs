@@ -6,4 +6,5 @@ mod http2;
 mod life;
 mod policies;
 mod retries;
+mod routes;
 mod support;

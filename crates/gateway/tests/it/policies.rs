@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use buttress_gateway::compile::everything;
 use serde_json::Value;
 
 use crate::support::{Answer, PATIENCE, Proxy, Upstream};
@@ -101,7 +102,8 @@ fn an_upstream_that_does_not_answer_in_time_gives_504() {
         connection.read_request();
         std::thread::park_timeout(PATIENCE);
     });
-    let proxy = Proxy::with(&[upstream.address], |options| options.timeouts.request = Duration::from_millis(200));
+    let proxy =
+        Proxy::routing(&[everything(&[upstream.address.to_string()], Some(Duration::from_millis(200)))], |_| {});
     let answer = ask(&proxy, "GET", "");
     assert_eq!((answer.status, answer.field("buttress-code")), (504, Some("bt0909")), "{answer:?}");
     let told =
@@ -139,9 +141,9 @@ fn an_answer_that_is_cut_gives_its_place_back() {
         let record = proxy.shared().records.find(id).expect("an answer that broke off is remembered").json();
         assert_eq!(record["outcome"]["code"], "BT0912", "{record}");
     }
-    let running = || proxy.shared().snapshot()["route"]["running"].clone();
+    let running = || proxy.shared().snapshot()["routes"][0]["golden"]["running"].clone();
     crate::support::until("nothing runs", || running() == 0);
-    let state = proxy.shared().state(proxy.shared().now()).join("; ");
+    let state = proxy.shared().table.load().routes[0].backends[0].state(proxy.shared().now()).join("; ");
     assert!(state.contains("0 calls run, 0 wait"), "{state}");
 }
 
@@ -158,8 +160,14 @@ fn figures_are_told_in_the_form_that_prometheus_reads() {
         "buttress_traffic_requests_total{route=\"everything\",status=\"2xx\"} 3".to_owned(),
         "buttress_traffic_request_seconds_count{route=\"everything\"} 3".to_owned(),
         "buttress_traffic_running{route=\"everything\"} 0".to_owned(),
-        format!("buttress_traffic_endpoint_requests_total{{endpoint=\"{}\",status=\"2xx\"}} 3", upstream.address),
-        format!("buttress_traffic_endpoint_connects_total{{endpoint=\"{}\"}} 1", upstream.address),
+        format!(
+            "buttress_traffic_endpoint_requests_total{{route=\"everything\",backend=\"1\",endpoint=\"{}\",status=\"2xx\"}} 3",
+            upstream.address
+        ),
+        format!(
+            "buttress_traffic_endpoint_connects_total{{route=\"everything\",backend=\"1\",endpoint=\"{}\"}} 1",
+            upstream.address
+        ),
         "buttress_traffic_attempts_total 3".to_owned(),
     ] {
         assert!(page.lines().any(|known| known == line), "{line} is not in\n{page}");

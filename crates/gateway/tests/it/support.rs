@@ -12,7 +12,8 @@ use std::{
 };
 
 use buttress_gateway::{
-    config::{Endpoint, Options, Timeouts},
+    compile::{Declared, everything},
+    config::{Options, Timeouts},
     run::{Running, start},
 };
 
@@ -139,12 +140,16 @@ impl Proxy {
     }
 
     pub fn with(upstreams: &[SocketAddr], change: impl FnOnce(&mut Options)) -> Self {
-        let endpoints = upstreams.iter().map(|address| Endpoint::parse(&address.to_string()).unwrap()).collect();
+        let endpoints: Vec<String> = upstreams.iter().map(ToString::to_string).collect();
+        Self::routing(&[everything(&endpoints, None)], change)
+    }
+
+    /// With these routes.
+    pub fn routing(routes: &[Declared], change: impl FnOnce(&mut Options)) -> Self {
         let listen = "127.0.0.1:0".parse().unwrap();
-        let mut options =
-            Options { listen, endpoints, threads: 1, bare: false, timeouts: Timeouts::default(), seed: 1 };
+        let mut options = Options { listen, threads: 1, bare: false, timeouts: Timeouts::default(), seed: 1 };
         change(&mut options);
-        let running = start(options).unwrap();
+        let running = start(options, routes).unwrap();
         Self { address: running.address, running: Some(running) }
     }
 

@@ -25,38 +25,77 @@ function quantile(now, then, pick, share) {
 const done = (golden) => golden.by_class.reduce((sum, n) => sum + n, 0);
 const failed = (golden) => golden.by_class[4];
 
+/** Every route's figures together. */
+function total(snapshot) {
+  const zero = { by_class: [0, 0, 0, 0, 0], durations: [], running: 0 };
+  return snapshot.routes.reduce((sum, { golden }) => ({
+    by_class: sum.by_class.map((n, at) => n + golden.by_class[at]),
+    durations: golden.durations.map((bucket, at) => ({ le_ms: bucket.le_ms, count: bucket.count + (sum.durations[at]?.count ?? 0) })),
+    running: sum.running + golden.running,
+  }), zero);
+}
+
+/** Endpoints of all routes with the words that find the same one in another snapshot. */
+function rows(snapshot) {
+  return snapshot.routes.flatMap((route) => route.backends.flatMap((backend) => backend.endpoints.map((endpoint) => ({
+    key: `${route.route}/${backend.backend}/${endpoint.endpoint}`, route, backend, endpoint,
+  }))));
+}
+
 function draw(now) {
   history.push(now);
   if (history.length > WINDOW + 1) history.shift();
   const then = history[0];
   const before = history[history.length - 2] ?? now;
-  setText(byId("facts"), `${now.listen} to ${now.endpoints.map((e) => e.endpoint).join(", ")}`);
-  setText(byId("rate"), count(rate(now, before, (s) => done(s.route))));
-  setText(byId("total"), `${count(done(now.route))} answered`);
-  const all = done(now.route) - done(then.route);
-  setText(byId("good"), all > 0 ? percent(1 - (failed(now.route) - failed(then.route)) / all) : "–");
-  setText(byId("p50"), ms(quantile(now, then, (s) => s.route, 0.5)));
-  setText(byId("p99"), ms(quantile(now, then, (s) => s.route, 0.99)));
-  setText(byId("running"), count(now.route.running));
+  const [all, first] = [total(now), total(then)];
+  const routes = now.routes.length === 1 ? `route ${now.routes[0].route}` : `${now.routes.length} routes`;
+  setText(byId("facts"), `${now.listen}, ${routes}, table ${now.generation}`);
+  setText(byId("rate"), count(rate(now, before, (s) => done(total(s)))));
+  setText(byId("total"), `${count(done(all))} answered`);
+  const ended = done(all) - done(first);
+  setText(byId("good"), ended > 0 ? percent(1 - (failed(all) - failed(first)) / ended) : "–");
+  setText(byId("p50"), ms(quantile(now, then, total, 0.5)));
+  setText(byId("p99"), ms(quantile(now, then, total, 0.99)));
+  setText(byId("running"), count(all.running));
   setText(byId("retries"), `${count(now.retries)} retries, ${count(now.connections)} connections`);
-  setText(byId("route"), now.bare ? "bare: no policies"
-    : `breaker ${now.breaker}, ${now.limit} calls at once, retry budget ${now.budget.retries} of ${now.budget.allowed}`);
-  byId("endpoints").replaceChildren(...now.endpoints.map((endpoint, at) => {
-    const golden = (s) => s.endpoints[at].golden;
-    const ended = done(golden(now)) - done(golden(then));
-    const bad = now.endpoints[at].failures - then.endpoints[at].failures;
+  drawBackends(now);
+  drawEndpoints(now, before, then);
+  drawRecords(now.records);
+}
+
+function drawBackends(now) {
+  byId("backends").replaceChildren(...now.routes.flatMap((route) => route.backends.map((backend) => {
+    const weights = route.backends.reduce((sum, other) => sum + other.weight, 0);
+    const share = weights > 0 ? percent(backend.weight / weights) : "–";
+    const breaker = backend.breaker ?? "off";
+    const cell = (text, name) => make("td", name ?? "", text);
+    return make("tr", "",
+      make("td", "", make("b", "", route.route), make("span", "place", ` ${route.place}`)),
+      cell(backend.backend), cell(share),
+      cell(`${breaker.includes("open") ? "✕" : "✓"} ${breaker}`, breaker.includes("open") ? "bad" : "good"),
+      cell(`${count(backend.running)} of ${count(backend.limit)}`), cell(count(backend.waiting)),
+      cell(`${count(backend.budget.retries)} of ${count(backend.budget.allowed)}`));
+  })));
+}
+
+function drawEndpoints(now, before, then) {
+  const known = (snapshot) => new Map(rows(snapshot).map((row) => [row.key, row.endpoint]));
+  const [earlier, oldest] = [known(before), known(then)];
+  byId("endpoints").replaceChildren(...rows(now).map(({ key, route, backend, endpoint }) => {
+    const [last, start] = [earlier.get(key) ?? endpoint, oldest.get(key) ?? endpoint];
+    const ended = done(endpoint.golden) - done(start.golden);
+    const bad = endpoint.failures - start.failures;
     const cell = (text, name) => make("td", name ?? "", text);
     const state = endpoint.state;
+    const seconds = (now.uptime_ms - before.uptime_ms) / 1000;
+    const between = (share) => ms(quantile({ golden: endpoint.golden }, { golden: start.golden }, (s) => s.golden, share));
     return make("tr", "",
-      cell(endpoint.endpoint),
+      cell(endpoint.endpoint), cell(now.routes.length > 1 || route.backends.length > 1 ? `${route.route}/${backend.backend}` : ""),
       cell(`${state === "in" ? "✓" : "✕"} ${state}`, state === "in" ? "good" : "bad"),
-      cell(count(rate(now, before, (s) => done(s.endpoints[at].golden)))),
+      cell(count(seconds > 0 ? (done(endpoint.golden) - done(last.golden)) / seconds : null)),
       cell(ended + bad > 0 ? percent(bad / Math.max(ended, bad)) : "–", bad > 0 ? "bad" : ""),
-      cell(count(endpoint.golden.running)),
-      cell(ms(quantile(now, then, golden, 0.5))),
-      cell(ms(quantile(now, then, golden, 0.99))));
+      cell(count(endpoint.golden.running)), cell(between(0.5)), cell(between(0.99)));
   }));
-  drawRecords(now.records);
 }
 
 function drawRecords(records) {
@@ -70,7 +109,7 @@ function drawRecords(records) {
     const story = record.attempts.map((attempt, at) => {
       const how = attempt.problem || `answered ${attempt.status}`;
       const next = attempt.next ? `; ${attempt.next.says} [${attempt.next.code}]` : "";
-      return make("p", "", `attempt ${at + 1}: ${attempt.endpoint} ${how}, after ${ms(attempt.took_ms)}${next}`);
+      return make("p", "", `attempt ${at + 1}${attempt.hedge ? " (hedge)" : ""}: ${attempt.endpoint} ${how}, after ${ms(attempt.took_ms)}${next}`);
     });
     const pass = record.outcome.would_pass ? make("p", "", `It would have passed with: ${record.outcome.would_pass}.`) : null;
     const details = make("details", "",
@@ -80,7 +119,8 @@ function drawRecords(records) {
         make("span", "", `${record.method} ${record.path}`),
         make("code", "", record.outcome.code),
         make("span", "says", record.outcome.says)),
-      make("div", "story", ...story, pass, make("code", "", `buttress explain ${record.id} --admin ${location.host}`)));
+      make("div", "story",
+        make("p", "", record.route ? `route ${record.route} (${record.matched})` : "no route"), ...story, pass, make("code", "", `buttress explain ${record.id} --admin ${location.host}`)));
     details.open = open.has(record.id);
     details.addEventListener("toggle", () => (details.open ? open.add(record.id) : open.delete(record.id)));
     return make("li", "", details);

@@ -1,0 +1,266 @@
+//! What requests are routed by: one table of routes, their backends, and the endpoints of those.
+//!
+//! A table never changes; a change of configuration builds the next one and swaps a pointer, so a request that began under
+//! the old one ends under it. What is learnt lives on where it still means the same:
+//!
+//! | stays when | |
+//! |---|---|
+//! | a route keeps its name | its figures |
+//! | a backend keeps its name and its policies | breaker, limits, budget, who waits |
+//! | an endpoint keeps its address and how it is spoken to | latency, ejection, figures, connections |
+//!
+//! Lists of endpoints change by themselves too (DNS, the registry): those are swapped inside their backend.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use arc_swap::ArcSwap;
+use buttress_policy::{self as policy, Call, EndpointSet, RoutePolicy, Time, Woken};
+use buttress_resources::{matcher::Matcher, route as spec};
+use tokio::sync::oneshot;
+
+use crate::{
+    config::Endpoint,
+    metrics::{EndpointFigures, Golden},
+    mirror::Mirror,
+    parse::RequestHead,
+    rules::{self, Condition, Fault, Key, Limit, Rewrite},
+};
+
+/// Where something was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// A file, `the command line`, or a key of the store.
+    pub file: String,
+    /// From 1 on; 0 where there are no lines.
+    pub line: u32,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.line {
+            0 => f.write_str(&self.file),
+            line => write!(f, "{}:{line}", self.file),
+        }
+    }
+}
+
+pub struct Table {
+    /// Rises with every table of a process.
+    pub generation: u64,
+    pub routes: Vec<Arc<Route>>,
+    pub matcher: Matcher,
+}
+
+/// A route as it is carried out.
+pub struct Route {
+    pub name: Arc<str>,
+    pub spec: spec::Route,
+    pub place: Place,
+    /// Of each of its matches.
+    pub match_lines: Vec<u32>,
+    pub backends: Vec<Arc<Backend>>,
+    /// Conditions under which a backend is taken whatever the weights say, and which.
+    pub always: Vec<(Condition, usize)>,
+    /// In the order of the backends.
+    pub weights: Vec<u64>,
+    pub weight_sum: u64,
+    pub rewrite: Option<Rewrite>,
+    pub limits: Vec<Arc<Limit>>,
+    pub fault: Option<Fault>,
+    /// Index of the backend that answers when the others do not.
+    pub fallback: Option<usize>,
+    pub priority: spec::Priority,
+    /// What a ring balances by.
+    pub ring_key: Key,
+    /// Every method may be repeated without harm.
+    pub idempotent: bool,
+    pub mirror: Option<Mirror>,
+    pub figures: Arc<RouteFigures>,
+}
+
+/// One for each core.
+#[derive(Debug)]
+pub struct RouteFigures {
+    pub golden: Vec<Golden>,
+}
+
+/// A version of a service, with the policies of calls to it.
+pub struct Backend {
+    pub name: Arc<str>,
+    pub policy: RoutePolicy,
+    /// What it is, beside its list of endpoints and its share.
+    pub identity: spec::Backend,
+    /// Somebody holds its breaker.
+    pub forced: Option<spec::Force>,
+    pub endpoints: ArcSwap<Endpoints>,
+    cores: usize,
+    waiting: Mutex<HashMap<u64, Waiter>>,
+}
+
+/// The endpoints of a backend at one moment.
+pub struct Endpoints {
+    pub set: EndpointSet,
+    /// In the order of the set.
+    pub members: Vec<Arc<Member>>,
+}
+
+/// One endpoint of one backend.
+#[derive(Debug)]
+pub struct Member {
+    /// Of this process; never given twice.
+    pub id: u64,
+    pub endpoint: Endpoint,
+    /// One for each core.
+    pub figures: Vec<EndpointFigures>,
+}
+
+static MEMBERS: AtomicU64 = AtomicU64::new(1);
+
+impl Member {
+    pub fn new(endpoint: Endpoint, cores: usize) -> Arc<Self> {
+        let figures = (0..cores).map(|_| EndpointFigures::default()).collect();
+        Arc::new(Self { id: MEMBERS.fetch_add(1, Relaxed), endpoint, figures })
+    }
+}
+
+enum Waiter {
+    Waits(oneshot::Sender<Woken>),
+    /// It was woken before it had told where it waits.
+    Woken(Woken),
+    /// It gave up while the word that it has a place was on its way.
+    Gone,
+}
+
+impl Table {
+    /// The route of a request, and which of its matches it was; none where the route takes all that is left.
+    pub fn find(&self, request: &RequestHead) -> Option<(&Arc<Route>, Option<usize>)> {
+        let found = self.matcher.find(&rules::looked_at(request))?;
+        Some((&self.routes[found.route], found.at))
+    }
+}
+
+impl Route {
+    /// The backend that a request goes to.
+    pub fn choose(&self, request: &RequestHead, random: u64) -> usize {
+        if let Some((_, at)) = self.always.iter().find(|(condition, _)| condition.holds(request)) {
+            return *at;
+        }
+        if self.backends.len() == 1 || self.weight_sum == 0 {
+            return 0;
+        }
+        let mut drawn = ((u128::from(random) * u128::from(self.weight_sum)) >> 64) as u64;
+        for (at, weight) in self.weights.iter().enumerate() {
+            if drawn < *weight {
+                return at;
+            }
+            drawn -= weight;
+        }
+        unreachable!("what was drawn is below the sum of the weights")
+    }
+}
+
+impl RouteFigures {
+    pub fn new(cores: usize) -> Arc<Self> {
+        Arc::new(Self { golden: (0..cores).map(|_| Golden::default()).collect() })
+    }
+}
+
+impl Backend {
+    pub fn new(
+        name: &str,
+        identity: spec::Backend,
+        policy: RoutePolicy,
+        forced: Option<spec::Force>,
+        list: Vec<(Endpoint, u32)>,
+        cores: usize,
+    ) -> Self {
+        let set = EndpointSet::new(list.iter().map(|(endpoint, weight)| (endpoint.address.as_str(), *weight)));
+        let members = in_order(&set, &list, &[], cores);
+        Self {
+            name: name.into(),
+            policy,
+            identity,
+            forced,
+            endpoints: ArcSwap::from_pointee(Endpoints { set, members }),
+            cores,
+            waiting: Mutex::default(),
+        }
+    }
+
+    /// Takes up a list of endpoints. Tells whether it differs from the last one.
+    pub fn change(&self, now: Time, list: &[(Endpoint, u32)]) -> bool {
+        let old = self.endpoints.load_full();
+        let same = old.members.len() == list.len()
+            && old.members.iter().enumerate().all(|(at, member)| {
+                list[at].0 == member.endpoint && f64::from(list[at].1.clamp(1, 1_000)) == old.set.weight(at)
+            });
+        if same {
+            return false;
+        }
+        let set = old.set.change(now, list.iter().map(|(endpoint, weight)| (endpoint.address.as_str(), *weight)));
+        let members = in_order(&set, list, &old.members, self.cores);
+        self.endpoints.store(Arc::new(Endpoints { set, members }));
+        true
+    }
+
+    /// Tells a call that it has a place, or has none any more.
+    pub fn wake(&self, woken: Woken) {
+        let (Woken::In(ticket) | Woken::Out(ticket, _)) = woken;
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        match waiting.remove(&ticket.0) {
+            Some(Waiter::Waits(waiter)) => drop(waiter.send(woken)),
+            Some(Waiter::Gone) => {}
+            _ => drop(waiting.insert(ticket.0, Waiter::Woken(woken))),
+        }
+    }
+
+    /// Waits to be woken; where that has happened already, the word.
+    pub fn wait(&self, ticket: u64) -> Result<oneshot::Receiver<Woken>, Woken> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Waiter::Woken(woken)) = waiting.remove(&ticket) {
+            return Err(woken);
+        }
+        let (waiter, woken) = oneshot::channel();
+        waiting.insert(ticket, Waiter::Waits(waiter));
+        Ok(woken)
+    }
+
+    /// A call waits no longer. An error is why; else it has got a place meanwhile.
+    pub fn give_up(&self, now: Time, ticket: policy::Ticket) -> Result<(), policy::Why> {
+        let id = ticket.0;
+        let gave_up = self.policy.give_up(now, ticket);
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let unheard = matches!(waiting.remove(&id), Some(Waiter::Waits(_)));
+        match gave_up {
+            policy::GaveUp::Left(why) => Err(why),
+            policy::GaveUp::HasPlace => {
+                if unheard {
+                    waiting.insert(id, Waiter::Gone);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub fn done(&self, now: Time, call: Call) {
+        self.policy.done(now, call, |woken| self.wake(woken));
+    }
+}
+
+/// Members for a set. Who was there before keeps its figures and its connections.
+fn in_order(set: &EndpointSet, list: &[(Endpoint, u32)], old: &[Arc<Member>], cores: usize) -> Vec<Arc<Member>> {
+    set.iter()
+        .map(|known| {
+            let (endpoint, _) =
+                list.iter().find(|(endpoint, _)| endpoint.address == known.name()).expect("it is of the list");
+            let kept = old.iter().find(|member| member.endpoint == *endpoint);
+            kept.cloned().unwrap_or_else(|| Member::new(endpoint.clone(), cores))
+        })
+        .collect()
+}
