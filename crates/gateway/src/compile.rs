@@ -16,6 +16,7 @@ use buttress_resources::{
 use crate::{
     cluster_rate::Leased,
     config::{Endpoint, Protocol},
+    discover::{Found, Source},
     mirror::Mirror,
     rules::{Condition, Counts, Fault, Key, Limit, Rewrite},
     table::{Backend, Member, Place, Route, RouteFigures, Table},
@@ -54,11 +55,16 @@ pub const ROUTES_MAX: usize = 10_000;
 /// A delay on purpose is no longer than this, so that a mistake does not fill the gateway with waiting requests.
 const FAULT_DELAY_MAX: Duration = Duration::from_secs(60);
 
-/// Builds the next table. `old` is the one that holds now.
+/// Builds the next table. `old` is the one that holds now; `found` is what DNS and the registry gave.
 ///
 /// # Errors
 /// Everything that is wrong; the old table stays as it is.
-pub fn compile(declared: &[Declared], old: Option<&Table>, cores: usize) -> Result<Compiled, Vec<Wrong>> {
+pub fn compile(
+    declared: &[Declared],
+    old: Option<&Table>,
+    found: &Found,
+    cores: usize,
+) -> Result<Compiled, Vec<Wrong>> {
     let (mut wrong, mut changes) = (Vec::new(), Vec::new());
     let mut routes: Vec<Arc<Route>> = Vec::with_capacity(declared.len());
     let known: HashMap<&str, &Arc<Route>> =
@@ -73,7 +79,7 @@ pub fn compile(declared: &[Declared], old: Option<&Table>, cores: usize) -> Resu
             wrong.push(Wrong { route: one.name.clone(), place: one.place.clone(), field: "name".into(), says });
             continue;
         }
-        let mut compiling = Compiling { one, wrong: &mut wrong, changes: &mut changes, cores };
+        let mut compiling = Compiling { one, wrong: &mut wrong, changes: &mut changes, found, cores };
         if let Some(route) = compiling.route(known.get(one.name.as_str()).copied()) {
             routes.push(Arc::new(route));
         }
@@ -117,6 +123,7 @@ struct Compiling<'a> {
     one: &'a Declared,
     wrong: &'a mut Vec<Wrong>,
     changes: &'a mut Vec<Change>,
+    found: &'a Found,
     cores: usize,
 }
 
@@ -218,6 +225,12 @@ impl Compiling<'_> {
                 Err(says) => self.wrong(format!("to.{at}.endpoints.{number}"), says),
             }
         }
+        if let Some(health) = &spec.health
+            && let Some(path) = &health.path
+            && !(path.starts_with('/') && path.bytes().all(|b| (b'!'..=b'~').contains(&b)))
+        {
+            self.wrong(format!("to.{at}.health.path"), format!("\"{path}\" is no path; begin it with a slash"));
+        }
         if let Some(dns) = &spec.dns
             && let Err(says) = endpoint_of(dns, spec)
         {
@@ -239,6 +252,10 @@ impl Compiling<'_> {
                 self.changes.push((old.clone(), list));
             }
             return Some(old.clone());
+        }
+        let source = spec.dns.clone().map(Source::Dns).or_else(|| spec.service.clone().map(Source::Service));
+        if let Some(known) = source.and_then(|source| self.found.get(&source)) {
+            list = endpoints_of(spec, known);
         }
         let policy = match RoutePolicy::new(*config) {
             Ok(policy) => policy,
@@ -433,6 +450,16 @@ pub fn endpoint_of(text: &str, backend: &spec::Backend) -> Result<Endpoint, Stri
         _ => endpoint.protocol,
     };
     Ok(Endpoint { protocol, ..endpoint })
+}
+
+/// Endpoints of addresses that DNS or the registry gave. What is no address is left out.
+pub fn endpoints_of(backend: &spec::Backend, addresses: &[String]) -> Vec<(Endpoint, u32)> {
+    let scheme = backend.dns.as_deref().and_then(|dns| dns.split_once("://")).map(|(scheme, _)| scheme);
+    let parsed = addresses.iter().filter_map(|address| {
+        let text = scheme.map_or_else(|| address.clone(), |scheme| format!("{scheme}://{address}"));
+        endpoint_of(&text, backend).ok()
+    });
+    parsed.map(|endpoint| (endpoint, 1)).collect()
 }
 
 /// The policies' own settings.

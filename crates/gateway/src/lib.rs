@@ -27,6 +27,8 @@ pub mod request_id;
 pub mod upstream;
 
 pub mod cluster_rate;
+pub mod discover;
+mod health;
 mod mirror;
 pub mod rules;
 pub mod table;

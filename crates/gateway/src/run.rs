@@ -15,6 +15,7 @@ use tokio::{
 use crate::{
     compile::Declared,
     config::Options,
+    discover, health,
     proxy::Core,
     request_id::Numbers,
     server::{Drain, serve},
@@ -57,16 +58,34 @@ pub fn start(options: Options, routes: &[Declared]) -> Result<Running, Error> {
     let (shared, mut threads) = (Arc::new(Shared::new(options, address, routes)?), Vec::new());
     for (at, listener) in listeners.into_iter().enumerate() {
         let (shared, stopped, seed) = (shared.clone(), stopped.clone(), seeds.draw());
-        let thread = std::thread::Builder::new().name(format!("traffic-{at}")).spawn(move || {
-            let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-                Ok(runtime) => runtime,
-                Err(error) => return tracing::error!(%error, "a runtime for traffic cannot be made"),
-            };
-            runtime.block_on(core(shared, at, seed, listener, stopped));
-        });
-        threads.push(thread.map_err(|error| Error::new(Code::LIMITS, format!("a thread cannot be started: {error}")))?);
+        threads.push(spawn(format!("traffic-{at}"), move || core(shared, at, seed, listener, stopped))?);
     }
+    let (watched, stopped) = (shared.clone(), stop.subscribe());
+    threads.push(spawn("traffic-watch".to_owned(), move || async move { watch(watched, stopped).await })?);
     Ok(Running { address, shared, stop, threads })
+}
+
+/// A thread with a runtime of its own, whose values never leave it.
+fn spawn<F: Future<Output = ()>>(
+    name: String,
+    work: impl FnOnce() -> F + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+            Ok(runtime) => runtime.block_on(work()),
+            Err(error) => tracing::error!(%error, "a runtime for traffic cannot be made"),
+        }
+    });
+    thread.map_err(|error| Error::new(Code::LIMITS, format!("a thread cannot be started: {error}")))
+}
+
+/// Looks after endpoints, beside the traffic.
+async fn watch(shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+    let checks = tokio::task::spawn_local(health::keep(shared.clone()));
+    let names = tokio::task::spawn_local(discover::keep(shared));
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+    checks.abort();
+    names.abort();
 }
 
 impl Running {

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
@@ -11,8 +11,9 @@ use buttress_core::{Code, Error};
 use buttress_policy::Time;
 
 use crate::{
-    compile::{Declared, Wrong, compile},
+    compile::{Declared, Wrong, compile, endpoints_of},
     config::Options,
+    discover::{Found, Source, first_look},
     metrics::Shard,
     record::Records,
     table::Table,
@@ -26,8 +27,8 @@ pub struct Shared {
     pub records: Records,
     pub table: ArcSwap<Table>,
     pub started: Instant,
-    /// Held by whoever changes the table.
-    changing: Mutex<()>,
+    /// What DNS and the registry gave last. Held by whoever changes the table or its lists.
+    found: Mutex<Found>,
 }
 
 impl Shared {
@@ -35,28 +36,61 @@ impl Shared {
     /// `ROUTES_INVALID` with everything that is wrong.
     pub fn new(options: Options, address: SocketAddr, routes: &[Declared]) -> Result<Self, Error> {
         let cores = options.threads.max(1);
-        let table = compile(routes, None, cores).map_err(|wrong| refused(&wrong))?.install(Time::ZERO);
+        let mut found = Found::new();
+        look_up_new(routes, &mut found);
+        let table = compile(routes, None, &found, cores).map_err(|wrong| refused(&wrong))?.install(Time::ZERO);
         let shards = (0..cores).map(|_| Arc::default()).collect();
         let (records, table, started) = (Records::default(), ArcSwap::from_pointee(table), Instant::now());
-        Ok(Self { options, address, shards, records, table, started, changing: Mutex::default() })
+        Ok(Self { options, address, shards, records, table, started, found: Mutex::new(found) })
     }
 
-    /// Routes requests by these from now on; those under way end as they began. Tells the table's generation.
+    /// Routes requests by these from now on; those under way end as they began. Tells the table's generation. May wait two
+    /// seconds for names that were not looked up before.
     ///
     /// # Errors
     /// Everything that is wrong; the table stays as it is.
     pub fn load(&self, routes: &[Declared]) -> Result<u64, Vec<Wrong>> {
-        let _one_after_the_other = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = compile(routes, Some(&self.table.load()), self.shards.len())?.install(self.now());
+        let mut found = self.lock();
+        look_up_new(routes, &mut found);
+        let next = compile(routes, Some(&self.table.load()), &found, self.shards.len())?.install(self.now());
         let generation = next.generation;
         self.table.store(Arc::new(next));
         Ok(generation)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a source gave last.
+    pub fn found(&self, source: &Source) -> Option<Vec<String>> {
+        self.lock().get(source).cloned()
+    }
+
+    /// Takes up what a source gives; addresses that are none are left out.
+    pub fn discovered(&self, source: Source, list: Vec<String>) {
+        let mut found = self.lock();
+        for backend in self.table.load().backends().filter(|backend| backend.source().as_ref() == Some(&source)) {
+            if backend.change(self.now(), &endpoints_of(&backend.identity, &list)) {
+                tracing::info!(backend = &*backend.name, endpoints = list.len(), "the endpoints changed");
+            }
+        }
+        found.insert(source, list);
     }
 
     /// The policies' clock: the time since the start.
     pub fn now(&self) -> Time {
         Time::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
+}
+
+/// Finds endpoints for names that are not known yet.
+fn look_up_new(routes: &[Declared], found: &mut Found) {
+    let names = routes.iter().flat_map(|route| &route.spec.to).filter_map(|backend| backend.dns.clone());
+    let mut new: Vec<String> = names.filter(|name| !found.contains_key(&Source::Dns(name.clone()))).collect();
+    new.sort_unstable();
+    new.dedup();
+    found.extend(first_look(new).into_iter().map(|(name, list)| (Source::Dns(name), list)));
 }
 
 /// Everything that is wrong with routes, as one error.

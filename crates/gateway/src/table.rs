@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     config::Endpoint,
+    discover::Source,
     metrics::{EndpointFigures, Golden},
     mirror::Mirror,
     parse::RequestHead,
@@ -138,6 +139,10 @@ enum Waiter {
 }
 
 impl Table {
+    pub fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.routes.iter().flat_map(|route| &route.backends)
+    }
+
     /// The route of a request, and which of its matches it was; none where the route takes all that is left.
     pub fn find(&self, request: &RequestHead) -> Option<(&Arc<Route>, Option<usize>)> {
         let found = self.matcher.find(&rules::looked_at(request))?;
@@ -191,6 +196,12 @@ impl Backend {
             cores,
             waiting: Mutex::default(),
         }
+    }
+
+    /// Where its endpoints come from, unless they are written down.
+    pub fn source(&self) -> Option<Source> {
+        let dns = self.identity.dns.clone().map(Source::Dns);
+        dns.or_else(|| self.identity.service.clone().map(Source::Service))
     }
 
     /// Takes up a list of endpoints. Tells whether it differs from the last one.

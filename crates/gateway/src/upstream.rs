@@ -176,6 +176,14 @@ impl Upstream {
         Ok(stream)
     }
 
+    /// Whether a connection can be made.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn reach(&self, timeout: Duration) -> Result<(), Failure> {
+        self.connect(timeout).await.map(drop)
+    }
+
     /// Sends a request over HTTP/1.1 and waits for the head of the response.
     ///
     /// # Errors

@@ -87,7 +87,8 @@ pub struct Backend {
     /// A list that stands here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<OneOrMany<EndpointSpec>>,
-    /// `NAME:PORT`, every address that DNS gives for it, looked up again as its time to live says.
+    /// `NAME:PORT`, every address that DNS gives for it, looked up again every five seconds. While DNS does not answer, the
+    /// last addresses stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<String>,
     /// A service of the registry: keys below `/buttress/services/NAME/`, each with `HOST:PORT` as its value.

@@ -262,3 +262,55 @@ fn a_slow_attempt_is_hedged_and_the_faster_one_counts() {
     let running = || proxy.shared().snapshot()["routes"][0]["backends"][0]["endpoints"][0]["golden"]["running"].clone();
     until("nothing runs", || running() == 0);
 }
+
+#[test]
+fn an_endpoint_that_is_not_well_is_left_out_until_it_is_again() {
+    let ill = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let seen_ill = ill.clone();
+    let sick = Upstream::new(move |_, connection| {
+        while let Some((head, _)) = connection.read_request() {
+            let status = match head.starts_with("GET /health ") && seen_ill.load(std::sync::atomic::Ordering::SeqCst) {
+                true => "503 Ill",
+                false => "200 OK",
+            };
+            connection.write(format!("HTTP/1.1 {status}\r\nContent-Length: 4\r\n\r\nsick").as_bytes());
+        }
+    });
+    let well = Upstream::answering("well");
+    let health = json!({"path": "/health", "every": "20ms", "fails": 2, "passes": 2});
+    let endpoints = json!([sick.address.to_string(), well.address.to_string()]);
+    let spec = json!({"to": [{"endpoints": endpoints, "health": health}], "balance": {"by": "round-robin"}});
+    let proxy = proxy(&[route("r", spec)]);
+    let answers = || (0..8).map(|_| get(&proxy, "a", "/", "").body).collect::<Vec<_>>();
+    assert!(answers().contains(&"sick".to_owned()));
+    let state = || proxy.shared().snapshot()["routes"][0]["backends"][0]["endpoints"][0]["state"].clone();
+    ill.store(true, std::sync::atomic::Ordering::SeqCst);
+    until("the endpoint is found ill", || state() == "down");
+    assert!(answers().iter().all(|body| body == "well"));
+    ill.store(false, std::sync::atomic::Ordering::SeqCst);
+    until("the endpoint is found well", || state() == "in");
+    until("it is asked again", || answers().contains(&"sick".to_owned()));
+}
+
+#[test]
+fn a_service_of_the_registry_and_a_name_of_dns_give_endpoints_that_change() {
+    let (one, two) = (Upstream::answering("one"), Upstream::answering("two"));
+    let dns = format!("localhost:{}", one.address.port());
+    let proxy = proxy(&[
+        route("s", json!({"match": [{"path": "/service"}], "to": [{"service": "orders"}]})),
+        route("d", json!({"match": [{"path": "/dns"}], "to": [{"dns": dns}]})),
+    ]);
+    let answer = get(&proxy, "a", "/service", "");
+    assert_eq!((answer.status, answer.field("buttress-code")), (503, Some("bt-bal-none")), "{answer:?}");
+    let source = || buttress_gateway::discover::Source::Service("orders".into());
+    proxy.shared().discovered(source(), vec![one.address.to_string(), "no address".into()]);
+    assert_eq!(get(&proxy, "a", "/service", "").body, "one");
+    proxy.shared().discovered(source(), vec![two.address.to_string()]);
+    assert_eq!(get(&proxy, "a", "/service", "").body, "two");
+    // The upstream listens on 127.0.0.1 only; where localhost is ::1 too, the other address is tried.
+    until("the name is asked", || get(&proxy, "a", "/dns", "").body == "one");
+    // A change of policies keeps what was found.
+    let spec = json!({"match": [{"path": "/service"}], "to": [{"service": "orders"}], "deadline": "3s"});
+    proxy.shared().load(&[route("s", spec)]).unwrap();
+    assert_eq!(get(&proxy, "a", "/service", "").body, "two");
+}
