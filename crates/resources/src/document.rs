@@ -369,11 +369,16 @@ fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Value {
     if style != ScalarStyle::Plain {
         return Value::Text(text.into_owned());
     }
-    match &*text {
+    plain(&text)
+}
+
+/// A scalar without quotes.
+pub(crate) fn plain(text: &str) -> Value {
+    match text {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,
         "true" | "True" | "TRUE" => Value::Bool(true),
         "false" | "False" | "FALSE" => Value::Bool(false),
-        plain => read_number(plain).map_or_else(|| Value::Text(text.into_owned()), Value::Number),
+        _ => read_number(text).map_or_else(|| Value::Text(text.to_owned()), Value::Number),
     }
 }
 

@@ -9,6 +9,8 @@
 //!   grants: {models: [spindle], topics: [anomalies], state: true}
 //! ```
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -121,5 +123,41 @@ impl Function {
         put(&mut manifest, "output_partitions", self.output_partitions.map(Value::from));
         put(&mut manifest, "audit", self.audit.map(Value::from));
         manifest
+    }
+
+    /// The function as it is deployed, from what `GET /v1/functions/NAME` says of it.
+    pub fn deployed(view: &Value) -> Self {
+        let spec = view.get("spec").unwrap_or(view);
+        let words = |list: &Value| -> Vec<String> {
+            list.as_array().into_iter().flatten().filter_map(|word| Some(word.as_str()?.to_owned())).collect()
+        };
+        let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+        let span = |value: &Value| value.as_u64().map(|ms| Span(Duration::from_millis(ms)));
+        let trigger = &spec["trigger"];
+        let (grants, limits) = (&spec["grants"], &spec["limits"]);
+        Self {
+            component: spec["component"].as_str().unwrap_or_default().to_owned(),
+            trigger: trigger["topic"].as_str().map(|topic| Trigger {
+                topic: topic.to_owned(),
+                max_records: number(&trigger["max_records"]),
+                max_wait: span(&trigger["max_wait_ms"]),
+                attempts: number(&trigger["attempts"]),
+            }),
+            http: spec["http"].as_bool(),
+            routes: words(&spec["routes"]),
+            grants: Some(Grants {
+                models: words(&grants["models"]),
+                topics: words(&grants["topics"]),
+                state: grants["state"] == true,
+            }),
+            limits: Some(Limits {
+                memory: limits["memory_bytes_max"].as_u64().map(Size),
+                deadline: span(&limits["deadline_ms"]),
+                log: limits["log_bytes_max"].as_u64().map(Size),
+                http_concurrency: number(&limits["http_concurrency"]),
+            }),
+            output_partitions: number(&spec["output_partitions"]),
+            audit: spec["audit"].as_bool(),
+        }
     }
 }

@@ -27,6 +27,11 @@ pub mod rules;
 
 pub mod check;
 
+pub mod kept;
+
+pub mod diff;
+pub mod yaml;
+
 #[cfg(test)]
 mod tests;
 

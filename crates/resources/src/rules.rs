@@ -62,8 +62,13 @@ fn route(route: &Route, all: &mut All) {
     for (at, spec) in route.matches.iter().enumerate() {
         all.below(&format!("/match/{at}"), Pattern::read(spec).err().into_iter().flatten());
     }
-    if route.to.is_empty() {
-        all.tell("", "the route has no backend", "write to: [{endpoints: 127.0.0.1:3000}]");
+    let answers = route.fallback.as_ref().is_some_and(|fallback| fallback.answer.is_some());
+    if route.to.is_empty() && !answers {
+        all.tell(
+            "",
+            "the route has no backend",
+            "write to: [{endpoints: 127.0.0.1:3000}], or a fallback with an answer",
+        );
     }
     let mut names = BTreeSet::new();
     for (at, spec) in route.to.iter().enumerate() {
@@ -75,7 +80,8 @@ fn route(route: &Route, all: &mut All) {
             all.tell(format!("{at}/name"), format!("two backends are called \"{name}\""), "rename one");
         }
     }
-    if !route.to.is_empty() && route.to.iter().all(|backend| backend.weight == Some(0)) {
+    if route.to.iter().all(|backend| backend.weight == Some(0)) && route.to.iter().any(|backend| backend.when.is_none())
+    {
         let hint = "give one of them a weight; weight 0 is for backends that only `when` or `fallback` name";
         all.tell("/to", "every weight is 0, so that no request goes anywhere", hint);
     }
@@ -112,7 +118,10 @@ fn route(route: &Route, all: &mut All) {
             all.tell("/fault", "no fault is given", "give delay or abort");
         }
         all.below("/fault/when", fault.when.as_ref().and_then(|when| Pattern::read(when).err()).into_iter().flatten());
-        all.status("/fault/abort", fault.abort.unwrap_or(503), 200);
+        all.status("/fault/abort", fault.abort.unwrap_or(503), 400);
+        if fault.delay.is_some_and(|delay| delay.0.as_secs() > 60) {
+            all.tell("/fault/delay", "it is longer than a minute", "write at most 1m: requests that wait take memory");
+        }
         for (share, needs, is) in [
             ("delay_share", "delay", fault.delay_share.is_some() && fault.delay.is_none()),
             ("abort_share", "abort", fault.abort_share.is_some() && fault.abort.is_none()),
@@ -311,6 +320,10 @@ fn rate(rate: &Rate, at: &str, known: bool, all: &mut All) {
         key_of(&format!("{at}/by"), by, &["client", "caller"], known, all);
     }
     if let Some(cluster) = &rate.cluster {
+        if rate.by.is_some() {
+            let hint = "leave `by` out, or `cluster`";
+            all.tell(format!("{at}/by"), "a limit of the cluster is one for all", hint);
+        }
         all.not_zero(&format!("{at}/cluster/slice"), cluster.slice);
         if cluster.cut_off_per_second.is_some_and(|rate| !rate.is_finite() || rate < 0.0) {
             all.tell(format!("{at}/cluster/cut_off_per_second"), "a rate is not below 0", "write 0 or more");
@@ -349,12 +362,19 @@ fn balance(balance: Option<&Balance>, at: &str, known: bool, all: &mut All) {
     }
 }
 
+/// More are never of use: what failed ten times is down.
+const ATTEMPTS_MAX: u8 = 10;
+
 fn policies(policies: &Policies, known: bool, all: &mut All) {
     all.lasting("/deadline", policies.deadline.as_ref().and_then(Switch::on).copied());
     all.lasting("/attempt_timeout", policies.attempt_timeout);
     if let Some(retry) = policies.retry.as_ref().and_then(Switch::on) {
-        if retry.attempts == Some(0) {
-            all.tell("/retry/attempts", "0 attempts reach nothing", "write 1 or more; retry: off makes one attempt");
+        if let Some(attempts) = retry.attempts.filter(|attempts| !(1..=ATTEMPTS_MAX).contains(attempts)) {
+            let says = match attempts {
+                0 => "0 attempts reach nothing".to_owned(),
+                attempts => format!("{attempts} attempts are more than {ATTEMPTS_MAX}"),
+            };
+            all.tell("/retry/attempts", says, format!("write 1 to {ATTEMPTS_MAX}; retry: off makes one attempt"));
         }
         let several = retry.statuses.as_ref().is_some_and(|list| matches!(list, OneOrMany::Many(_)));
         for (at, status) in retry.statuses.iter().flat_map(OneOrMany::as_slice).enumerate() {
@@ -374,11 +394,17 @@ fn policies(policies: &Policies, known: bool, all: &mut All) {
             all.tell("/retry/budget_per_second_min", "a rate is not below 0", "write 0 or more");
         }
     }
+    if let (Some(attempt), Some(total)) = (policies.attempt_timeout, policies.deadline.as_ref().and_then(Switch::on))
+        && attempt.0 > total.0
+    {
+        let says = format!("one attempt may take {attempt}, and all of them together {total}");
+        all.tell("/attempt_timeout", says, "make it shorter than the deadline");
+    }
     if let Some(hedge) = policies.hedge.as_ref().and_then(Switch::on)
-        && hedge.quantile.is_some_and(|part| part.0 <= 0.0 || part.0 >= 1.0)
+        && hedge.quantile.is_some_and(|part| part.0 < 0.5 || part.0 >= 1.0)
     {
         let hint = "write 95%: a hedge starts when an answer takes longer than 95 of 100 do";
-        all.tell("/hedge/quantile", "a hedge starts after some answers and before others", hint);
+        all.tell("/hedge/quantile", "a hedge starts after half of the answers or later, and before the last", hint);
     }
     if let Some(breaker) = policies.breaker.as_ref().and_then(Switch::on) {
         for (at, number) in [

@@ -6,6 +6,8 @@
 //! spec: {partitions: 8, retention_time: 30d, sequence: [machine, seq]}
 //! ```
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -54,5 +56,22 @@ impl Topic {
         put("sequence_fields", self.sequence.as_ref().map(|(producer, number)| json!([producer, number])));
         put("engine", self.engine.map(|engine| json!(engine)));
         request
+    }
+
+    /// The topic as it is, from what `GET /v1/topics/NAME` says of it.
+    pub fn present(view: &Value) -> Self {
+        let settings = &view["settings"];
+        let fields: Option<(String, String)> = serde_json::from_value(settings["sequence_fields"].clone()).ok();
+        Self {
+            partitions: view["partitions"].as_array().and_then(|list| u32::try_from(list.len()).ok()),
+            retention_time: settings["retention_ms"].as_u64().map(|ms| Span(Duration::from_millis(ms))),
+            retention_size: settings["retention_bytes"].as_u64().map(Size),
+            sequence: fields,
+            engine: match view["engine"].as_str() {
+                Some("kafka") => Some(Engine::Kafka),
+                Some(_) => Some(Engine::Embedded),
+                None => None,
+            },
+        }
     }
 }
