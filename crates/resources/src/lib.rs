@@ -32,6 +32,8 @@ pub mod kept;
 pub mod diff;
 pub mod yaml;
 
+pub mod fuzz;
+
 #[cfg(test)]
 mod tests;
 
