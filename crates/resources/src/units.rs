@@ -13,6 +13,23 @@ pub struct Span(pub Duration);
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Part(pub f32);
 
+/// A number of bytes: `64KiB`, `2GiB`, `1MB`, or `1024`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+/// Bytes in each unit.
+const SIZES: [(&str, u64); 9] = [
+    ("", 1),
+    ("B", 1),
+    ("kB", 1000),
+    ("KiB", 1 << 10),
+    ("MB", 1_000_000),
+    ("MiB", 1 << 20),
+    ("GB", 1_000_000_000),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+];
+
 /// Milliseconds in each unit; the longest name that fits is taken.
 const UNITS: [(&str, f64); 6] = [("us", 1e-3), ("ms", 1.0), ("s", 1e3), ("m", 60e3), ("h", 3_600e3), ("d", 86_400e3)];
 /// A year; what is longer is a mistake.
@@ -69,6 +86,69 @@ impl Part {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}%", (f64::from(self.0) * 1e6).round() / 1e4)
+    }
+}
+
+impl Size {
+    /// # Errors
+    /// What is wrong, and how it is written.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is no number of bytes; write 64KiB, 256MiB or 2GiB");
+        let trimmed = text.trim();
+        let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+        let number: u64 = trimmed[..digits].parse().map_err(|_| wrong())?;
+        let unit = trimmed[digits..].trim();
+        let (_, scale) = SIZES.iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?;
+        number.checked_mul(*scale).map(Self).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for Size {
+    /// The largest binary unit in which it is a whole number.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, scale) in SIZES.iter().rev().filter(|(name, _)| name.ends_with("iB")) {
+            if self.0 >= *scale && self.0.is_multiple_of(*scale) {
+                return write!(f, "{}{name}", self.0 / scale);
+            }
+        }
+        write!(f, "{}B", self.0)
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(u64),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Number(number) => Ok(Self(number)),
+            Written::Text(text) => Self::parse(&text).map_err(D::Error::custom),
+        }
+    }
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                {"type": "string", "pattern": r"^\s*[0-9]+\s*(B|kB|KiB|MB|MiB|GB|GiB|TiB)?\s*$"},
+                {"type": "integer", "minimum": 0},
+            ],
+            "description": "A number of bytes: 64KiB, 256MiB or 2GiB.",
+        })
     }
 }
 
@@ -148,6 +228,13 @@ mod tests {
         }
         for text in ["", "5", "s", "-1s", "1.2.3s", "1 fortnight", "9e9d", "1000d"] {
             assert!(Span::parse(text).unwrap_err().contains("write 250ms"), "{text}");
+        }
+        for (text, written) in [("64KiB", "64KiB"), ("2048 KiB", "2MiB"), ("1MB", "1000000B"), ("7", "7B"), ("0", "0B")]
+        {
+            assert_eq!(Size::parse(text).unwrap().to_string(), written);
+        }
+        for text in ["", "MiB", "-1", "1.5GiB", "99999999TiB", "1 KB", "1kib"] {
+            assert!(Size::parse(text).unwrap_err().contains("write 64KiB"), "{text}");
         }
         for (text, written) in [("20%", "20%"), ("0.2", "20%"), ("0", "0%"), ("100%", "100%"), ("12.5 %", "12.5%")] {
             assert_eq!(Part::parse(text).unwrap().to_string(), written);
