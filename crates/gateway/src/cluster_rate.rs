@@ -4,6 +4,8 @@
 //! the composition root has and which speaks to the store, asks for the next slice. How much this may overshoot stands in
 //! [`buttress_policy::lease`].
 
+use std::time::Duration;
+
 use buttress_policy::{
     Time, Why,
     lease::{Config, Lease},
@@ -22,6 +24,11 @@ pub struct Leased {
 impl Leased {
     pub fn new(key: String, config: Config) -> Self {
         Self { key, config, lease: Lease::new(config), low: Notify::new() }
+    }
+
+    /// When to look again, though nobody said that there is little left.
+    pub fn look_again(&self, now: Time) -> Duration {
+        self.lease.ask_again_in(now).clamp(Duration::from_millis(1), Duration::from_secs(1))
     }
 
     /// # Errors

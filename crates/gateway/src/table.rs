@@ -25,12 +25,13 @@ use buttress_resources::{matcher::Matcher, route as spec};
 use tokio::sync::oneshot;
 
 use crate::{
+    cluster_rate::Leased,
     config::Endpoint,
     discover::Source,
     metrics::{EndpointFigures, Golden},
     mirror::Mirror,
     parse::RequestHead,
-    rules::{self, Condition, Fault, Key, Limit, Rewrite},
+    rules::{self, Condition, Counts, Fault, Key, Limit, Rewrite},
 };
 
 /// Where something was written.
@@ -139,6 +140,15 @@ enum Waiter {
 }
 
 impl Table {
+    /// Limits of the cluster.
+    pub fn leased(&self) -> impl Iterator<Item = &Arc<Leased>> {
+        let limits = self.routes.iter().flat_map(|route| &route.limits);
+        limits.filter_map(|limit| match &limit.counts {
+            Counts::Cluster(leased) => Some(leased),
+            _ => None,
+        })
+    }
+
     pub fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.routes.iter().flat_map(|route| &route.backends)
     }

@@ -215,6 +215,16 @@ impl Lease {
         Some(self.config.slice)
     }
 
+    /// How long until there may be something to [`ask`](Self::ask) for that no call tells of: the tokens end, or the pool
+    /// said to come again.
+    pub fn ask_again_in(&self, now: Time) -> Duration {
+        let not_before = self.asking.lock().unwrap_or_else(PoisonError::into_inner).not_before;
+        if not_before > now {
+            return not_before.since(now);
+        }
+        Time::from_nanos(self.until.load(Relaxed)).since(now)
+    }
+
     /// The pool gave tokens; `asked` is when they were asked for, so that they are not good for longer than the pool thinks.
     pub fn granted(&self, asked: Time, tokens: u32) {
         // What is left of an earlier lease lives on with the new one; it is at most half a slice.

@@ -89,12 +89,21 @@ pub const PROXY_ADMIN: &str = "127.0.0.1:7390";
 
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  buttress proxy --to 127.0.0.1:3000\n  buttress proxy --to 10.0.0.1:80 --to 10.0.0.2:80 --listen 0.0.0.0:8080\n  buttress proxy --to h2c://127.0.0.1:50051"
+    after_help = "Examples:\n  buttress proxy --to 127.0.0.1:3000\n  buttress proxy --to 10.0.0.1:80 --to 10.0.0.2:80 --listen 0.0.0.0:8080\n  buttress proxy --to h2c://127.0.0.1:50051\n  buttress proxy --config routes.yaml\n  buttress proxy --store etcd://127.0.0.1:2379"
 )]
 pub struct ProxyArgs {
     /// An endpoint of the service: HOST:PORT, or h2c://HOST:PORT where it speaks HTTP/2 without TLS. gRPC always does.
-    #[arg(long = "to", required = true, value_name = "HOST:PORT")]
+    #[arg(long = "to", required_unless_present_any = ["config", "store"], value_name = "HOST:PORT")]
     pub to: Vec<String>,
+    /// A file, or a folder of files, with routes in YAML; changes are taken up within a second. Where --to is given too, it takes what no route takes.
+    #[arg(long, value_name = "FILE|DIR")]
+    pub config: Vec<PathBuf>,
+    /// Routes, services and limits from a store: etcd://HOST:PORT, or http://HOST:PORT of a node's etcd port.
+    #[arg(long, value_name = "URL", conflicts_with = "config")]
+    pub store: Option<String>,
+    /// How this gateway is called in the store [default: host name and process id].
+    #[arg(long, value_name = "NAME", requires = "store")]
+    pub name: Option<String>,
     /// Where clients connect; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR:PORT")]
     pub listen: SocketAddr,

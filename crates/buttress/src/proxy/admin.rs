@@ -28,6 +28,7 @@ use tokio::{
     task::JoinSet,
 };
 
+use super::state::State;
 use crate::{demo::page::local_host, metrics::process_metrics};
 
 const CONNECTIONS_MAX: usize = 256;
@@ -42,6 +43,12 @@ const SHOWN_MAX: usize = 12;
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// What can be looked at.
+struct Seen {
+    shared: Arc<Shared>,
+    state: Arc<State>,
+}
+
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 const ASSETS: [(&str, &str, &str); 6] = [
@@ -54,7 +61,8 @@ const ASSETS: [(&str, &str, &str); 6] = [
 ];
 
 /// Serves until aborted.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+pub async fn serve(listener: TcpListener, shared: Arc<Shared>, state: Arc<State>) {
+    let seen = Arc::new(Seen { shared, state });
     let loopback = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
     let mut connections = JoinSet::new();
     loop {
@@ -67,7 +75,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
                 tracing::warn!(limit = CONNECTIONS_MAX, "too many connections to the admin address; one is closed");
             }
             Ok((stream, _)) => {
-                connections.spawn(connection(stream, shared.clone(), loopback));
+                connections.spawn(connection(stream, seen.clone(), loopback));
             }
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection to the admin address failed");
@@ -77,11 +85,11 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>, loopback: bool) {
+async fn connection(stream: TcpStream, seen: Arc<Seen>, loopback: bool) {
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
-        let shared = shared.clone();
-        async move { Ok::<_, Infallible>(answer(&request, &shared, loopback)) }
+        let seen = seen.clone();
+        async move { Ok::<_, Infallible>(answer(&request, &seen, loopback)) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -94,8 +102,8 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>, loopback: bool) {
     }
 }
 
-fn answer<B>(request: &Request<B>, shared: &Arc<Shared>, loopback: bool) -> Response<Body> {
-    let mut response = match route(request, shared, loopback) {
+fn answer<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Response<Body> {
+    let mut response = match route(request, seen, loopback) {
         Ok(response) => response,
         Err((status, error)) => {
             json_response(status, &json!({"code": error.code.0, "message": error.message, "hint": error.hint}))
@@ -112,7 +120,8 @@ fn answer<B>(request: &Request<B>, shared: &Arc<Shared>, loopback: bool) -> Resp
     response
 }
 
-fn route<B>(request: &Request<B>, shared: &Arc<Shared>, loopback: bool) -> Result<Response<Body>, (StatusCode, Error)> {
+fn route<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Result<Response<Body>, (StatusCode, Error)> {
+    let shared = &seen.shared;
     let path = request.uri().path();
     if loopback && local_host(request.headers()).is_none() {
         let error = Error::new(Code::BAD_REQUEST, "this address is served under a loopback name only");
@@ -130,11 +139,12 @@ fn route<B>(request: &Request<B>, shared: &Arc<Shared>, loopback: bool) -> Resul
         "/metrics" => {
             let mut page = String::with_capacity(16 * 1024);
             shared.prometheus(&mut page);
+            seen.state.prometheus(&mut page);
             process_metrics(&mut page);
             Ok(full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page.into()))
         }
-        "/feed" => Ok(feed(shared.clone())),
-        "/v1/traffic" => Ok(json_response(StatusCode::OK, &snapshot(shared))),
+        "/feed" => Ok(feed(seen.clone())),
+        "/v1/traffic" => Ok(json_response(StatusCode::OK, &snapshot(seen))),
         "/v1/requests" => {
             let records: Vec<Value> = shared.records.latest(LISTED_MAX).iter().map(|record| record.summary()).collect();
             Ok(json_response(StatusCode::OK, &json!({"requests": records})))
@@ -172,20 +182,21 @@ fn decoded(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-fn snapshot(shared: &Shared) -> Value {
-    let mut snapshot = shared.snapshot();
-    let newest: Vec<Value> = shared.records.latest(SHOWN_MAX).iter().map(|record| record.json()).collect();
+fn snapshot(seen: &Seen) -> Value {
+    let mut snapshot = seen.shared.snapshot();
+    snapshot["config"] = seen.state.json();
+    let newest: Vec<Value> = seen.shared.records.latest(SHOWN_MAX).iter().map(|record| record.json()).collect();
     snapshot["records"] = newest.into();
     snapshot
 }
 
-fn feed(shared: Arc<Shared>) -> Response<Body> {
-    let events = stream::unfold((shared, false), |(shared, begun)| async move {
+fn feed(seen: Arc<Seen>) -> Response<Body> {
+    let events = stream::unfold((seen, false), |(seen, begun)| async move {
         if begun {
             tokio::time::sleep(FEED_EVERY).await;
         }
-        let event = format!("data: {}\n\n", snapshot(&shared));
-        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(event))), (shared, true)))
+        let event = format!("data: {}\n\n", snapshot(&seen));
+        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(event))), (seen, true)))
     });
     let mut response = Response::new(BodyExt::boxed_unsync(StreamBody::new(events)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

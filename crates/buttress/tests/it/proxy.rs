@@ -93,3 +93,103 @@ fn what_is_typed_wrongly_is_refused_with_a_hint() {
     let usage = run(&["mock", "--latency", "p50=2s,p99=1s"]);
     assert!(stderr(&usage).contains("shorter than p50"), "{}", stderr(&usage));
 }
+
+/// Asks until the answer has this body.
+fn until_body(listen: &str, path: &str, body: &str) {
+    until(&format!("{path} answers {body}"), || {
+        get(listen, path, "").ends_with(&format!("\r\n\r\n{body}")).then_some(())
+    });
+}
+
+/// A route to a fixed answer, so that no upstream is needed.
+fn answering(name: &str, path: &str, body: &str) -> String {
+    format!("kind: Route\nname: {name}\nspec:\n  match: [{{path: {path}}}]\n  fallback: {{answer: {{body: {body}}}}}\n")
+}
+
+#[test]
+fn routes_of_a_file_are_taken_up_while_running_and_wrong_ones_leave_the_old_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("routes.yaml");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, "kind: Route\nname: a\nspec:\n  too: []\n").unwrap();
+    let wrong = failed(&run(&["proxy", "--config", path, "--listen", "127.0.0.1:0"]));
+    assert!(wrong.contains("[BT0921]") && wrong.contains("routes.yaml:4:3") && wrong.contains("`to`"), "{wrong}");
+
+    std::fs::write(&file, answering("a", "/a", "one")).unwrap();
+    let proxy = Serving::start(&[
+        "proxy",
+        "--config",
+        path,
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--output",
+        "json",
+    ]);
+    let (listen, admin) = (proxy.address("listen"), proxy.address("admin"));
+    assert!(get(&listen, "/a", "").ends_with("one"));
+    let none = get(&listen, "/b", "X-Request-Id: nowhere\r\n");
+    assert!(none.starts_with("HTTP/1.1 404") && none.contains("BT0920"), "{none}");
+    assert!(ok(&run(&["explain", "nowhere", "--admin", &admin])).contains("none takes it"));
+
+    std::fs::write(&file, answering("a", "/a", "one") + "---\n" + &answering("b", "/b", "two")).unwrap();
+    until_body(&listen, "/b", "two");
+    std::fs::write(&file, answering("a", "orders", "one")).unwrap();
+    until("the wrong routes are told", || get(&admin, "/metrics", "").contains("config_rejected 1\n").then_some(()));
+    assert!(get(&admin, "/v1/traffic", "").contains("does not begin with /"));
+    assert!(get(&listen, "/b", "").ends_with("two"), "the routes from before hold");
+    std::fs::write(&file, answering("a", "/a", "three")).unwrap();
+    until_body(&listen, "/a", "three");
+    assert!(get(&admin, "/metrics", "").contains("config_rejected 0\n"));
+    assert_eq!(proxy.stop(), Some(0));
+}
+
+#[test]
+fn routes_services_and_limits_come_from_the_store_and_outlive_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(dir.path(), 1);
+    let store = format!("http://{}", dev.nodes[0]["etcd"].as_str().unwrap());
+    let put = |key: &str, value: &str| ok(&run(&["kv", "put", key, value, "--server", &dev.http(0)]));
+    let upstream = Serving::start(&["mock", "--output", "json"]);
+    put("/buttress/routes/good", r#"{"generation":1,"spec":{"match":[{"path":"/s/*"}],"to":[{"service":"shop"}]}}"#);
+    put("/buttress/routes/bad", r#"{"generation":1,"spec":{"match":[{"path":"/bad"}],"to":[]}}"#);
+    put("/buttress/services/shop/1", &upstream.address("listen"));
+    let proxy = Serving::start(&[
+        "proxy",
+        "--store",
+        &store,
+        "--name",
+        "edge-1",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--output",
+        "json",
+    ]);
+    let (listen, admin) = (proxy.address("listen"), proxy.address("admin"));
+    until("the service is found", || get(&listen, "/s/1", "").starts_with("HTTP/1.1 200").then_some(()));
+    let status = |name: &str| {
+        let key = format!("/buttress/status/routes/{name}/edge-1");
+        until("a status is written", || {
+            let told = run(&["kv", "get", &key, "--server", &dev.http(0)]);
+            let told = stdout(&told);
+            told.contains("observed_generation").then_some(told)
+        })
+    };
+    assert!(status("good").contains("\"ready\":true"));
+    assert!(status("bad").contains("names no backend"));
+
+    let limited = r#"{"generation":2,"spec":{"match":[{"path":"/s/*"}],"to":[{"service":"shop"}],"rate":[{"per_second":0.01,"burst":3,"cluster":{"slice":1}}]}}"#;
+    put("/buttress/routes/good", limited);
+    until("the limit of the cluster holds", || get(&listen, "/s/1", "").starts_with("HTTP/1.1 429").then_some(()));
+    assert!(ok(&run(&["kv", "get", "/buttress/limits/good/0", "--server", &dev.http(0)])).len() > 1);
+    put("/buttress/routes/good", r#"{"generation":3,"spec":{"match":[{"path":"/s/*"}],"to":[{"service":"shop"}]}}"#);
+    until("the limit is gone", || get(&listen, "/s/1", "").starts_with("HTTP/1.1 200").then_some(()));
+
+    assert_eq!(dev.stop(), Some(0));
+    assert!(get(&listen, "/s/1", "").starts_with("HTTP/1.1 200"), "what is known serves on without the store");
+    assert!(get(&admin, "/v1/traffic", "").contains("good"));
+    assert_eq!(proxy.stop(), Some(0));
+}

@@ -61,6 +61,9 @@ function draw(now) {
   drawBackends(now);
   drawEndpoints(now, before, then);
   drawRecords(now.records);
+  const banner = byId("banner");
+  banner.hidden = !now.config.problem;
+  setText(banner, now.config.problem ? `The newest routes were refused, the ones before hold: ${now.config.problem}` : "");
 }
 
 function drawBackends(now) {
@@ -130,7 +133,8 @@ function drawRecords(records) {
 follow(draw, (state) => {
   document.body.dataset.phase = state === "open" ? "playing" : "failed";
   setText(byId("phase"), state === "open" ? "live" : "gone");
+  if (state === "open") return;
   const banner = byId("banner");
-  banner.hidden = state === "open";
-  setText(banner, state === "open" ? "" : "The proxy does not answer; this page tries again.");
+  banner.hidden = false;
+  setText(banner, "The proxy does not answer; this page tries again.");
 });

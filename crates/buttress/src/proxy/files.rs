@@ -1,0 +1,138 @@
+//! Routes from files: read at the start, looked at every second, and taken up whole or not at all.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use buttress_core::{Code, Error};
+use buttress_gateway::{compile::Declared, shared::Shared, table::Place};
+use buttress_resources::{
+    check::{Reading, read},
+    finding::{Level, Source, render},
+    kinds::Spec,
+};
+
+use super::state::State;
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// All files together; a route takes a few hundred bytes.
+const BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Files and folders with resources.
+#[derive(Clone, Debug)]
+pub struct Files(Vec<PathBuf>);
+
+impl Files {
+    pub const fn new(paths: Vec<PathBuf>) -> Self {
+        Self(paths)
+    }
+
+    /// What they hold now; of a folder, its files that end in `.yaml`, `.yml` and `.json`, in the order of their names.
+    ///
+    /// # Errors
+    /// `CONFIG` with the path that cannot be read.
+    pub fn texts(&self) -> Result<Vec<Source>, Error> {
+        let mut files = Vec::new();
+        for path in &self.0 {
+            if path.is_dir() {
+                let mut inside: Vec<PathBuf> = std::fs::read_dir(path)
+                    .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+                    .map_err(|error| unreadable(path, &error))?;
+                inside.retain(|path| {
+                    path.extension().is_some_and(|end| ["yaml", "yml", "json"].iter().any(|known| end == *known))
+                });
+                inside.sort();
+                files.extend(inside);
+            } else {
+                files.push(path.clone());
+            }
+        }
+        let mut left = BYTES_MAX;
+        let mut texts = Vec::with_capacity(files.len());
+        for path in files {
+            let size = std::fs::metadata(&path).map_err(|error| unreadable(&path, &error))?.len();
+            left = left.checked_sub(size).ok_or_else(|| {
+                Error::new(Code::CONFIG, format!("{} and the files before it hold more than 64 MiB", path.display()))
+                    .hint("routes are small; name the files with them")
+            })?;
+            let text = std::fs::read_to_string(&path).map_err(|error| unreadable(&path, &error))?;
+            texts.push(Source { file: path.display().to_string(), text });
+        }
+        Ok(texts)
+    }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    Error::new(Code::CONFIG, format!("{} cannot be read: {error}", path.display())).hint("see --config")
+}
+
+/// The routes among resources.
+fn declared(reading: &Reading) -> Vec<Declared> {
+    let routes = reading.resources.iter().filter_map(|resource| match &resource.typed {
+        Spec::Route(spec) => Some((resource, spec)),
+        _ => None,
+    });
+    routes
+        .map(|(resource, spec)| Declared {
+            name: resource.name.clone(),
+            spec: (**spec).clone(),
+            place: Place { file: resource.origin.file.clone(), line: resource.origin.line },
+            match_lines: (0..spec.matches.len()).map(|at| resource.lines.of(&format!("/spec/match/{at}"))).collect(),
+        })
+        .collect()
+}
+
+/// Reads routes from texts.
+///
+/// # Errors
+/// `ROUTES_INVALID` with everything that is wrong, as it is shown to whoever wrote it.
+pub fn routes(texts: &[Source]) -> Result<Vec<Declared>, Error> {
+    let reading = read(texts);
+    if reading.is_ok() {
+        return Ok(declared(&reading));
+    }
+    let errors: Vec<_> = reading.findings.into_iter().filter(|finding| finding.level == Level::Error).collect();
+    let count = errors.len();
+    let told = render(&errors, texts, false);
+    Err(Error::new(Code::ROUTES_INVALID, format!("{count} errors in the routes\n\n{}", told.trim_end()))
+        .hint("buttress route lint -f FILE says the same without loading anything"))
+}
+
+/// Takes up changes of the files, until it is dropped. `fixed` are routes that stand beside those of the files.
+pub async fn follow(files: Files, mut last: Vec<Source>, fixed: Vec<Declared>, shared: Arc<Shared>, state: Arc<State>) {
+    let mut trouble = None;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let asked = files.clone();
+        let texts = match tokio::task::spawn_blocking(move || asked.texts()).await {
+            Ok(Ok(texts)) => texts,
+            Ok(Err(error)) => {
+                // Told once: a file that is being replaced is gone for a moment.
+                if trouble.as_ref() != Some(&error.message) {
+                    trouble = Some(error.message.clone());
+                    state.refused(&error.message);
+                }
+                continue;
+            }
+            Err(_) => continue,
+        };
+        trouble = None;
+        if texts == last {
+            continue;
+        }
+        last = texts.clone();
+        let (shared, fixed) = (shared.clone(), fixed.clone());
+        let loaded = tokio::task::spawn_blocking(move || {
+            let mut routes = routes(&texts)?;
+            routes.extend(fixed);
+            shared.load(&routes).map_err(|wrong| buttress_gateway::shared::refused(&wrong))
+        });
+        match loaded.await {
+            Ok(Ok(generation)) => state.loaded(generation),
+            Ok(Err(error)) => state.refused(&error.message),
+            Err(error) => state.refused(&format!("loading the routes broke off: {error}")),
+        }
+    }
+}
