@@ -116,6 +116,9 @@ codes! {
     UPSTREAM_FAILED = "BT0911", "the upstream itself answered with an error";
     UPSTREAM_CUT = "BT0912", "the upstream broke off in the middle of its answer";
     REQUEST_UNKNOWN = "BT0913", "no record of this request is kept";
+    UPSTREAM_TLS = "BT0930", "the upstream and the proxy do not agree on TLS";
+    CERTIFICATE = "BT0931", "a certificate or key cannot be used";
+    TLS_EXPECTED = "BT0932", "HTTP without TLS came to a port of TLS";
 }
 
 /// What went wrong, whose code it has, whether trying again can help, and what would be right.

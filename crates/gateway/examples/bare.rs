@@ -11,6 +11,7 @@ fn main() {
         threads: 1,
         bare: args.get(2).is_none_or(|how| how != "full"),
         timeouts: Default::default(),
+        edge: buttress_gateway::config::Edge::default(),
         seed: 1,
     };
     let running = buttress_gateway::run::start(options).expect("it starts");

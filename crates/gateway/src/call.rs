@@ -348,11 +348,12 @@ async fn tries(
         let left = place.call().left(now);
         let added = Added {
             id: story.id,
-            address: client.address,
+            client,
             traceparent: core.numbers.traceparent(),
             attempt: place.call().attempt_to_send(),
             left_ms: left.map(|left| left.min(timeout).as_millis() as u64),
             endpoint: &upstream.endpoint.address,
+            tls: upstream.endpoint.tls,
         };
         let repeatable = asked(request).idempotent;
         let sent =
@@ -488,7 +489,7 @@ fn judge(sent: &Result<Got, Failure>, is_grpc: bool, unix_ms: u64) -> (Outcome, 
             let outcome = match &failure.kind {
                 FailureKind::Client(_) => Outcome::cancelled(),
                 FailureKind::Deadline => Outcome::timeout(),
-                FailureKind::Connect(_) | FailureKind::ConnectTimeout => Outcome::unreached(),
+                FailureKind::Connect(_) | FailureKind::ConnectTimeout | FailureKind::Tls(_) => Outcome::unreached(),
                 _ if failure.not_delivered => Outcome::unreached(),
                 FailureKind::Malformed(_) => Outcome::http(500),
                 FailureKind::Closed(_) | FailureKind::Http2(_) => Outcome::reset(),

@@ -7,11 +7,12 @@
 //! | Expect | ends here; we say `100 Continue` when the upstream can take the body | the upstream must not wait for us |
 //! | Via | `1.1 buttress` is added to requests | RFC 9110, 7.6.3: a gateway must; to responses it may, and we do not |
 //! | X-Forwarded-For | the client's address is added behind what is there | |
-//! | X-Forwarded-Proto | kept, or `http` | behind a balancer that ends TLS, it knows and we do not |
+//! | X-Forwarded-Client-Cert | ends here unless it is to be kept; what a client proved to us is written in Envoy's form | anybody can write one |
+//! | X-Forwarded-Proto | kept, or `http`, or `https` where the client came with TLS | behind a balancer that ends TLS, it knows and we do not |
 //! | X-Request-Id | kept where it is harmless, or made | names the request in records and in the answer |
 //! | traceparent | kept where it is valid, or begun, not sampled | W3C trace context |
 
-use std::{fmt::Write as _, time::Duration};
+use std::{borrow::Cow, fmt::Write as _, time::Duration};
 
 use buttress_policy::parse::to_grpc_timeout;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -21,6 +22,7 @@ use crate::{
     body::Body,
     frame::Encoder,
     parse::{Kind, Length, RequestHead},
+    proxy::Client,
     reply::line,
     request_id::{RequestId, traceparent_ok},
 };
@@ -28,8 +30,7 @@ use crate::{
 /// What is added to a request, beside its own fields.
 pub struct Added<'a> {
     pub id: &'a RequestId,
-    /// Of the client.
-    pub address: &'a str,
+    pub client: &'a Client<'a>,
     pub traceparent: [u8; 55],
     /// Which attempt of this hop or of the one before; not written for the first.
     pub attempt: u32,
@@ -37,6 +38,8 @@ pub struct Added<'a> {
     pub left_ms: Option<u64>,
     /// What the upstream is called where the client named nothing.
     pub endpoint: &'a str,
+    /// The upstream is asked within TLS.
+    pub tls: bool,
 }
 
 /// The field by which a hop says that a request is a retry, and which one.
@@ -54,6 +57,7 @@ fn passes(kind: Kind) -> bool {
                 | Kind::Expect
                 | Kind::ForwardedFor
                 | Kind::ForwardedProto
+                | Kind::ClientCert
                 | Kind::GrpcTimeout
                 | Kind::RequestId
                 | Kind::RetryAttempt
@@ -98,9 +102,12 @@ pub fn write_head(request: &RequestHead, added: &Added<'_>, out: &mut BytesMut) 
         out.put_slice(value);
         out.put_slice(b", ");
     }
-    out.put_slice(added.address.as_bytes());
+    out.put_slice(added.client.address.as_bytes());
     out.put_slice(b"\r\n");
-    line(out, b"x-forwarded-proto", request.fields.get(Kind::ForwardedProto).unwrap_or(b"http"));
+    line(out, b"x-forwarded-proto", request.fields.get(Kind::ForwardedProto).unwrap_or(added.client.scheme()));
+    if let Some(certificate) = client_cert(request, added.client) {
+        line(out, b"x-forwarded-client-cert", &certificate);
+    }
     line(out, b"x-request-id", added.id.as_str().as_bytes());
     line(out, b"traceparent", traceparent(request, added));
     out.put_slice(b"via: 1.1 buttress\r\n");
@@ -121,6 +128,17 @@ pub fn write_head(request: &RequestHead, added: &Added<'_>, out: &mut BytesMut) 
     out.put_slice(b"\r\n");
 }
 
+/// Who the client proved to be, behind what a proxy before us said where that is believed.
+fn client_cert<'a>(request: &'a RequestHead, client: &'a Client<'_>) -> Option<Cow<'a, [u8]>> {
+    let kept = client.keep_client_cert.then(|| request.fields.get(Kind::ClientCert)).flatten();
+    match (kept, client.certificate) {
+        (None, None) => None,
+        (Some(kept), None) => Some(kept.into()),
+        (None, Some(ours)) => Some(ours.as_bytes().into()),
+        (Some(kept), Some(ours)) => Some([kept, b",", ours.as_bytes()].concat().into()),
+    }
+}
+
 fn body_is_usual(method: &Method) -> bool {
     [Method::POST, Method::PUT, Method::PATCH].contains(method)
 }
@@ -135,7 +153,11 @@ fn traceparent<'a>(request: &'a RequestHead, added: &'a Added<'_>) -> &'a [u8] {
 /// Where the path or the authority is none that HTTP/2 can carry.
 pub fn http2(request: &RequestHead, added: &Added<'_>, body: Body) -> Result<http::Request<Body>, http::Error> {
     let host: &[u8] = if request.authority.is_empty() { added.endpoint.as_bytes() } else { &request.authority };
-    let uri = http::Uri::builder().scheme("http").authority(host).path_and_query(&request.path[..]).build()?;
+    let uri = http::Uri::builder()
+        .scheme(if added.tls { "https" } else { "http" })
+        .authority(host)
+        .path_and_query(&request.path[..])
+        .build()?;
     let mut built = http::Request::builder().method(&request.method).uri(uri).version(Version::HTTP_2).body(body)?;
     let headers = built.headers_mut();
     let mut trailers = is_grpc(request);
@@ -147,8 +169,11 @@ pub fn http2(request: &RequestHead, added: &Added<'_>, body: Body) -> Result<htt
     }
     let before = request.fields.iter().filter(|(kind, ..)| *kind == Kind::ForwardedFor).map(|(_, _, value)| value);
     let mut chain = before.flat_map(|value| [value, b", "]).collect::<Vec<_>>().concat();
-    chain.extend_from_slice(added.address.as_bytes());
-    let proto = request.fields.get(Kind::ForwardedProto).unwrap_or(b"http");
+    chain.extend_from_slice(added.client.address.as_bytes());
+    let proto = request.fields.get(Kind::ForwardedProto).unwrap_or(added.client.scheme());
+    if let Some(certificate) = client_cert(request, added.client) {
+        headers.insert("x-forwarded-client-cert", HeaderValue::from_bytes(&certificate)?);
+    }
     for (name, value) in [
         ("x-forwarded-for", &chain[..]),
         ("x-forwarded-proto", proto),
@@ -238,11 +263,12 @@ mod tests {
         let (mut out, id) = (BytesMut::new(), RequestId::kept(b"id-1").unwrap());
         let added = Added {
             id: &id,
-            address: "192.0.2.7",
+            client: &Client { address: "192.0.2.7", ..Client::default() },
             traceparent: *b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
             attempt: 1,
             left_ms: None,
             endpoint: "up:1",
+            tls: false,
         };
         write_head(&request, &added, &mut out);
         String::from_utf8(out.to_vec()).unwrap().replace("\r\n", "\n")

@@ -16,11 +16,12 @@ pub fn request(input: &[u8]) {
     let (id, mut out) = (RequestId::Made(*b"0123456789abcdef"), BytesMut::new());
     let added = Added {
         id: &id,
-        address: "192.0.2.1",
+        client: &crate::proxy::Client { address: "192.0.2.1", ..Default::default() },
         traceparent: *b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
         attempt: 2,
         left_ms: Some(1000),
         endpoint: "up:80",
+        tls: false,
     };
     forward::write_head(&request, &added, &mut out);
     let text = String::from_utf8_lossy(&out).to_ascii_lowercase();

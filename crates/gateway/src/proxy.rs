@@ -20,7 +20,7 @@ use crate::{
     parse::{Kind, Refusal, RequestHead},
     record::SAMPLE,
     replay::{Replay, Replayed},
-    reply::{Problem, Reply},
+    reply::{Interims, Problem, Reply},
     request_id::{Numbers, RequestId},
     shared::Shared,
     upstream::{Asked, Failure, FailureKind, Got, Upstream},
@@ -42,7 +42,10 @@ pub struct Core {
 impl Core {
     pub fn new(shared: Arc<Shared>, at: usize, seed: u64) -> Self {
         let endpoints = &shared.options.endpoints;
-        let upstreams = endpoints.iter().map(|endpoint| Rc::new(Upstream::new(endpoint.clone()))).collect();
+        let upstreams = endpoints
+            .iter()
+            .map(|endpoint| Rc::new(Upstream::new(endpoint.clone(), shared.tls.client.clone())))
+            .collect();
         let shard = shared.shards[at].clone();
         Self { shared, upstreams, numbers: Numbers::new(seed), shard, next: Cell::new(0), sample: Cell::new(0) }
     }
@@ -75,9 +78,25 @@ impl Core {
 }
 
 /// Where a request came from.
+#[derive(Clone, Default)]
 pub struct Client<'a> {
     pub address: &'a str,
     pub http2: bool,
+    /// It came with TLS.
+    pub secure: bool,
+    /// Whom its certificate names, which was verified.
+    pub identity: Option<Arc<str>>,
+    /// The same for `X-Forwarded-Client-Cert`.
+    pub certificate: Option<&'a str>,
+    pub keep_client_cert: bool,
+    /// Where informational answers go; nowhere for a client that cannot read them.
+    pub interim: Option<&'a Interims>,
+}
+
+impl Client<'_> {
+    pub fn scheme(&self) -> &'static [u8] {
+        if self.secure { b"https" } else { b"http" }
+    }
 }
 
 /// Sends a request to an endpoint, and its response back.
@@ -97,11 +116,12 @@ async fn bare(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<
     let replay = (!body.is_empty()).then(|| Replay::new(body));
     let added = Added {
         id: &id,
-        address: client.address,
+        client: &client,
         traceparent: core.numbers.traceparent(),
         attempt: 1,
         left_ms: None,
         endpoint: &upstream.endpoint.address,
+        tls: upstream.endpoint.tls,
     };
     match send(core, upstream, &request, replay.as_ref(), &added, request.method.is_idempotent()).await {
         Ok(got) => answered(got, id),
@@ -152,7 +172,7 @@ async fn once(
     fresh: bool,
 ) -> Result<Got, Failure> {
     let connect_timeout = core.shared.options.timeouts.connect;
-    if (upstream.speaks_http2() || forward::is_grpc(request)) && !request.upgrade {
+    if !request.upgrade && (forward::is_grpc(request) || upstream.speaks_http2(connect_timeout).await?) {
         let says = "the request cannot be written as HTTP/2";
         return match forward::http2(request, added, body) {
             Ok(request) => upstream.exchange_http2(request, connect_timeout).await,
@@ -174,6 +194,7 @@ async fn once(
         fresh,
         connect_timeout,
         upgrade: request.upgrade,
+        interim: added.client.interim,
     };
     upstream.exchange(asked).await
 }
@@ -197,6 +218,7 @@ pub fn answered(got: Got, id: RequestId) -> Reply {
 pub fn failure_code(failure: &Failure) -> (u16, Code) {
     match &failure.kind {
         FailureKind::Connect(_) | FailureKind::ConnectTimeout => (502, Code::UPSTREAM_UNREACHABLE),
+        FailureKind::Tls(_) => (502, Code::UPSTREAM_TLS),
         FailureKind::Closed(_) | FailureKind::Http2(_) => (502, Code::UPSTREAM_BROKE_OFF),
         FailureKind::Malformed(refusal) => (refusal.status, refusal.code),
         FailureKind::Client(Broken::Refused(refusal)) => (400, refusal.code),

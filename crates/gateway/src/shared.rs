@@ -11,6 +11,7 @@ use crate::{
     config::Options,
     metrics::{BOUNDS_US, Count, EndpointFigures, GoldenSum, Shard},
     record::Records,
+    tcp, tls,
 };
 
 /// The one route that `buttress proxy` has.
@@ -23,6 +24,8 @@ pub struct Shared {
     pub shards: Vec<Arc<Shard>>,
     pub records: Records,
     pub route: Route,
+    pub tls: tls::State,
+    pub tcp: Vec<tcp::Listener>,
     pub started: Instant,
 }
 
@@ -41,7 +44,19 @@ impl Shared {
             return Err(Error::new(Code::CONFIG, "an endpoint is named twice").hint("name each once with --to"));
         }
         let route = Route::new(policy, endpoints);
-        Ok(Self { options, address, shards, records: Records::default(), route, started: Instant::now() })
+        let wanted = options.endpoints.iter().any(|endpoint| endpoint.tls);
+        let client = wanted.then_some(&options.edge.upstream_tls);
+        let tls = tls::State::new(options.edge.tls.as_ref(), client)?;
+        Ok(Self {
+            options,
+            address,
+            shards,
+            records: Records::default(),
+            route,
+            tls,
+            tcp: Vec::new(),
+            started: Instant::now(),
+        })
     }
 
     /// The policies' clock: the time since the start.
@@ -107,6 +122,7 @@ impl Shared {
             "connections": self.sum(|shard| &shard.connections), "attempts": self.sum(|shard| &shard.attempts),
             "breaker": view.breaker.map(|breaker| breaker.state.word()), "limit": view.limit, "waiting": view.queued,
             "budget": {"retries": view.budget.extras, "requests": view.budget.requests, "allowed": view.budget.allowed},
+            "tcp": self.tcp.iter().map(|listener| listener.json(now)).collect::<Vec<_>>(),
             "retries": self.sum(|shard| &shard.retries), "refused": self.sum(|shard| &shard.refused),
         })
     }
@@ -165,6 +181,8 @@ impl Shared {
         one("buttress_traffic_attempts_total", "counter", |shard| &shard.attempts);
         one("buttress_traffic_retries_total", "counter", |shard| &shard.retries);
         one("buttress_traffic_tunnels_total", "counter", |shard| &shard.tunnels);
+        self.tls.prometheus(out);
+        tcp::prometheus(&self.tcp, out);
     }
 }
 

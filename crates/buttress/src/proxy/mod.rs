@@ -6,12 +6,14 @@
 mod admin;
 pub mod explain;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use buttress_core::{Code, Error};
 use buttress_gateway::{
-    config::{Endpoint, Options, Timeouts},
+    config::{Edge, Endpoint, Options, Timeouts},
     run::start,
+    shared::Shared,
+    tcp, tls,
 };
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -19,7 +21,7 @@ use tokio::net::TcpListener;
 use crate::{
     cli::{
         Answer,
-        args::{Output, PROXY_ADMIN, ProxyArgs},
+        args::{EdgeArgs, Output, PROXY_ADMIN, ProxyArgs},
         show,
     },
     dev::{interrupted, seed},
@@ -39,13 +41,16 @@ async fn proxy(args: &ProxyArgs) -> Answer {
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     raise_descriptors();
-    let timeouts = Timeouts { request: args.deadline, drain: args.drain, ..Timeouts::default() };
-    let options = Options { listen: args.listen, endpoints, threads, bare: args.bare, timeouts, seed: seed()? };
+    let silence = args.edge.silence;
+    let timeouts = Timeouts { request: args.deadline, drain: args.drain, silence, ..Timeouts::default() };
+    let (listen, bare, edge) = (args.listen, args.bare, edge(&args.edge)?);
+    let options = Options { listen, endpoints, threads, bare, timeouts, edge, seed: seed()? };
     let admin = admin_listener(args.admin).await?;
     let admin_address = admin.local_addr()?;
     let end = interrupted();
     let running = start(options)?;
-    announce(args, running.address, admin_address)?;
+    announce(args, &running.shared, admin_address)?;
+    let reloading = tokio::spawn(reload_when_asked(Arc::clone(&running.shared)));
     let serving = tokio::spawn(admin::serve(admin, Arc::clone(&running.shared)));
     end.await;
     eprintln!("draining: no new connections, {} at most for what runs", show_duration(args.drain));
@@ -60,7 +65,48 @@ async fn proxy(args: &ProxyArgs) -> Answer {
         }
     }
     serving.abort();
+    reloading.abort();
     Ok(true)
+}
+
+/// TLS and TCP as they are asked for.
+fn edge(args: &EdgeArgs) -> Result<Edge, Error> {
+    let pair = |certificate: &PathBuf, key: &PathBuf| tls::Pair { certificate: certificate.clone(), key: key.clone() };
+    if args.tls_cert.len() != args.tls_key.len() {
+        let message = format!("there are {} certificates and {} keys", args.tls_cert.len(), args.tls_key.len());
+        return Err(
+            Error::new(Code::CONFIG, message).hint("give --tls-key once for each --tls-cert, in the same order")
+        );
+    }
+    let certificates: Vec<_> = args.tls_cert.iter().zip(&args.tls_key).map(|(cert, key)| pair(cert, key)).collect();
+    let client = if args.tls_client_optional { tls::Wanted::Optional } else { tls::Wanted::Required };
+    let server = tls::Server { certificates, client_ca: args.tls_client_ca.clone(), client };
+    let listener = |text: &String| {
+        let told = tcp::Options::parse(text)?;
+        Ok(tcp::Options { idle: args.silence, send_proxy: args.tcp_send_proxy, ..told })
+    };
+    Ok(Edge {
+        tls: (!server.certificates.is_empty()).then_some(server),
+        tcp: args.tcp.iter().map(listener).collect::<Result<_, Error>>()?,
+        upstream_tls: tls::Client {
+            ca: args.upstream_ca.clone(),
+            identity: args.upstream_cert.as_ref().zip(args.upstream_key.as_ref()).map(|(cert, key)| pair(cert, key)),
+            server_name: args.upstream_name.clone(),
+        },
+        keep_client_cert: args.keep_client_cert,
+        half_close_leaves: args.half_close_leaves,
+    })
+}
+
+/// Looks at certificates at once on SIGHUP, which would otherwise end the process.
+async fn reload_when_asked(shared: Arc<Shared>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut asked) = signal(SignalKind::hangup()) else { return };
+    while asked.recv().await.is_some() {
+        let shared = Arc::clone(&shared);
+        // Its only error is a panic there, which is reported there.
+        let _ = tokio::task::spawn_blocking(move || shared.tls.reload()).await;
+    }
 }
 
 fn show_duration(duration: std::time::Duration) -> String {
@@ -85,17 +131,29 @@ fn taken(address: SocketAddr, error: &std::io::Error) -> Error {
     Error::new(Code::PORT_TAKEN, format!("cannot listen on {address}: {error}")).hint("name another with --admin")
 }
 
-fn announce(args: &ProxyArgs, address: SocketAddr, admin: SocketAddr) -> std::io::Result<()> {
+fn announce(args: &ProxyArgs, shared: &Shared, admin: SocketAddr) -> std::io::Result<()> {
+    let address = shared.address;
+    let tcp: Vec<_> = shared.tcp.iter().map(|listener| (listener.address, &listener.options.endpoints)).collect();
     match args.output {
         Output::Json => {
-            show::json(&json!({"listen": address.to_string(), "admin": admin.to_string(), "to": args.to}))?;
+            let tcp: Vec<_> = tcp.iter().map(|(at, to)| json!({"listen": at.to_string(), "to": to})).collect();
+            let listen = address.to_string();
+            show::json(&json!({"listen": listen, "admin": admin.to_string(), "to": args.to, "tcp": tcp}))?;
         }
         Output::Table => {
-            println!("proxy: http://{address}  to {}", args.to.join(", "));
+            let scheme = if args.edge.tls_cert.is_empty() { "http" } else { "https" };
+            if !args.to.is_empty() {
+                println!("proxy: {scheme}://{address}  to {}", args.to.join(", "));
+            }
+            for (at, to) in &tcp {
+                println!("tcp:   {at}  to {}", to.join(", "));
+            }
             println!("page:  http://{admin}/  metrics: http://{admin}/metrics");
-            eprintln!(
-                "next: curl -i http://{address}/ and, when something fails: buttress explain REQUEST-ID --admin {admin}"
-            );
+            if !args.to.is_empty() {
+                eprintln!(
+                    "next: curl -i {scheme}://{address}/ and, when something fails: buttress explain REQUEST-ID --admin {admin}"
+                );
+            }
         }
     }
     use std::io::Write as _;

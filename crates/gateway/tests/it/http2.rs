@@ -83,7 +83,7 @@ fn every_pair_of_protocols_is_one_path() {
     });
     let to_old = Proxy::to(&[old.address]);
     let to_new = Proxy::with(&[new], |options| {
-        options.endpoints = vec![Endpoint { address: new.to_string(), protocol: Protocol::Http2 }];
+        options.endpoints = vec![Endpoint { address: new.to_string(), protocol: Protocol::Http2, tls: false }];
     });
     let (parts, body, _) = ask(to_old.address, request("/a?b", "from new to old"));
     assert_eq!((parts.status.as_u16(), &body[..]), (200, &b"from new to old"[..]));
@@ -128,7 +128,7 @@ fn grpc_keeps_its_trailers_and_failures_of_ours_have_a_grpc_status() {
 fn requests_beside_each_other_on_one_connection_do_not_wait_for_each_other() {
     let upstream = http2_upstream();
     let proxy = Proxy::with(&[upstream], |options| {
-        options.endpoints = vec![Endpoint { address: upstream.to_string(), protocol: Protocol::Http2 }];
+        options.endpoints = vec![Endpoint { address: upstream.to_string(), protocol: Protocol::Http2, tls: false }];
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let bodies = runtime.block_on(async {

@@ -3,7 +3,10 @@
 mod bodies;
 mod corpus;
 mod http2;
+mod leaving;
 mod life;
 mod policies;
 mod retries;
 mod support;
+mod tcp;
+mod tls;

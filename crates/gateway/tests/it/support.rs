@@ -12,7 +12,7 @@ use std::{
 };
 
 use buttress_gateway::{
-    config::{Endpoint, Options, Timeouts},
+    config::{Edge, Endpoint, Options, Timeouts},
     run::{Running, start},
 };
 
@@ -139,10 +139,17 @@ impl Proxy {
     }
 
     pub fn with(upstreams: &[SocketAddr], change: impl FnOnce(&mut Options)) -> Self {
-        let endpoints = upstreams.iter().map(|address| Endpoint::parse(&address.to_string()).unwrap()).collect();
+        Self::from(upstreams.iter().map(|address| Endpoint::parse(&address.to_string()).unwrap()).collect(), change)
+    }
+
+    pub fn options(endpoints: Vec<Endpoint>) -> Options {
         let listen = "127.0.0.1:0".parse().unwrap();
-        let mut options =
-            Options { listen, endpoints, threads: 1, bare: false, timeouts: Timeouts::default(), seed: 1 };
+        let (timeouts, edge) = (Timeouts::default(), Edge::default());
+        Options { listen, endpoints, threads: 1, bare: false, timeouts, edge, seed: 1 }
+    }
+
+    pub fn from(endpoints: Vec<Endpoint>, change: impl FnOnce(&mut Options)) -> Self {
+        let mut options = Self::options(endpoints);
         change(&mut options);
         let running = start(options).unwrap();
         Self { address: running.address, running: Some(running) }
