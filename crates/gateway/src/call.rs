@@ -344,7 +344,7 @@ async fn tries(
         let upstream = &core.upstreams[pick.at];
         let figures = &core.shard.endpoints[pick.at];
         core.shard.attempts.add(1);
-        figures.golden.running.add(1);
+        let busy = Busy::new(core, pick.at);
         let left = place.call().left(now);
         let added = Added {
             id: story.id,
@@ -360,7 +360,7 @@ async fn tries(
             tokio::time::timeout(timeout, send(core, upstream, request, replay.as_ref(), &added, repeatable)).await;
         let sent =
             sent.unwrap_or_else(|_| Err(Failure { kind: FailureKind::Deadline, not_delivered: false, reused: false }));
-        figures.golden.running.take(1);
+        drop(busy);
         figures.connects.set(upstream.connects.get());
         let ended = core.now();
         let took = ended.since(now);
@@ -420,6 +420,25 @@ async fn tries(
                 return finish(story, &upstream.endpoint.address, reply, place, None);
             }
         }
+    }
+}
+
+/// An attempt that runs, for the figures of its endpoint; over when this is dropped, also because the client left.
+struct Busy<'a> {
+    core: &'a Core,
+    at: usize,
+}
+
+impl<'a> Busy<'a> {
+    fn new(core: &'a Core, at: usize) -> Self {
+        core.shard.endpoints[at].golden.running.add(1);
+        Self { core, at }
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.core.shard.endpoints[self.at].golden.running.take(1);
     }
 }
 

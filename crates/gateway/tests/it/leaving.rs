@@ -86,6 +86,7 @@ fn what_a_client_sends_while_it_waits_is_its_next_request() {
                 here.wait();
                 there.wait();
             }
+            // `1` of `GET /1`, and `/` of `POST /2`.
             let text = format!("{}{}", &head[5..6], String::from_utf8(body).unwrap());
             connection.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len()).as_bytes());
         }
@@ -100,7 +101,7 @@ fn what_a_client_sends_while_it_waits_is_its_next_request() {
     stream.write_all(rest.as_bytes()).unwrap();
     on.wait();
     assert_eq!(read_answer(&mut stream).body, "1");
-    assert_eq!(read_answer(&mut stream).body, format!("/2{long}").replacen('/', "", 1));
+    assert_eq!(read_answer(&mut stream).body, format!("/{long}"));
 }
 
 #[test]

@@ -436,7 +436,10 @@ fn a_wrong_certificate_is_told_in_a_sentence_and_nothing_reaches_the_upstream() 
         assert_eq!(answer.field("buttress-undelivered"), Some("1"), "{answer:?}");
         assert!(upstream.heads.lock().unwrap().is_empty());
     }
-    let clear = Upstream::answering("ok");
+    let clear = Upstream::new(|_, connection| {
+        let _ = connection.stream.read(&mut [0; 4096]);
+        connection.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+    });
     let answer = to_secure(clear.address, ca(&authority)).ask(GET);
     assert!(answer.body.contains("it does not speak TLS on this port"), "{answer:?}");
     let upstream = secure_upstream(&named, None);
