@@ -150,6 +150,22 @@ class Server(http.server.ThreadingHTTPServer):
         """A proxy that closes a kept connection is no error."""
 
 
+class Mock:
+    """`buttress mock`, for more requests than Python answers."""
+
+    def __init__(self, *arguments):
+        command = [BINARY, "mock", "--output", "json", "--listen", "127.0.0.1:0"]
+        self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True)
+        self.address = json.loads(self.process.stdout.readline())["listen"]
+
+    def __enter__(self):
+        return self.address
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(SECONDS_MAX)
+
+
 def upstream():
     server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
