@@ -1,5 +1,6 @@
 """grpcio, client and server, with `buttress proxy` between them: calls and streams, deadlines, metadata, retries by status."""
 
+import socket
 import threading
 import time
 from concurrent import futures
@@ -147,9 +148,8 @@ with (
         check("and is not where it may not be", ("UNAVAILABLE", 1), (code(lambda: call(b"x", timeout=20)), service.seen))
     with grpc.secure_channel(secure.address, credentials, options=OPTIONS) as channel:
         steps("in TLS on both sides", channel, service)
-    down = grpc.server(futures.ThreadPoolExecutor(1))
-    nobody = down.add_insecure_port("127.0.0.1:0")
-    down.stop(None).wait()
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nobody = gone.getsockname()[1]
     with Proxy("--to", f"127.0.0.1:{nobody}") as alone, grpc.insecure_channel(alone.address) as channel:
         check("no upstream is UNAVAILABLE", "UNAVAILABLE", code(lambda: channel.unary_unary("/test.Service/echo")(b"", timeout=20)))
 server.stop(None)

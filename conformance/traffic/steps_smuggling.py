@@ -84,6 +84,11 @@ def answer(host, port, sent):
 def made_of(recorder, host, port, sent):
     recorder.seen = b""
     statuses = answer(host, port, sent)
+    # The upstream's thread may be a moment behind.
+    for _ in range(20):
+        if recorder.seen:
+            break
+        time.sleep(0.01)
     time.sleep(0.02)
     said = statuses[0].decode() if statuses else "closed"
     # What is before the hidden request in what reached the upstream.

@@ -389,3 +389,45 @@ impl Pump {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncWriteExt, net::TcpListener, net::TcpStream};
+
+    use std::future::poll_fn;
+
+    use super::*;
+    use crate::{parse::Length, stream::Stream};
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_holds_the_body_of_an_earlier_request_reads_nothing_of_the_next_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (read, _write) = Stream::Plain(listener.accept().await.unwrap().0).into_split();
+        client.write_all(b"second").await.unwrap();
+        let source = Rc::new(RefCell::new(Source {
+            read,
+            bytes: BytesMut::new(),
+            decoder: Decoder::new(Length::Known(6)),
+            holds_back: true,
+            wanted: false,
+            connection: None,
+            broken: false,
+            closed: false,
+            request: 2,
+            abandoned: false,
+            reader: None,
+        }));
+        let of = |request| {
+            let mut body = Body::from(Flow::Client(source.clone(), request));
+            async move { poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut body), cx)).await }
+        };
+        assert!(of(1).await.is_none(), "its own body was read to its end");
+        assert!(!source.borrow().wanted, "nor does it ask the client to go on");
+        let frame = of(2).await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), "second");
+        // And when the connection is about to close, nobody gets what is left.
+        source.borrow_mut().abandoned = true;
+        assert!(of(2).await.unwrap().is_err());
+    }
+}

@@ -12,7 +12,7 @@
 //! | X-Request-Id | kept where it is harmless, or made | names the request in records and in the answer |
 //! | traceparent | kept where it is valid, or begun, not sampled | W3C trace context |
 
-use std::{borrow::Cow, fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use buttress_policy::parse::to_grpc_timeout;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -128,15 +128,15 @@ pub fn write_head(request: &RequestHead, added: &Added<'_>, out: &mut BytesMut) 
     out.put_slice(b"\r\n");
 }
 
-/// Who the client proved to be, behind what a proxy before us said where that is believed.
-fn client_cert<'a>(request: &'a RequestHead, client: &'a Client<'_>) -> Option<Cow<'a, [u8]>> {
-    let kept = client.keep_client_cert.then(|| request.fields.get(Kind::ClientCert)).flatten();
-    match (kept, client.certificate) {
-        (None, None) => None,
-        (Some(kept), None) => Some(kept.into()),
-        (None, Some(ours)) => Some(ours.as_bytes().into()),
-        (Some(kept), Some(ours)) => Some([kept, b",", ours.as_bytes()].concat().into()),
+/// Who the client proved to be, behind what proxies before us said where that is believed.
+fn client_cert(request: &RequestHead, client: &Client<'_>) -> Option<Vec<u8>> {
+    if !client.keep_client_cert && client.certificate.is_none() {
+        return None;
     }
+    let fields = request.fields.iter().filter(|(kind, ..)| client.keep_client_cert && *kind == Kind::ClientCert);
+    let all = fields.map(|(_, _, value)| value).chain(client.certificate.map(str::as_bytes));
+    let all: Vec<&[u8]> = all.collect();
+    (!all.is_empty()).then(|| all.join(&b","[..]))
 }
 
 fn body_is_usual(method: &Method) -> bool {

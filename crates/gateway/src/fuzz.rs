@@ -80,6 +80,20 @@ pub fn chunks(input: &[u8]) {
     assert_eq!(decode(1), whole);
 }
 
+/// A certificate: whatever it says, what is forwarded of it is one line of printable text, and no longer than it may be.
+pub fn certificate(input: &[u8]) {
+    let peer = crate::tls::Peer::of(input, Some("spiffe://example.org/proxy"));
+    assert!(peer.forwarded.bytes().all(|b| (0x20..=0x7e).contains(&b)), "{}", peer.forwarded);
+    assert!(peer.forwarded.len() <= 16 * 1024, "{} bytes", peer.forwarded.len());
+    if let Some(identity) = &peer.identity {
+        assert!(identity.bytes().all(|b| b.is_ascii_graphic()), "{identity}");
+    }
+}
+
+pub fn certificates() -> Vec<Vec<u8>> {
+    vec![include_bytes!("../testdata/client.der").to_vec()]
+}
+
 pub fn requests() -> Vec<Vec<u8>> {
     [
         "GET /a?b=c HTTP/1.1\r\nHost: a.example:80\r\nAccept: */*\r\n\r\n",

@@ -38,7 +38,7 @@ use tokio::{
 };
 
 use crate::{
-    body::{Body, Flow, HEAD_READ, Pump, PumpError, Source, poll_read},
+    body::{Body, Flow, HEAD_READ, Pump, Source, poll_read},
     forward,
     frame::{Decoder, Encoder},
     local::LocalExecutor,
@@ -370,6 +370,7 @@ impl Http1 {
         let handling = handle(&self.core, request, body, client);
         let (mut handling, source) = (pin!(handling), &self.source);
         let (write, owed, interims) = (&mut self.write, &mut self.owed, &self.interims);
+        let mut flushing = false;
         poll_fn(|cx| {
             if !whole {
                 let connection = &mut source.borrow_mut().connection;
@@ -390,7 +391,6 @@ impl Http1 {
                 source.borrow_mut().connection = None;
                 return Poll::Ready(Some(reply));
             }
-            let mut wrote_some = false;
             while !owed.is_empty() {
                 match Pin::new(&mut *write).poll_write(cx, owed) {
                     Poll::Ready(Ok(wrote)) if wrote > 0 => bytes::Buf::advance(owed, wrote),
@@ -398,11 +398,10 @@ impl Http1 {
                     Poll::Ready(_) => owed.clear(),
                     Poll::Pending => break,
                 }
-                wrote_some = true;
+                flushing = true;
             }
-            if wrote_some {
-                let _ = Pin::new(&mut *write).poll_flush(cx);
-            }
+            // TLS may hold it until the client takes what came before.
+            flushing = flushing && Pin::new(&mut *write).poll_flush(cx).is_pending();
             let source = &mut *source.borrow_mut();
             if source.holds_back && !holds_back && owed.is_empty() {
                 source.holds_back = false;
@@ -440,15 +439,14 @@ impl Http1 {
         .await;
         match pumped {
             Some(Ok(())) => Ok(keep_alive),
-            Some(Err(PumpError::Read(_))) => {
-                // The client must not take what came for the whole. A frame that does not end says so; where the end of the
-                // connection is the end of the body, only a reset does.
+            // The client must not take what came for the whole. A frame that does not end says so; where the end of the
+            // connection is the end of the body, only a reset does.
+            Some(Err(_)) | None => {
                 if encoder == Encoder::UntilClose {
                     self.write.cut();
                 }
                 Err(())
             }
-            Some(Err(PumpError::Write(_))) | None => Err(()),
         }
     }
 

@@ -855,3 +855,43 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_says_whose_it_is_and_nothing_in_it_gets_out_of_its_quotes() {
+        let der = include_bytes!("../testdata/client.der");
+        let facts = facts(der).unwrap();
+        assert_eq!(facts.dns, ["*.orders.example"]);
+        assert_eq!(
+            facts.subject, "CN=client x,O=a\\, \\\"b\\\"\\; c,C=CH",
+            "as openssl writes it with -nameopt RFC2253"
+        );
+        assert_eq!(facts.not_after - facts.not_before, 3650 * 86_400);
+        assert_eq!(facts.common_name, None, "a name with a blank is no identity");
+        let peer = Peer::of(der, Some("a,b"));
+        assert_eq!(peer.identity.as_deref(), Some("spiffe://example.org/orders"));
+        let (begin, rest) = peer.forwarded.split_once(";Hash=").unwrap();
+        assert_eq!(begin, "By=\"a,b\"");
+        let subject =
+            r#";Subject="CN=client x,O=a\\, \\\"b\\\"\\; c,C=CH";URI=spiffe://example.org/orders;DNS=*.orders.example"#;
+        assert_eq!(&rest[64..], subject);
+        assert_eq!(Peer::of(b"no certificate", None).identity, None);
+    }
+
+    #[test]
+    fn moments_are_written_as_people_write_them() {
+        for (unix, text) in [
+            (0, "1970-01-01 00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59 UTC"),
+            (951_827_696, "2000-02-29 12:34 UTC"),
+            (1_609_459_200, "2021-01-01 00:00 UTC"),
+            (4_102_444_800, "2100-01-01 00:00 UTC"),
+            (-1, "1969-12-31 23:59 UTC"),
+        ] {
+            assert_eq!(date(unix), text);
+        }
+    }
+}

@@ -399,7 +399,10 @@ impl Upstream {
         let length = http_body::Body::size_hint(&incoming).exact().map_or(Length::UntilClose, Length::Known);
         let fields = parse::Fields::from_map(&parts.headers);
         let head = ResponseHead { status: parts.status.as_u16(), fields, length, keep_alive: true };
-        Ok(Got { head, flow: Flow::Http2(incoming), tunnel: None })
+        // A head that ends its stream goes on as one: gRPC takes nothing else for a status without an answer.
+        let ended = http_body::Body::is_end_stream(&incoming);
+        let flow = if ended { Flow::Empty } else { Flow::Http2(incoming) };
+        Ok(Got { head, flow, tunnel: None })
     }
 }
 

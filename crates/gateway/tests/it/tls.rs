@@ -173,6 +173,31 @@ fn a_client_speaks_tls_and_the_upstream_hears_of_it() {
 }
 
 #[test]
+fn an_answer_that_broke_off_does_not_end_as_one_that_is_whole() {
+    let authority = Authority::new();
+    let pair = authority.named("a", &["a.example"]);
+    let upstream = Upstream::new(|_, connection| {
+        let (head, _) = connection.read_request().unwrap();
+        connection.write(b"HTTP/1.1 200 OK\r\n\r\nsome of it");
+        if head.starts_with("GET /broken") {
+            // The client has what came before, so that it is the end which tells.
+            let _ = connection.stream.read(&mut [0; 1]);
+            rustix::net::sockopt::set_socket_linger(&connection.stream, Some(std::time::Duration::ZERO)).unwrap();
+        }
+    });
+    let proxy = Proxy::with(&[upstream.address], |options| {
+        options.edge.tls = Some(server(&[&pair]));
+        options.timeouts.silence = std::time::Duration::from_millis(300);
+    });
+    // Of HTTP/1.0, where the end of the connection is the end of the answer.
+    for (path, whole) in [("/whole", true), ("/broken", false)] {
+        let mut stream = dial(proxy.address, authority.client(None, &["http/1.1"]), "a.example").unwrap();
+        let answer = ask(&mut stream, &format!("GET {path} HTTP/1.0\r\nHost: a\r\n\r\n"));
+        assert_eq!(answer.is_ok(), whole, "{answer:?}");
+    }
+}
+
+#[test]
 fn the_name_that_is_asked_for_picks_the_certificate() {
     let (authority, upstream) = (Authority::new(), Upstream::answering("ok"));
     let (a, wild) = (authority.named("a", &["a.example", "b.example"]), authority.named("w", &["*.c.example"]));
