@@ -195,10 +195,10 @@ pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, tcp: TcpStream, from: Socke
                 core.shard.refused.add(1);
                 let mut clear = Http1::new(core.clone(), listed, Stream::Plain(tcp), bytes, timer, known);
                 let hop = Hop { minor: 1, head_request: false, keep_alive: false };
-                return match clear.write_reply(refused(&TLS_EXPECTED), hop).await {
-                    Ok(_) => clear.linger().await,
-                    Err(()) => {}
-                };
+                if clear.write_reply(refused(&TLS_EXPECTED), hop).await.is_ok() {
+                    clear.linger().await;
+                }
+                return;
             }
             Accepted::Nothing => return,
         },
