@@ -81,7 +81,7 @@ maven_jars() { # the folder of a pom.xml, where the jars go
 # With --install a script stops here. Without, it needs a server.
 only_installing() {
     if [ "${1:-}" = --install ]; then exit 0; fi
-    [ -n "${ETCD_ENDPOINTS:-}${KAFKA_BOOTSTRAP:-}" ] || fail "no server is named" "set ETCD_ENDPOINTS or KAFKA_BOOTSTRAP to HOST:PORT[,HOST:PORT…]"
+    [ -n "${ETCD_ENDPOINTS:-}${KAFKA_BOOTSTRAP:-}${BUTTRESS_BINARY:-}" ] || fail "no server is named" "set ETCD_ENDPOINTS or KAFKA_BOOTSTRAP to HOST:PORT[,HOST:PORT…], or BUTTRESS_BINARY for what goes through the proxy"
 }
 
 # The tests of crates/bridge that have an engine in their names, each as a check.

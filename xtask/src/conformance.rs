@@ -1,4 +1,4 @@
-//! `cargo xtask conformance`: real clients of etcd and Kafka against Buttress and against the originals.
+//! `cargo xtask conformance`: real clients of etcd and Kafka against Buttress and against the originals, and of HTTP through the proxy.
 //!
 //! Each script in `conformance/etcd` and `conformance/kafka` does what an ordinary user of one client does, and prints one
 //! JSON object per check (`conformance/lib.sh` says how). This program installs the clients, starts the servers, runs the
@@ -50,7 +50,8 @@ impl Server {
     }
 }
 
-/// A client's script: `conformance/PROTOCOL/NAME.sh`, or `conformance/bridge/bridge-PROTOCOL.sh` for our own.
+/// A client's script: `conformance/PROTOCOL/NAME.sh`, where the protocol `traffic` is whatever goes through proxies that the script
+/// starts itself; or `conformance/bridge/bridge-PROTOCOL.sh` for our own.
 #[derive(Debug)]
 struct Client {
     name: String,
@@ -65,6 +66,8 @@ impl Client {
         match self.bridge {
             // Somebody who names it wants it to run, whatever else is asked for.
             true => server == Server::Original && (options.only.is_some() || options.servers.contains(&server)),
+            // There is no original of a proxy.
+            false if self.protocol == "traffic" => server == Server::Buttress && options.servers.contains(&server),
             false => options.servers.contains(&server),
         }
     }
@@ -165,7 +168,7 @@ impl Options {
 /// Every client that has a script, by protocol and name. What scripts share ends in `-steps.sh`.
 fn clients(root: &Path) -> Result<Vec<Client>> {
     let mut found = Vec::new();
-    for folder in ["etcd", "kafka", "bridge"] {
+    for folder in ["etcd", "kafka", "bridge", "traffic"] {
         let bridge = folder == "bridge";
         let path = root.join("conformance").join(folder);
         for entry in fs::read_dir(&path).with_context(|| path.display().to_string())? {
@@ -174,6 +177,7 @@ fn clients(root: &Path) -> Result<Vec<Client>> {
             if let Some(name) = name.strip_suffix(".sh").filter(|name| !name.ends_with("-steps")) {
                 let protocol = match if bridge { name.trim_start_matches("bridge-") } else { folder } {
                     "etcd" => "etcd",
+                    "traffic" => "traffic",
                     _ => "kafka",
                 };
                 found.push(Client { name: name.to_owned(), protocol, script, bridge });
@@ -221,6 +225,8 @@ fn tail(text: &str) -> String {
 struct Running {
     etcd: Option<String>,
     kafka: Option<String>,
+    /// For scripts that start proxies.
+    binary: Option<String>,
     processes: Vec<Child>,
     folder: PathBuf,
 }
@@ -234,10 +240,17 @@ impl Running {
     ) -> Result<Running> {
         let folder = std::env::temp_dir().join(format!("conformance-{}-{}", server.name(), std::process::id()));
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        let mut running = Running { etcd: None, kafka: None, processes: Vec::new(), folder };
+        let mut running = Running { etcd: None, kafka: None, binary: None, processes: Vec::new(), folder };
         let needs = |protocol| clients.iter().any(|(client, _)| client.protocol == protocol);
         match server {
-            Server::Buttress => running.start_buttress(root, binary)?,
+            Server::Buttress => {
+                let binary = binary.map_or_else(|| build(root), |binary| Ok(binary.to_owned()))?;
+                let binary = fs::canonicalize(&binary).with_context(|| binary.display().to_string())?;
+                running.binary = Some(binary.display().to_string());
+                if needs("etcd") || needs("kafka") {
+                    running.start_buttress(&binary)?;
+                }
+            }
             Server::Original => {
                 if needs("etcd") {
                     let told = running.start_original(root, "etcd", 2 * NODES, &[&NODES.to_string()])?;
@@ -252,12 +265,8 @@ impl Running {
         Ok(running)
     }
 
-    fn start_buttress(&mut self, root: &Path, binary: Option<&Path>) -> Result<()> {
-        let binary = match binary {
-            Some(binary) => binary.to_owned(),
-            None => build(root)?,
-        };
-        let mut command = Command::new(&binary);
+    fn start_buttress(&mut self, binary: &Path) -> Result<()> {
+        let mut command = Command::new(binary);
         command
             .args(["dev", "--nodes", &NODES.to_string(), "--output", "json", "--data-dir"])
             .arg(self.folder.join("data"));
@@ -297,11 +306,14 @@ impl Running {
     }
 
     fn judge(&self, client: &Client, server: Server, differences: &Differences) -> Result<Outcome> {
-        let address = if client.protocol == "etcd" { &self.etcd } else { &self.kafka };
+        let (address, variable) = match client.protocol {
+            "etcd" => (&self.etcd, "ETCD_ENDPOINTS"),
+            "traffic" => (&self.binary, "BUTTRESS_BINARY"),
+            _ => (&self.kafka, "KAFKA_BOOTSTRAP"),
+        };
         let Some(address) = address else {
             return Ok(Outcome::failed(client, server, format!("the server names no address for {}", client.protocol)));
         };
-        let variable = if client.protocol == "etcd" { "ETCD_ENDPOINTS" } else { "KAFKA_BOOTSTRAP" };
         let seconds = if client.bridge { BRIDGE_SECONDS_MAX } else { RUN_SECONDS_MAX };
         let done = bounded(seconds, &client.script, &[]).env(variable, address).output()?;
         let told = Told::read(&String::from_utf8_lossy(&done.stdout));
@@ -310,6 +322,7 @@ impl Running {
         problems.extend(told.problem(done.status, &String::from_utf8_lossy(&done.stderr)));
         let held = told.checks.iter().filter(|check| check.failed.is_none()).count();
         let detail = match problems.as_slice() {
+            [] if client.protocol == "traffic" => format!("{held} checks"),
             [] if held == told.checks.len() => format!("{held} checks as the original"),
             [] => format!("{held} checks as the original, {} as COMPAT.md says", told.checks.len() - held),
             _ => problems.join("\n"),

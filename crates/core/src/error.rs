@@ -129,6 +129,9 @@ codes! {
     MATCH_CONFLICT = "BT1007", "another route asks for exactly the same requests";
     RESOURCE_CHANGED = "BT1008", "the resource was changed by somebody else since it was read";
     RESOURCE_UNKNOWN = "BT1009", "there is no resource of this kind and name";
+    UPSTREAM_TLS = "BT0930", "the upstream and the proxy do not agree on TLS";
+    CERTIFICATE = "BT0931", "a certificate or key cannot be used";
+    TLS_EXPECTED = "BT0932", "HTTP without TLS came to a port of TLS";
 }
 
 /// What went wrong, whose code it has, whether trying again can help, and what would be right.

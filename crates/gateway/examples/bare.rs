@@ -7,9 +7,11 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let options = buttress_gateway::config::Options {
         listen: args[0].parse().expect("an address"),
+        tcp_only: false,
         threads: 1,
         bare: args.get(2).is_none_or(|how| how != "full"),
         timeouts: Default::default(),
+        edge: buttress_gateway::config::Edge::default(),
         seed: 1,
     };
     let route = buttress_gateway::compile::everything(&args[1..2], None);

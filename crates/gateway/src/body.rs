@@ -14,16 +14,14 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
-    net::tcp::OwnedReadHalf,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use crate::{
     call::{Running, Ticket},
     frame::{Decoder, Encoder, Step},
     parse::Refusal,
     replay::Replayed,
+    stream::ReadHalf,
     upstream::Exchange,
 };
 
@@ -36,6 +34,8 @@ const BODY_READ_MAX: usize = 64 * 1024;
 const COPIED_MAX: usize = 8 * 1024;
 /// Gathered for one write at most.
 const GATHERED_MAX: usize = 64 * 1024;
+/// Read of the next requests of a client while it waits for an answer, to see whether it is still there.
+const AHEAD_MAX: usize = HEAD_READ;
 
 /// Why a body ended before it was whole.
 #[derive(Debug)]
@@ -159,7 +159,7 @@ impl http_body::Body for Body {
 
 /// The reading side of a client's connection; what is read beyond a request stays for the next one.
 pub struct Source {
-    pub read: OwnedReadHalf,
+    pub read: ReadHalf,
     pub bytes: BytesMut,
     pub decoder: Decoder,
     /// The client waits for `100 Continue` until somebody wants its body.
@@ -169,6 +169,8 @@ pub struct Source {
     /// Of the task that can say so.
     pub connection: Option<Waker>,
     pub broken: bool,
+    /// The client has ended its sending side.
+    pub closed: bool,
     /// Counts requests. Whoever still holds the body of an earlier one must not read of this one.
     pub request: u64,
     /// The connection is about to close; nobody gets any more of the body.
@@ -196,7 +198,27 @@ impl Source {
         self.reader = polled.is_pending().then(|| cx.waker().clone());
         let frame = ready!(polled);
         self.broken |= matches!(frame, Some(Err(_)));
+        if self.decoder.ended()
+            && let Some(waker) = &self.connection
+        {
+            // From now on it is the connection that hears whether the client leaves.
+            waker.wake_by_ref();
+        }
         Poll::Ready(frame)
+    }
+
+    /// Whether the client has left, for whoever waits for an answer to a request that was read whole. What is read is of
+    /// the next request. A reset is a client that left; the end of what it sends is one only where `half_close` says so.
+    pub fn poll_left(&mut self, half_close: bool, cx: &mut Context<'_>) -> Poll<()> {
+        while self.decoder.ended() && !self.closed && self.bytes.len() < AHEAD_MAX {
+            match ready!(poll_read(&mut self.read, &mut self.bytes, HEAD_READ, cx)) {
+                Ok(0) if half_close => return Poll::Ready(()),
+                Ok(0) => self.closed = true,
+                Ok(_) => {}
+                Err(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
     }
 }
 
@@ -260,6 +282,8 @@ pub struct Pump {
     broken: Option<PumpError>,
     /// Bytes that the kernel has taken.
     pub written: u64,
+    /// TLS holds some of that.
+    flushing: bool,
 }
 
 /// Which side failed.
@@ -271,7 +295,22 @@ pub enum PumpError {
 
 impl Pump {
     pub fn new(head: BytesMut, body: Body, encoder: Encoder) -> Self {
-        Self { body, encoder, small: head, large: Bytes::new(), owed: b"", ended: false, broken: None, written: 0 }
+        Self {
+            body,
+            encoder,
+            small: head,
+            large: Bytes::new(),
+            owed: b"",
+            ended: false,
+            broken: None,
+            written: 0,
+            flushing: false,
+        }
+    }
+
+    /// Whether it is the connection that is waited for, and not the body.
+    pub fn owes(&self) -> bool {
+        self.flushing || !self.small.is_empty() || !self.large.is_empty()
     }
 
     pub fn poll<W: AsyncWrite + Unpin>(&mut self, write: &mut W, cx: &mut Context<'_>) -> Poll<Result<(), PumpError>> {
@@ -282,7 +321,12 @@ impl Pump {
                 (self.ended, self.broken) = (true, Some(broken));
             }
             if self.small.is_empty() && self.large.is_empty() {
-                // Nothing to write: the body is over, or it wakes us.
+                // Nothing to write: the body is over, or it wakes us. TLS may hold what it was given.
+                let flushed = Pin::new(&mut *write).poll_flush(cx);
+                self.flushing = flushed.is_pending();
+                if let Err(error) = ready!(flushed) {
+                    return Poll::Ready(Err(PumpError::Write(error)));
+                }
                 return match self.broken.take() {
                     Some(broken) => Poll::Ready(Err(broken)),
                     None if self.ended => Poll::Ready(Ok(())),
@@ -343,5 +387,47 @@ impl Pump {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncWriteExt, net::TcpListener, net::TcpStream};
+
+    use std::future::poll_fn;
+
+    use super::*;
+    use crate::{parse::Length, stream::Stream};
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_holds_the_body_of_an_earlier_request_reads_nothing_of_the_next_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (read, _write) = Stream::Plain(listener.accept().await.unwrap().0).into_split();
+        client.write_all(b"second").await.unwrap();
+        let source = Rc::new(RefCell::new(Source {
+            read,
+            bytes: BytesMut::new(),
+            decoder: Decoder::new(Length::Known(6)),
+            holds_back: true,
+            wanted: false,
+            connection: None,
+            broken: false,
+            closed: false,
+            request: 2,
+            abandoned: false,
+            reader: None,
+        }));
+        let of = |request| {
+            let mut body = Body::from(Flow::Client(source.clone(), request));
+            async move { poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut body), cx)).await }
+        };
+        assert!(of(1).await.is_none(), "its own body was read to its end");
+        assert!(!source.borrow().wanted, "nor does it ask the client to go on");
+        let frame = of(2).await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), "second");
+        // And when the connection is about to close, nobody gets what is left.
+        source.borrow_mut().abandoned = true;
+        assert!(of(2).await.unwrap().is_err());
     }
 }

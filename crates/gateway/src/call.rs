@@ -494,11 +494,12 @@ async fn attempt(
         let _counted = Counted(figures);
         let added = Added {
             id,
-            address: client.address,
+            client,
             traceparent: core.numbers.traceparent(),
             attempt: number,
             left_ms: left.map(|left| left.min(timeout).as_millis() as u64),
             endpoint: &upstream.endpoint.address,
+            tls: upstream.endpoint.tls,
             rewrite: asked.rewrite,
             path: asked.path.as_deref(),
         };
@@ -704,7 +705,7 @@ fn judge(sent: &Result<Got, Failure>, is_grpc: bool, unix_ms: u64) -> (Outcome, 
             let outcome = match &failure.kind {
                 FailureKind::Client(_) => Outcome::cancelled(),
                 FailureKind::Deadline => Outcome::timeout(),
-                FailureKind::Connect(_) | FailureKind::ConnectTimeout => Outcome::unreached(),
+                FailureKind::Connect(_) | FailureKind::ConnectTimeout | FailureKind::Tls(_) => Outcome::unreached(),
                 _ if failure.not_delivered => Outcome::unreached(),
                 FailureKind::Malformed(_) => Outcome::http(500),
                 FailureKind::Closed(_) | FailureKind::Http2(_) => Outcome::reset(),

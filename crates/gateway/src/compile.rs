@@ -20,6 +20,7 @@ use crate::{
     mirror::Mirror,
     rules::{Condition, Counts, Fault, Key, Limit, Rewrite},
     table::{Backend, Member, Place, Route, RouteFigures, Table},
+    tls,
 };
 
 /// A route, and where it was written.
@@ -55,16 +56,11 @@ pub const ROUTES_MAX: usize = 10_000;
 /// A delay on purpose is no longer than this, so that a mistake does not fill the gateway with waiting requests.
 const FAULT_DELAY_MAX: Duration = Duration::from_secs(60);
 
-/// Builds the next table. `old` is the one that holds now; `found` is what DNS and the registry gave.
+/// Builds the next table. `old` is the one that holds now.
 ///
 /// # Errors
 /// Everything that is wrong; the old table stays as it is.
-pub fn compile(
-    declared: &[Declared],
-    old: Option<&Table>,
-    found: &Found,
-    cores: usize,
-) -> Result<Compiled, Vec<Wrong>> {
+pub fn compile(declared: &[Declared], old: Option<&Table>, world: &World<'_>) -> Result<Compiled, Vec<Wrong>> {
     let (mut wrong, mut changes) = (Vec::new(), Vec::new());
     let mut routes: Vec<Arc<Route>> = Vec::with_capacity(declared.len());
     let known: HashMap<&str, &Arc<Route>> =
@@ -79,7 +75,7 @@ pub fn compile(
             wrong.push(Wrong { route: one.name.clone(), place: one.place.clone(), field: "name".into(), says });
             continue;
         }
-        let mut compiling = Compiling { one, wrong: &mut wrong, changes: &mut changes, found, cores };
+        let mut compiling = Compiling { one, wrong: &mut wrong, changes: &mut changes, world };
         if let Some(route) = compiling.route(known.get(one.name.as_str()).copied()) {
             routes.push(Arc::new(route));
         }
@@ -119,12 +115,19 @@ impl Compiled {
     }
 }
 
+/// What a table is built with beside what is written.
+pub struct World<'a> {
+    /// What DNS and the registry gave.
+    pub found: &'a Found,
+    pub tls: &'a tls::State,
+    pub cores: usize,
+}
+
 struct Compiling<'a> {
     one: &'a Declared,
     wrong: &'a mut Vec<Wrong>,
     changes: &'a mut Vec<Change>,
-    found: &'a Found,
-    cores: usize,
+    world: &'a World<'a>,
 }
 
 impl Compiling<'_> {
@@ -198,7 +201,7 @@ impl Compiling<'_> {
             ring_key: self.ring_key(),
             idempotent,
             mirror,
-            figures: old.map_or_else(|| RouteFigures::new(self.cores), |old| old.figures.clone()),
+            figures: old.map_or_else(|| RouteFigures::new(self.world.cores), |old| old.figures.clone()),
         })
     }
 
@@ -254,9 +257,20 @@ impl Compiling<'_> {
             return Some(old.clone());
         }
         let source = spec.dns.clone().map(Source::Dns).or_else(|| spec.service.clone().map(Source::Service));
-        if let Some(known) = source.and_then(|source| self.found.get(&source)) {
+        if let Some(known) = source.and_then(|source| self.world.found.get(&source)) {
             list = endpoints_of(spec, known);
         }
+        let secure = spec.tls.is_some()
+            || spec.protocol == Some(spec::Protocol::Https)
+            || spec.dns.as_deref().is_some_and(|dns| dns.starts_with("https://") || dns.starts_with("h2s://"))
+            || list.iter().any(|(endpoint, _)| endpoint.tls);
+        let connector = match secure.then(|| self.world.tls.connector(spec)).transpose() {
+            Ok(connector) => connector,
+            Err(error) => {
+                self.wrong(format!("to.{at}.tls"), error.message);
+                return None;
+            }
+        };
         let policy = match RoutePolicy::new(*config) {
             Ok(policy) => policy,
             Err(all) => {
@@ -270,7 +284,7 @@ impl Compiling<'_> {
                 spec::Force::Closed => breaker::State::ForcedClosed,
             }));
         }
-        Some(Arc::new(Backend::new(name, identity, policy, forced, list, self.cores)))
+        Some(Arc::new(Backend::new(name, identity, policy, forced, list, connector, self.world.cores)))
     }
 
     fn condition(&mut self, at: &str, spec: &spec::Match) -> Option<Condition> {
@@ -396,9 +410,14 @@ impl Compiling<'_> {
     fn mirror(&mut self, old: Option<&Arc<Route>>) -> Option<Mirror> {
         let spec = self.one.spec.mirror.as_ref()?;
         match Endpoint::parse(&spec.to) {
+            Ok(endpoint) if endpoint.tls => {
+                self.wrong("mirror.to", "asks for TLS; a mirror is asked in clear");
+                None
+            }
             Ok(endpoint) => {
                 let kept = old.and_then(|old| old.mirror.as_ref()).filter(|mirror| mirror.member.endpoint == endpoint);
-                let member = kept.map_or_else(|| Member::new(endpoint, self.cores), |mirror| mirror.member.clone());
+                let member =
+                    kept.map_or_else(|| Member::new(endpoint, None, self.world.cores), |mirror| mirror.member.clone());
                 Some(Mirror { member, share: spec.share.map_or(1.0, |part| part.0) })
             }
             Err(error) => {
@@ -449,7 +468,11 @@ pub fn endpoint_of(text: &str, backend: &spec::Backend) -> Result<Endpoint, Stri
         (false, Some(spec::Protocol::H2c)) => Protocol::Http2,
         _ => endpoint.protocol,
     };
-    Ok(Endpoint { protocol, ..endpoint })
+    let tls = endpoint.tls
+        || (!text.contains("://")
+            && (backend.protocol == Some(spec::Protocol::Https)
+                || (backend.protocol.is_none() && backend.tls.is_some())));
+    Ok(Endpoint { protocol, tls, ..endpoint })
 }
 
 /// Endpoints of addresses that DNS or the registry gave. What is no address is left out.

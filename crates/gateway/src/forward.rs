@@ -7,7 +7,8 @@
 //! | Expect | ends here; we say `100 Continue` when the upstream can take the body | the upstream must not wait for us |
 //! | Via | `1.1 buttress` is added to requests | RFC 9110, 7.6.3: a gateway must; to responses it may, and we do not |
 //! | X-Forwarded-For | the client's address is added behind what is there | |
-//! | X-Forwarded-Proto | kept, or `http` | behind a balancer that ends TLS, it knows and we do not |
+//! | X-Forwarded-Client-Cert | ends here unless it is to be kept; what a client proved to us is written in Envoy's form | anybody can write one |
+//! | X-Forwarded-Proto | kept, or `http`, or `https` where the client came with TLS | behind a balancer that ends TLS, it knows and we do not |
 //! | X-Request-Id | kept where it is harmless, or made | names the request in records and in the answer |
 //! | traceparent | kept where it is valid, or begun, not sampled | W3C trace context |
 
@@ -21,6 +22,7 @@ use crate::{
     body::Body,
     frame::Encoder,
     parse::{Kind, Length, RequestHead},
+    proxy::Client,
     reply::line,
     request_id::{RequestId, traceparent_ok},
     rules::Rewrite,
@@ -29,8 +31,7 @@ use crate::{
 /// What is added to a request, beside its own fields.
 pub struct Added<'a> {
     pub id: &'a RequestId,
-    /// Of the client.
-    pub address: &'a str,
+    pub client: &'a Client<'a>,
     pub traceparent: [u8; 55],
     /// Which attempt of this hop or of the one before; not written for the first.
     pub attempt: u32,
@@ -38,6 +39,8 @@ pub struct Added<'a> {
     pub left_ms: Option<u64>,
     /// What the upstream is called where the client named nothing.
     pub endpoint: &'a str,
+    /// The upstream is asked within TLS.
+    pub tls: bool,
     /// What the route changes.
     pub rewrite: Option<&'a Rewrite>,
     /// The path in place of the client's.
@@ -82,6 +85,7 @@ fn passes(kind: Kind) -> bool {
                 | Kind::Expect
                 | Kind::ForwardedFor
                 | Kind::ForwardedProto
+                | Kind::ClientCert
                 | Kind::GrpcTimeout
                 | Kind::RequestId
                 | Kind::RetryAttempt
@@ -128,9 +132,12 @@ pub fn write_head(request: &RequestHead, added: &Added<'_>, out: &mut BytesMut) 
         out.put_slice(value);
         out.put_slice(b", ");
     }
-    out.put_slice(added.address.as_bytes());
+    out.put_slice(added.client.address.as_bytes());
     out.put_slice(b"\r\n");
-    line(out, b"x-forwarded-proto", request.fields.get(Kind::ForwardedProto).unwrap_or(b"http"));
+    line(out, b"x-forwarded-proto", request.fields.get(Kind::ForwardedProto).unwrap_or(added.client.scheme()));
+    if let Some(certificate) = client_cert(request, added.client) {
+        line(out, b"x-forwarded-client-cert", &certificate);
+    }
     line(out, b"x-request-id", added.id.as_str().as_bytes());
     line(out, b"traceparent", traceparent(request, added));
     out.put_slice(b"via: 1.1 buttress\r\n");
@@ -151,6 +158,17 @@ pub fn write_head(request: &RequestHead, added: &Added<'_>, out: &mut BytesMut) 
     out.put_slice(b"\r\n");
 }
 
+/// Who the client proved to be, behind what proxies before us said where that is believed.
+fn client_cert(request: &RequestHead, client: &Client<'_>) -> Option<Vec<u8>> {
+    if !client.keep_client_cert && client.certificate.is_none() {
+        return None;
+    }
+    let fields = request.fields.iter().filter(|(kind, ..)| client.keep_client_cert && *kind == Kind::ClientCert);
+    let all = fields.map(|(_, _, value)| value).chain(client.certificate.map(str::as_bytes));
+    let all: Vec<&[u8]> = all.collect();
+    (!all.is_empty()).then(|| all.join(&b","[..]))
+}
+
 fn body_is_usual(method: &Method) -> bool {
     [Method::POST, Method::PUT, Method::PATCH].contains(method)
 }
@@ -165,7 +183,7 @@ fn traceparent<'a>(request: &'a RequestHead, added: &'a Added<'_>) -> &'a [u8] {
 /// Where the path or the authority is none that HTTP/2 can carry.
 pub fn http2(request: &RequestHead, added: &Added<'_>, body: Body) -> Result<http::Request<Body>, http::Error> {
     let uri = http::Uri::builder()
-        .scheme("http")
+        .scheme(if added.tls { "https" } else { "http" })
         .authority(added.host(request))
         .path_and_query(added.path(request))
         .build()?;
@@ -183,8 +201,11 @@ pub fn http2(request: &RequestHead, added: &Added<'_>, body: Body) -> Result<htt
     }
     let before = request.fields.iter().filter(|(kind, ..)| *kind == Kind::ForwardedFor).map(|(_, _, value)| value);
     let mut chain = before.flat_map(|value| [value, b", "]).collect::<Vec<_>>().concat();
-    chain.extend_from_slice(added.address.as_bytes());
-    let proto = request.fields.get(Kind::ForwardedProto).unwrap_or(b"http");
+    chain.extend_from_slice(added.client.address.as_bytes());
+    let proto = request.fields.get(Kind::ForwardedProto).unwrap_or(added.client.scheme());
+    if let Some(certificate) = client_cert(request, added.client) {
+        headers.insert("x-forwarded-client-cert", HeaderValue::from_bytes(&certificate)?);
+    }
     for (name, value) in [
         ("x-forwarded-for", &chain[..]),
         ("x-forwarded-proto", proto),
@@ -274,11 +295,12 @@ mod tests {
         let (mut out, id) = (BytesMut::new(), RequestId::kept(b"id-1").unwrap());
         let added = Added {
             id: &id,
-            address: "192.0.2.7",
+            client: &Client { address: "192.0.2.7", ..Client::default() },
             traceparent: *b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
             attempt: 1,
             left_ms: None,
             endpoint: "up:1",
+            tls: false,
             rewrite: None,
             path: None,
         };

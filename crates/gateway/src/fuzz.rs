@@ -16,11 +16,12 @@ pub fn request(input: &[u8]) {
     let (id, mut out) = (RequestId::Made(*b"0123456789abcdef"), BytesMut::new());
     let added = Added {
         id: &id,
-        address: "192.0.2.1",
+        client: &crate::proxy::Client { address: "192.0.2.1", ..Default::default() },
         traceparent: *b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
         attempt: 2,
         left_ms: Some(1000),
         endpoint: "up:80",
+        tls: false,
         rewrite: None,
         path: None,
     };
@@ -79,6 +80,20 @@ pub fn chunks(input: &[u8]) {
     let whole = decode(input.len().max(1));
     assert!(whole.0.len() <= input.len());
     assert_eq!(decode(1), whole);
+}
+
+/// A certificate: whatever it says, what is forwarded of it is one line of printable text, and no longer than it may be.
+pub fn certificate(input: &[u8]) {
+    let peer = crate::tls::Peer::of(input, Some("spiffe://example.org/proxy"));
+    assert!(peer.forwarded.bytes().all(|b| (0x20..=0x7e).contains(&b)), "{}", peer.forwarded);
+    assert!(peer.forwarded.len() <= 16 * 1024, "{} bytes", peer.forwarded.len());
+    if let Some(identity) = &peer.identity {
+        assert!(identity.bytes().all(|b| b.is_ascii_graphic()), "{identity}");
+    }
+}
+
+pub fn certificates() -> Vec<Vec<u8>> {
+    vec![include_bytes!("../testdata/client.der").to_vec()]
 }
 
 pub fn requests() -> Vec<Vec<u8>> {

@@ -58,7 +58,7 @@ pub async fn keep(shared: Arc<Shared>) {
 }
 
 async fn watch(shared: Arc<Shared>, backend: Arc<Backend>, member: Arc<Member>, health: spec::Health) {
-    let upstream = Rc::new(Upstream::new(member.endpoint.clone()));
+    let upstream = Rc::new(Upstream::new(member.endpoint.clone(), member.connector.clone()));
     let span = |span: Option<buttress_resources::units::Span>, default| span.map_or(default, |span| span.0);
     let every = span(health.every, Duration::from_secs(5));
     let timeout = span(health.timeout, Duration::from_secs(1));
@@ -106,9 +106,10 @@ async fn ask(upstream: &Rc<Upstream>, path: Option<&str>, timeout: Duration) -> 
 
 async fn get(upstream: &Rc<Upstream>, path: &str, connect_timeout: Duration, fresh: bool) -> Result<Got, Failure> {
     let host = &upstream.endpoint.address;
-    if upstream.speaks_http2() {
+    let scheme = if upstream.endpoint.tls { "https" } else { "http" };
+    if upstream.speaks_http2(connect_timeout).await? {
         let request =
-            http::Request::get(format!("http://{host}{path}")).header("user-agent", AGENT).body(Body::empty());
+            http::Request::get(format!("{scheme}://{host}{path}")).header("user-agent", AGENT).body(Body::empty());
         return upstream.exchange_http2(request.expect("the path was checked"), connect_timeout).await;
     }
     let mut head = BytesMut::new();
@@ -124,6 +125,7 @@ async fn get(upstream: &Rc<Upstream>, path: &str, connect_timeout: Duration, fre
         fresh,
         connect_timeout,
         upgrade: false,
+        interim: None,
     };
     upstream.exchange(asked).await
 }

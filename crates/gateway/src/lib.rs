@@ -4,7 +4,8 @@
 //! It never forwards bytes of a frame that it did not write itself, never keeps a body beyond what a retry needs, and never
 //! sends a request twice that may have had an effect.
 //!
-//! The way of a request: [`run`] accepts the connection on one of the cores; [`server`] reads a head with [`parse`] (or
+//! The way of a request: [`run`] accepts the connection on one of the cores; [`tls`] makes it safe where
+//! that is asked for; [`server`] reads a head with [`parse`] (or
 //! hyper does, for HTTP/2); [`proxy`] names it; [`call`] finds its route in the [`table`], holds it against the route's
 //! [`rules`], and takes it through the policies of a backend, which may refuse it, let it wait, or send it again; [`forward`] writes the head that goes on;
 //! [`upstream`] takes a connection, writes and reads; [`body`] and [`frame`] carry what follows; [`reply`] is what goes
@@ -24,6 +25,8 @@ mod local;
 mod replay;
 pub mod reply;
 pub mod request_id;
+pub mod stream;
+pub mod tls;
 pub mod upstream;
 
 pub mod cluster_rate;
@@ -44,3 +47,4 @@ pub mod record;
 pub mod report;
 pub mod run;
 pub mod shared;
+pub mod tcp;

@@ -44,17 +44,18 @@ impl Mirror {
         core.copies.set(core.copies.get() + 1);
         core.shard.mirrored.add(1);
         let (core, request, replay, member) = (core.clone(), request.clone(), replay.cloned(), self.member.clone());
-        let (address, id, path) = (client.address.to_owned(), id.clone(), asked.path.clone());
+        let (address, id, path, secure) = (client.address.to_owned(), id.clone(), asked.path.clone(), client.secure);
         let rewrite = asked.rewrite.cloned();
         tokio::task::spawn_local(async move {
             let upstream = core.upstream(&member);
             let added = Added {
                 id: &id,
-                address: &address,
+                client: &Client { address: &address, secure, ..Client::default() },
                 traceparent: core.numbers.traceparent(),
                 attempt: 1,
                 left_ms: None,
                 endpoint: &upstream.endpoint.address,
+                tls: false,
                 rewrite: rewrite.as_ref(),
                 path: path.as_deref(),
             };

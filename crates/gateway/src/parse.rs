@@ -89,6 +89,8 @@ pub enum Kind {
     Via,
     ForwardedFor,
     ForwardedProto,
+    /// `X-Forwarded-Client-Cert`: who a client proved to be, which only we or a proxy before us can know.
+    ClientCert,
 }
 
 impl Kind {
@@ -117,6 +119,7 @@ impl Kind {
             17 if is("transfer-encoding") => Kind::TransferEncoding,
             17 if is("x-forwarded-proto") => Kind::ForwardedProto,
             19 if is("buttress-timeout-ms") => Kind::Timeout,
+            23 if is("x-forwarded-client-cert") => Kind::ClientCert,
             _ => Kind::Other,
         }
     }
@@ -561,8 +564,15 @@ struct Connection {
 }
 
 /// Fields that stay even where Connection names them: without them a client could take off what an outer proxy put on.
-const NOT_FOR_ONE_HOP: [Kind; 6] =
-    [Kind::ForwardedFor, Kind::ForwardedProto, Kind::RequestId, Kind::Traceparent, Kind::Via, Kind::ContentType];
+const NOT_FOR_ONE_HOP: [Kind; 7] = [
+    Kind::ForwardedFor,
+    Kind::ForwardedProto,
+    Kind::ClientCert,
+    Kind::RequestId,
+    Kind::Traceparent,
+    Kind::Via,
+    Kind::ContentType,
+];
 
 /// Reads what Connection says, and marks the fields that it names.
 fn connections(raw: &Bytes, list: &mut [Field], connection: &mut Connection) -> Result<(), Refusal> {

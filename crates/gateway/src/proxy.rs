@@ -21,7 +21,7 @@ use crate::{
     parse::{Kind, Refusal, RequestHead},
     record::SAMPLE,
     replay::{Replay, Replayed},
-    reply::{Problem, Reply},
+    reply::{Interims, Problem, Reply},
     request_id::{Numbers, RequestId},
     shared::Shared,
     table::{Member, Table},
@@ -60,7 +60,10 @@ impl Core {
     /// This core's connections to an endpoint.
     pub fn upstream(&self, member: &Member) -> Rc<Upstream> {
         let mut upstreams = self.upstreams.borrow_mut();
-        upstreams.entry(member.id).or_insert_with(|| Rc::new(Upstream::new(member.endpoint.clone()))).clone()
+        upstreams
+            .entry(member.id)
+            .or_insert_with(|| Rc::new(Upstream::new(member.endpoint.clone(), member.connector.clone())))
+            .clone()
     }
 
     /// Closes connections that were idle for long, and forgets endpoints that nobody has asked since.
@@ -100,9 +103,25 @@ impl Core {
 }
 
 /// Where a request came from.
+#[derive(Clone, Default)]
 pub struct Client<'a> {
     pub address: &'a str,
     pub http2: bool,
+    /// It came with TLS.
+    pub secure: bool,
+    /// Whom its certificate names, which was verified.
+    pub identity: Option<Arc<str>>,
+    /// The same for `X-Forwarded-Client-Cert`.
+    pub certificate: Option<&'a str>,
+    pub keep_client_cert: bool,
+    /// Where informational answers go; nowhere for a client that cannot read them.
+    pub interim: Option<&'a Interims>,
+}
+
+impl Client<'_> {
+    pub fn scheme(&self) -> &'static [u8] {
+        if self.secure { b"https" } else { b"http" }
+    }
 }
 
 /// Sends a request to an endpoint, and its response back.
@@ -125,11 +144,12 @@ async fn bare(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<
     let replay = (!body.is_empty()).then(|| Replay::new(body));
     let added = Added {
         id: &id,
-        address: client.address,
+        client: &client,
         traceparent: core.numbers.traceparent(),
         attempt: 1,
         left_ms: None,
         endpoint: &upstream.endpoint.address,
+        tls: upstream.endpoint.tls,
         rewrite: None,
         path: None,
     };
@@ -182,7 +202,7 @@ async fn once(
     fresh: bool,
 ) -> Result<Got, Failure> {
     let connect_timeout = core.shared.options.timeouts.connect;
-    if (upstream.speaks_http2() || forward::is_grpc(request)) && !request.upgrade {
+    if !request.upgrade && (forward::is_grpc(request) || upstream.speaks_http2(connect_timeout).await?) {
         let says = "the request cannot be written as HTTP/2";
         return match forward::http2(request, added, body) {
             Ok(request) => upstream.exchange_http2(request, connect_timeout).await,
@@ -204,6 +224,7 @@ async fn once(
         fresh,
         connect_timeout,
         upgrade: request.upgrade,
+        interim: added.client.interim,
     };
     upstream.exchange(asked).await
 }
@@ -224,6 +245,7 @@ pub fn answered(got: Got, id: RequestId) -> Reply {
 pub fn failure_code(failure: &Failure) -> (u16, Code) {
     match &failure.kind {
         FailureKind::Connect(_) | FailureKind::ConnectTimeout => (502, Code::UPSTREAM_UNREACHABLE),
+        FailureKind::Tls(_) => (502, Code::UPSTREAM_TLS),
         FailureKind::Closed(_) | FailureKind::Http2(_) => (502, Code::UPSTREAM_BROKE_OFF),
         FailureKind::Malformed(refusal) => (refusal.status, refusal.code),
         FailureKind::Client(Broken::Refused(refusal)) => (400, refusal.code),

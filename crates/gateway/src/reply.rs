@@ -1,12 +1,11 @@
 //! What a client is answered, before it is known which protocol it speaks.
 
-use std::fmt::Write as _;
+use std::{cell::RefCell, fmt::Write as _};
 
 use buttress_core::Code;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde_json::json;
-use tokio::net::TcpStream;
 
 use crate::{
     body::Body,
@@ -14,6 +13,7 @@ use crate::{
     frame::Encoder,
     parse::{Fields, Kind, Length, Refusal},
     request_id::RequestId,
+    stream::Stream,
 };
 
 /// The field that carries a code in answers that are ours.
@@ -28,7 +28,7 @@ pub struct Reply {
     pub code: Option<&'static str>,
     /// Of an answer of ours that may be asked again: `Retry-After`, in seconds.
     pub retry_after: Option<u32>,
-    pub tunnel: Option<(TcpStream, BytesMut)>,
+    pub tunnel: Option<(Stream, BytesMut)>,
     /// No byte of the request reached an upstream: whoever asked may ask again.
     pub undelivered: bool,
     /// Retries were made here: whoever asked should make none.
@@ -238,6 +238,34 @@ impl Reply {
         *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::BAD_GATEWAY);
         *response.headers_mut() = headers;
         response
+    }
+}
+
+/// Informational answers on their way to a client, written but not yet sent.
+#[derive(Default)]
+pub struct Interims(RefCell<BytesMut>);
+
+impl Interims {
+    /// As RFC 9110, 15.2, has it: one that is not understood is passed on. `100` is ours to say and `101` ends what HTTP is.
+    pub fn add(&self, status: u16, fields: &Fields) {
+        let out = &mut *self.0.borrow_mut();
+        let code = StatusCode::from_u16(status).unwrap_or(StatusCode::PROCESSING);
+        let reason = code.canonical_reason().unwrap_or("");
+        for part in ["HTTP/1.1 ", code.as_str(), " ", reason, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        for (kind, name, value) in fields.iter() {
+            if !kind.hop_by_hop() && kind != Kind::ContentLength {
+                line(out, name, value);
+            }
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
+    pub fn take(&self) -> BytesMut {
+        // Nearly always there is none, and splitting nothing would allocate.
+        let all = &mut *self.0.borrow_mut();
+        if all.is_empty() { BytesMut::new() } else { std::mem::take(all) }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     metrics::{BOUNDS_US, Count, GoldenSum, Shard},
     shared::Shared,
     table::{Backend, Endpoints, Member, Route},
+    tcp,
 };
 
 /// Of an endpoint: its requests, its failures, connections made.
@@ -107,6 +108,7 @@ impl Shared {
             "retries": self.sum(|shard| &shard.retries), "hedges": self.sum(|shard| &shard.hedges),
             "refused": self.sum(|shard| &shard.refused), "unmatched": self.sum(|shard| &shard.unmatched),
             "tunnels": self.sum(|shard| &shard.tunnels),
+            "tcp": self.tcp.iter().map(|listener| listener.json(now)).collect::<Vec<_>>(),
         })
     }
 
@@ -181,6 +183,8 @@ impl Shared {
         one("buttress_traffic_hedges_total", "counter", |shard| &shard.hedges);
         one("buttress_traffic_mirrored_total", "counter", |shard| &shard.mirrored);
         one("buttress_traffic_tunnels_total", "counter", |shard| &shard.tunnels);
+        self.tls.prometheus(out);
+        tcp::prometheus(&self.tcp, out);
     }
 }
 

@@ -1,12 +1,19 @@
 //! Threads: one runtime of one thread for each core that carries traffic. They share a port (SO_REUSEPORT), the kernel
 //! spreads connections over them, and nothing that a request needs is shared.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use buttress_core::{Code, Error};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     runtime::{Builder, LocalOptions},
     sync::watch,
     time::Instant,
@@ -20,12 +27,13 @@ use crate::{
     request_id::Numbers,
     server::{Drain, serve},
     shared::Shared,
+    tcp, tls,
 };
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
 /// Connections of one core; each costs a descriptor here and perhaps one upstream.
-const CONNECTIONS_MAX: usize = 50_000;
+const CONNECTIONS_MAX: u64 = 50_000;
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// A proxy that runs.
@@ -35,34 +43,78 @@ pub struct Running {
     pub shared: Arc<Shared>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
+    /// Dropped, it ends the thread that looks at certificates.
+    _certificates: mpsc::Sender<()>,
 }
 
 /// Starts the threads; they listen when this returns.
 ///
 /// # Errors
-/// `PORT_TAKEN` where the address is not free, `CONFIG` where there is nowhere to send requests.
+/// `PORT_TAKEN` where an address is not free, `ROUTES_INVALID`, `CERTIFICATE`.
 pub fn start(options: Options, routes: &[Declared]) -> Result<Running, Error> {
-    let mut address = options.listen;
-    let mut listeners = Vec::with_capacity(options.threads);
+    let threads = options.threads.max(1);
+    let (mut address, mut sockets) = (options.listen, (0..threads).map(|_| Sockets::default()).collect::<Vec<_>>());
+    // Who only passes connections on has no port of HTTP.
+    if !options.tcp_only {
+        let (bound, all) = listen_on_all(options.listen, threads)?;
+        address = bound;
+        sockets.iter_mut().zip(all).for_each(|(sockets, socket)| sockets.http = Some(socket));
+    }
+    let mut tcp = Vec::new();
+    for listener in &options.edge.tcp {
+        let (bound, all) = listen_on_all(listener.listen, threads)?;
+        sockets.iter_mut().zip(all).for_each(|(sockets, socket)| sockets.tcp.push(socket));
+        tcp.push(tcp::Listener::new(listener.clone(), bound)?);
+    }
+    let (stop, stopped) = watch::channel(false);
+    let seeds = Numbers::new(options.seed);
+    let shared = Arc::new(Shared::new(options, address, tcp, routes)?);
+    let mut threads = Vec::new();
+    let certificates = watch_certificates(&shared)?;
+    for (at, sockets) in sockets.into_iter().enumerate() {
+        let (shared, stopped, seed) = (shared.clone(), stopped.clone(), seeds.draw());
+        threads.push(spawn(format!("traffic-{at}"), move || core(shared, at, seed, sockets, stopped))?);
+    }
+    let (watched, stopped) = (shared.clone(), stop.subscribe());
+    threads.push(spawn("traffic-watch".to_owned(), move || async move { watch(watched, stopped).await })?);
+    Ok(Running { address, shared, stop, threads, _certificates: certificates })
+}
+
+/// What one core accepts on.
+#[derive(Default)]
+struct Sockets {
+    http: Option<std::net::TcpListener>,
+    /// As `options.edge.tcp`.
+    tcp: Vec<std::net::TcpListener>,
+}
+
+/// A socket for each core, all on one port.
+fn listen_on_all(mut address: SocketAddr, threads: usize) -> Result<(SocketAddr, Vec<std::net::TcpListener>), Error> {
     // The port must be ours alone, which SO_REUSEPORT would not tell.
     if address.port() != 0 {
         std::net::TcpListener::bind(address).map_err(|error| taken(address, &error))?;
     }
-    for _ in 0..options.threads.max(1) {
+    let mut sockets = Vec::with_capacity(threads);
+    for _ in 0..threads {
         let socket = listen(address).map_err(|error| taken(address, &error))?;
         address = socket.local_addr().map_err(|error| taken(address, &error))?;
-        listeners.push(socket);
+        sockets.push(socket);
     }
-    let (stop, stopped) = watch::channel(false);
-    let seeds = Numbers::new(options.seed);
-    let (shared, mut threads) = (Arc::new(Shared::new(options, address, routes)?), Vec::new());
-    for (at, listener) in listeners.into_iter().enumerate() {
-        let (shared, stopped, seed) = (shared.clone(), stopped.clone(), seeds.draw());
-        threads.push(spawn(format!("traffic-{at}"), move || core(shared, at, seed, listener, stopped))?);
-    }
-    let (watched, stopped) = (shared.clone(), stop.subscribe());
-    threads.push(spawn("traffic-watch".to_owned(), move || async move { watch(watched, stopped).await })?);
-    Ok(Running { address, shared, stop, threads })
+    Ok((address, sockets))
+}
+
+/// Looks at the files of certificates now and then, on a thread of its own: disks are slow at times.
+fn watch_certificates(shared: &Arc<Shared>) -> Result<mpsc::Sender<()>, Error> {
+    let (alive, ended) = mpsc::channel::<()>();
+    let shared = Arc::downgrade(shared);
+    let looking = std::thread::Builder::new().name("certificates".into()).spawn(move || {
+        while ended.recv_timeout(tls::RELOAD_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let Some(shared) = shared.upgrade() else { return };
+            shared.tls.reload();
+        }
+    });
+    looking.map_err(|error| Error::new(Code::LIMITS, format!("a thread cannot be started: {error}")))?;
+    Ok(alive)
 }
 
 /// A thread with a runtime of its own, whose values never leave it.
@@ -115,17 +167,7 @@ fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-async fn core(
-    shared: Arc<Shared>,
-    at: usize,
-    seed: u64,
-    listener: std::net::TcpListener,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "a listening socket cannot be used"),
-    };
+async fn core(shared: Arc<Shared>, at: usize, seed: u64, sockets: Sockets, mut stopped: watch::Receiver<bool>) {
     let core = Rc::new(Core::new(shared, at, seed));
     let drain = Rc::new(Drain::default());
     let sweeping = core.clone();
@@ -135,23 +177,58 @@ async fn core(
             sweeping.sweep(Instant::now());
         }
     });
+    for (which, socket) in sockets.tcp.into_iter().enumerate() {
+        let (core, stopped) = (core.clone(), stopped.clone());
+        tokio::task::spawn_local(async move {
+            let serving = core.clone();
+            accept(socket, &core, stopped, |stream, from| {
+                let core = serving.clone();
+                async move { core.shared.tcp[which].serve(&core, stream, from).await }
+            })
+            .await;
+        });
+    }
+    match sockets.http {
+        Some(socket) => {
+            let serving = |stream, from| serve(core.clone(), drain.clone(), stream, from);
+            accept(socket, &core, stopped, serving).await;
+        }
+        None => drop(stopped.wait_for(|stopped| *stopped).await),
+    }
+    drain.begin();
+    let end = Instant::now() + core.shared.options.timeouts.drain;
+    while core.shard.connections.get() > 0 && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Takes connections until the proxy stops; then nobody listens any more.
+async fn accept<F: Future<Output = ()> + 'static>(
+    socket: std::net::TcpListener,
+    core: &Rc<Core>,
+    mut stopped: watch::Receiver<bool>,
+    serve: impl Fn(TcpStream, SocketAddr) -> F,
+) {
+    let listener = match TcpListener::from_std(socket) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "a listening socket cannot be used"),
+    };
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = stopped.wait_for(|stopped| *stopped) => break,
+            _ = stopped.wait_for(|stopped| *stopped) => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok(_) if drain.open() >= CONNECTIONS_MAX => {
+            Ok(_) if core.shard.connections.get() >= CONNECTIONS_MAX => {
                 tracing::warn!(limit = CONNECTIONS_MAX, "too many connections; one is closed");
             }
             Ok((stream, from)) => {
                 core.shard.connections.add(1);
                 core.shard.connections_total.add(1);
-                let (core, drain) = (core.clone(), drain.clone());
+                let (shard, serving) = (core.shard.clone(), serve(stream, from));
                 tokio::task::spawn_local(async move {
-                    let shard = core.shard.clone();
-                    serve(core, drain, stream, from).await;
+                    serving.await;
                     shard.connections.take(1);
                 });
             }
@@ -161,11 +238,5 @@ async fn core(
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
-    }
-    drop(listener);
-    drain.begin();
-    let end = Instant::now() + core.shared.options.timeouts.drain;
-    while core.shard.connections.get() > 0 && Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -7,9 +7,12 @@
 //! |---|---|
 //! | sends what is no HTTP | 400, 431, 501, 505 or 417 with a code, and the connection ends: what follows cannot be understood |
 //! | sends its head too slowly | 408, and the connection ends |
+//! | speaks HTTP without TLS where TLS is wanted | 400, and what to do instead |
+//! | leaves before its answer begins | a reset is seen at once, and its request is cancelled |
 //! | says nothing for long | the connection ends |
-//! | closes its sending side after a request | it is answered; a half-closed client still listens |
+//! | closes its sending side after a request | it is answered; a half-closed client still listens, unless we are told that it does not |
 //! | does not take its answer | after [`STALL_MAX`] without a byte the connection ends |
+//! | waits for an upstream that says nothing in the middle of its answer | after `timeouts.silence` the connection ends |
 //! | is answered before its body was read | the answer goes out, then the connection ends |
 
 use std::{
@@ -30,22 +33,24 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::{TcpStream, tcp::OwnedWriteHalf},
+    net::TcpStream,
     time::{Instant, Sleep},
 };
 
 use crate::{
-    body::{Body, Flow, HEAD_READ, Pump, PumpError, Source, poll_read},
+    body::{Body, Flow, HEAD_READ, Pump, Source, poll_read},
     forward,
     frame::{Decoder, Encoder},
     local::LocalExecutor,
     parse::{self, Refusal, RequestHead, Scanner},
     proxy::{Client, Core, handle},
-    reply::{HEAD_TIMED_OUT, Hop, Reply, refused},
+    reply::{HEAD_TIMED_OUT, Hop, Interims, Reply, refused},
+    stream::{Stream, WriteHalf, join},
+    tls::{Accepted, Peer},
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// A response of which nothing moves for this long is given up; Envoy's stream_idle_timeout is the same.
+/// A client that takes nothing of its answer for this long has gone; Envoy's stream_idle_timeout is the same.
 const STALL_MAX: Duration = Duration::from_secs(300);
 /// After an answer that came before the request was read: how much is still read, and for how long, so that the client
 /// sees the answer and not a reset.
@@ -141,26 +146,80 @@ enum NoRequest {
     Refused(Refusal),
 }
 
-pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, mut stream: TcpStream, from: SocketAddr) {
+/// Who is on a connection.
+struct Known {
+    address: String,
+    secure: bool,
+    /// Whom its certificate names.
+    peer: Option<Peer>,
+}
+
+impl Known {
+    fn client<'a>(&'a self, core: &Core, http2: bool, interim: Option<&'a Interims>) -> Client<'a> {
+        Client {
+            address: &self.address,
+            http2,
+            secure: self.secure,
+            identity: self.peer.as_ref().and_then(|peer| peer.identity.clone()),
+            certificate: self.peer.as_ref().map(|peer| &*peer.forwarded),
+            keep_client_cert: core.shared.options.edge.keep_client_cert,
+            interim,
+        }
+    }
+}
+
+/// Said to whoever speaks in clear to a port of TLS.
+const TLS_EXPECTED: Refusal = Refusal {
+    status: 400,
+    code: buttress_core::Code::TLS_EXPECTED,
+    says: "this port speaks TLS, and the request came without it: use https://",
+};
+
+pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, tcp: TcpStream, from: SocketAddr) {
     let listed = Listed::new(drain).await;
-    if stream.set_nodelay(true).is_err() {
+    if tcp.set_nodelay(true).is_err() {
         return;
     }
     let mut timer = Timer::new(Instant::now() + core.shared.options.timeouts.head);
     let mut bytes = BytesMut::new();
-    let address = from.ip().to_canonical().to_string();
-    match poll_fn(|cx| speaks_http2(&mut stream, &mut bytes, &mut timer, cx)).await {
-        Some(true) => serve_http2(core, listed, Rewound { bytes: bytes.freeze(), stream }, address).await,
-        Some(false) => Http1::new(core, listed, stream, bytes, timer, address).serve().await,
+    let mut known = Known { address: from.ip().to_canonical().to_string(), secure: false, peer: None };
+    let (mut stream, chosen) = match &core.shared.tls.server {
+        None => (Stream::Plain(tcp), None),
+        // In a box, so that connections without TLS do not carry the state of a handshake.
+        Some(acceptor) => match Box::pin(acceptor.accept(tcp, timer.due)).await {
+            Accepted::Secure { stream, http2, peer } => {
+                known = Known { secure: true, peer, ..known };
+                (stream, http2.then_some(true))
+            }
+            Accepted::Clear(tcp) => {
+                core.shard.refused.add(1);
+                let mut clear = Http1::new(core.clone(), listed, Stream::Plain(tcp), bytes, timer, known);
+                let hop = Hop { minor: 1, head_request: false, keep_alive: false };
+                if clear.write_reply(refused(&TLS_EXPECTED), hop).await.is_ok() {
+                    clear.linger().await;
+                }
+                return;
+            }
+            Accepted::Nothing => return,
+        },
+    };
+    let http2 = match chosen {
+        Some(http2) => Some(http2),
+        None => poll_fn(|cx| speaks_http2(&mut stream, &mut bytes, &mut timer, &listed, cx)).await,
+    };
+    match http2 {
+        Some(true) => serve_http2(core, listed, Rewound { bytes: bytes.freeze(), stream }, known).await,
+        Some(false) => Http1::new(core, listed, stream, bytes, timer, known).serve().await,
         None => {}
     }
 }
 
 /// Reads until it is clear what the client speaks. `None`: it says nothing.
 fn speaks_http2(
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     bytes: &mut BytesMut,
     timer: &mut Timer,
+    listed: &Listed,
     cx: &mut Context<'_>,
 ) -> Poll<Option<bool>> {
     loop {
@@ -174,6 +233,7 @@ fn speaks_http2(
         match poll_read(stream, bytes, HEAD_READ, cx) {
             Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
             Poll::Ready(Ok(_)) => {}
+            Poll::Pending if bytes.is_empty() && listed.draining() => return Poll::Ready(None),
             Poll::Pending => return timer.poll(cx).map(|()| None),
         }
     }
@@ -183,13 +243,17 @@ struct Http1 {
     core: Rc<Core>,
     listed: Listed,
     source: Rc<RefCell<Source>>,
-    write: OwnedWriteHalf,
+    write: WriteHalf,
     timer: Timer,
-    address: String,
+    known: Known,
+    /// Informational answers, before they are written.
+    interims: Interims,
+    /// What is to be written before anything else.
+    owed: BytesMut,
 }
 
 impl Http1 {
-    fn new(core: Rc<Core>, listed: Listed, stream: TcpStream, bytes: BytesMut, timer: Timer, address: String) -> Self {
+    fn new(core: Rc<Core>, listed: Listed, stream: Stream, bytes: BytesMut, timer: Timer, known: Known) -> Self {
         let (read, write) = stream.into_split();
         let source = Source {
             read,
@@ -199,11 +263,21 @@ impl Http1 {
             wanted: false,
             connection: None,
             broken: false,
+            closed: false,
             request: 0,
             abandoned: false,
             reader: None,
         };
-        Self { core, listed, source: Rc::new(RefCell::new(source)), write, timer, address }
+        Self {
+            core,
+            listed,
+            source: Rc::new(RefCell::new(source)),
+            write,
+            timer,
+            known,
+            interims: Interims::default(),
+            owed: BytesMut::new(),
+        }
     }
 
     async fn serve(mut self) {
@@ -223,7 +297,8 @@ impl Http1 {
                 head_request: request.method == Method::HEAD,
                 keep_alive: request.keep_alive && !self.listed.draining(),
             };
-            let mut reply = self.answer(request).await;
+            // A client that left gets no answer, and dropping what asked for one cancels it.
+            let Some(mut reply) = self.answer(request).await else { return };
             if let Some((upstream, first)) = reply.tunnel.take() {
                 return self.tunnel(reply, hop, upstream, first).await;
             }
@@ -284,69 +359,94 @@ impl Http1 {
         Ok(request)
     }
 
-    async fn answer(&mut self, request: RequestHead) -> Reply {
-        let holds_back = request.expects_continue;
+    /// Has a request answered. `None`: the client left before there was an answer.
+    async fn answer(&mut self, request: RequestHead) -> Option<Reply> {
+        let mut holds_back = request.expects_continue;
         let whole = self.source.borrow().decoder.ended();
         let number = self.source.borrow().request;
         let body = if whole { Body::empty() } else { Flow::Client(self.source.clone(), number).into() };
-        let client = Client { address: &self.address, http2: false };
+        let half_close = self.core.shared.options.edge.half_close_leaves;
+        let client = self.known.client(&self.core, false, (request.minor == 1).then_some(&self.interims));
         let handling = handle(&self.core, request, body, client);
-        if !holds_back {
-            return handling.await;
-        }
-        let (mut handling, source, write) = (pin!(handling), &self.source, &mut self.write);
-        let mut go_on = &b"HTTP/1.1 100 Continue\r\n\r\n"[..];
+        let (mut handling, source) = (pin!(handling), &self.source);
+        let (write, owed, interims) = (&mut self.write, &mut self.owed, &self.interims);
+        let mut flushing = false;
         poll_fn(|cx| {
-            source.borrow_mut().connection = Some(cx.waker().clone());
-            if let Poll::Ready(reply) = handling.as_mut().poll(cx) {
-                source.borrow_mut().connection = None;
-                return Poll::Ready(reply);
-            }
-            while source.borrow().wanted && !go_on.is_empty() {
-                match ready!(Pin::new(&mut *write).poll_write(cx, go_on)) {
-                    Ok(wrote) => go_on = &go_on[wrote..],
-                    // Reading the body will say so too.
-                    Err(_) => go_on = b"",
+            if !whole {
+                let connection = &mut source.borrow_mut().connection;
+                if connection.as_ref().is_none_or(|known| !known.will_wake(cx.waker())) {
+                    *connection = Some(cx.waker().clone());
                 }
             }
-            if go_on.is_empty() {
-                source.borrow_mut().holds_back = false;
+            let reply = handling.as_mut().poll(cx);
+            if reply.is_pending() && holds_back && source.borrow().wanted {
+                holds_back = false;
+                owed.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             }
-            Poll::Pending
+            let interim = interims.take();
+            if !interim.is_empty() {
+                owed.extend_from_slice(&interim);
+            }
+            if let Poll::Ready(reply) = reply {
+                source.borrow_mut().connection = None;
+                return Poll::Ready(Some(reply));
+            }
+            while !owed.is_empty() {
+                match Pin::new(&mut *write).poll_write(cx, owed) {
+                    Poll::Ready(Ok(wrote)) if wrote > 0 => bytes::Buf::advance(owed, wrote),
+                    // Reading will say so too, or writing the answer.
+                    Poll::Ready(_) => owed.clear(),
+                    Poll::Pending => break,
+                }
+                flushing = true;
+            }
+            // TLS may hold it until the client takes what came before.
+            flushing = flushing && Pin::new(&mut *write).poll_flush(cx).is_pending();
+            let source = &mut *source.borrow_mut();
+            if source.holds_back && !holds_back && owed.is_empty() {
+                source.holds_back = false;
+            }
+            source.poll_left(half_close, cx).map(|()| None)
         })
         .await
     }
 
     /// Writes an answer. Tells whether the connection may go on; an error ends it at once.
     async fn write_reply(&mut self, reply: Reply, hop: Hop) -> Result<bool, ()> {
-        let mut head = BytesMut::new();
+        let mut head = std::mem::take(&mut self.owed);
         let (encoder, keep_alive) = reply.write_head(hop, &mut head);
         let body = if hop.head_request { Body::empty() } else { reply.body };
         let mut pump = Pump::new(head, body, encoder);
-        let (write, timer) = (&mut self.write, &mut self.timer);
-        let mut written = u64::MAX;
+        let (write, timer, source) = (&mut self.write, &mut self.timer, &self.source);
+        let (silence, half_close) =
+            (self.core.shared.options.timeouts.silence, self.core.shared.options.edge.half_close_leaves);
+        let mut seen = None;
         let pumped = poll_fn(|cx| {
             if let Poll::Ready(done) = pump.poll(write, cx) {
                 return Poll::Ready(Some(done));
             }
-            if pump.written != written {
-                written = pump.written;
-                timer.set(Instant::now() + STALL_MAX);
+            // A client that takes nothing, and an upstream that says nothing, are waited for differently.
+            let now = Some((pump.written, pump.owes()));
+            if seen != now {
+                seen = now;
+                timer.set(Instant::now() + if pump.owes() { STALL_MAX } else { silence });
+            }
+            if !pump.owes() && source.borrow_mut().poll_left(half_close, cx).is_ready() {
+                return Poll::Ready(None);
             }
             timer.poll(cx).map(|()| None)
         })
         .await;
         match pumped {
             Some(Ok(())) => Ok(keep_alive),
-            Some(Err(PumpError::Read(_))) => {
-                // The client must not take what came for the whole. A frame that does not end says so; where the end of the
-                // connection is the end of the body, only a reset does.
+            // The client must not take what came for the whole. A frame that does not end says so; where the end of the
+            // connection is the end of the body, only a reset does.
+            Some(Err(_)) | None => {
                 if encoder == Encoder::UntilClose {
-                    let _ = self.write.as_ref().set_zero_linger();
+                    self.write.cut();
                 }
                 Err(())
             }
-            Some(Err(PumpError::Write(_))) | None => Err(()),
         }
     }
 
@@ -379,18 +479,19 @@ impl Http1 {
     }
 
     /// Joins client and upstream after an upgrade, until both have closed.
-    async fn tunnel(self, reply: Reply, hop: Hop, mut upstream: TcpStream, first: BytesMut) {
-        let Self { core, source, mut write, listed, .. } = self;
-        let mut head = BytesMut::new();
+    async fn tunnel(self, reply: Reply, hop: Hop, mut upstream: Stream, first: BytesMut) {
+        let Self { core, source, mut write, listed, owed: mut head, .. } = self;
         let reply = Reply { tunnel: None, ..reply };
         write_upgrade(&reply, hop, &mut head);
         head.extend_from_slice(&first);
         let Some(Source { read, bytes, .. }) = Rc::into_inner(source).map(RefCell::into_inner) else { return };
         let joined = async {
             write.write_all(&head).await?;
+            write.flush().await?;
             upstream.write_all(&bytes).await?;
-            let mut client = read.reunite(write).map_err(|error| io::Error::other(error.to_string()))?;
-            tokio::io::copy_bidirectional(&mut client, &mut upstream).await
+            upstream.flush().await?;
+            let mut client = read.reunite(write).ok_or(io::ErrorKind::NotConnected)?;
+            Ok(join(&mut client, &mut upstream, core.shared.options.timeouts.silence, |_, _| {}).await)
         };
         core.shard.tunnels.add(1);
         let _: io::Result<_> = joined.await;
@@ -412,18 +513,18 @@ fn write_upgrade(reply: &Reply, _hop: Hop, out: &mut BytesMut) {
     out.extend_from_slice(b"\r\n");
 }
 
-async fn serve_http2(core: Rc<Core>, listed: Listed, stream: Rewound, address: String) {
-    let address: Rc<str> = address.into();
+async fn serve_http2(core: Rc<Core>, listed: Listed, stream: Rewound, known: Known) {
+    let known = Rc::new(known);
     let service_core = core.clone();
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let (core, address) = (service_core.clone(), address.clone());
+        let (core, known) = (service_core.clone(), known.clone());
         async move {
             let (parts, incoming) = request.into_parts();
             let reply = match forward::from_http2(&parts, &incoming) {
                 Ok(head) => {
                     let empty = http_body::Body::is_end_stream(&incoming);
                     let body = if empty { Body::empty() } else { Flow::Http2(incoming).into() };
-                    handle(&core, head, body, Client { address: &address, http2: true }).await
+                    handle(&core, head, body, known.client(&core, true, None)).await
                 }
                 Err(refusal) => {
                     core.shard.refused.add(1);
@@ -460,7 +561,7 @@ async fn serve_http2(core: Rc<Core>, listed: Listed, stream: Rewound, address: S
 /// A connection of which something was read already.
 struct Rewound {
     bytes: Bytes,
-    stream: TcpStream,
+    stream: Stream,
 }
 
 impl AsyncRead for Rewound {

@@ -9,14 +9,16 @@ use std::{
 use arc_swap::ArcSwap;
 use buttress_core::{Code, Error};
 use buttress_policy::Time;
+use tokio::sync::Notify;
 
 use crate::{
-    compile::{Declared, Wrong, compile, endpoints_of},
+    compile::{Declared, World, Wrong, compile, endpoints_of},
     config::Options,
     discover::{Found, Source, first_look},
     metrics::Shard,
     record::Records,
     table::Table,
+    tcp, tls,
 };
 
 pub struct Shared {
@@ -26,7 +28,11 @@ pub struct Shared {
     pub shards: Vec<Arc<Shard>>,
     pub records: Records,
     pub table: ArcSwap<Table>,
+    pub tls: tls::State,
+    pub tcp: Vec<tcp::Listener>,
     pub started: Instant,
+    /// Told when the table is another one.
+    pub changed: Notify,
     /// What DNS and the registry gave last. Held by whoever changes the table or its lists.
     found: Mutex<Found>,
 }
@@ -34,14 +40,32 @@ pub struct Shared {
 impl Shared {
     /// # Errors
     /// `ROUTES_INVALID` with everything that is wrong.
-    pub fn new(options: Options, address: SocketAddr, routes: &[Declared]) -> Result<Self, Error> {
+    pub fn new(
+        options: Options,
+        address: SocketAddr,
+        tcp: Vec<tcp::Listener>,
+        routes: &[Declared],
+    ) -> Result<Self, Error> {
         let cores = options.threads.max(1);
         let mut found = Found::new();
         look_up_new(routes, &mut found);
-        let table = compile(routes, None, &found, cores).map_err(|wrong| refused(&wrong))?.install(Time::ZERO);
+        let tls = tls::State::new(options.edge.tls.as_ref(), options.edge.upstream_tls.clone())?;
+        let world = World { found: &found, tls: &tls, cores };
+        let table = compile(routes, None, &world).map_err(|wrong| refused(&wrong))?.install(Time::ZERO);
         let shards = (0..cores).map(|_| Arc::default()).collect();
         let (records, table, started) = (Records::default(), ArcSwap::from_pointee(table), Instant::now());
-        Ok(Self { options, address, shards, records, table, started, found: Mutex::new(found) })
+        Ok(Self {
+            options,
+            address,
+            shards,
+            records,
+            table,
+            tls,
+            tcp,
+            started,
+            changed: Notify::new(),
+            found: Mutex::new(found),
+        })
     }
 
     /// Routes requests by these from now on; those under way end as they began. Tells the table's generation. May wait two
@@ -52,9 +76,11 @@ impl Shared {
     pub fn load(&self, routes: &[Declared]) -> Result<u64, Vec<Wrong>> {
         let mut found = self.lock();
         look_up_new(routes, &mut found);
-        let next = compile(routes, Some(&self.table.load()), &found, self.shards.len())?.install(self.now());
+        let world = World { found: &found, tls: &self.tls, cores: self.shards.len() };
+        let next = compile(routes, Some(&self.table.load()), &world)?.install(self.now());
         let generation = next.generation;
         self.table.store(Arc::new(next));
+        self.changed.notify_one();
         Ok(generation)
     }
 

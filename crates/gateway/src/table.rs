@@ -32,6 +32,7 @@ use crate::{
     mirror::Mirror,
     parse::RequestHead,
     rules::{self, Condition, Counts, Fault, Key, Limit, Rewrite},
+    tls::Connector,
 };
 
 /// Where something was written.
@@ -101,6 +102,8 @@ pub struct Backend {
     /// Somebody holds its breaker.
     pub forced: Option<spec::Force>,
     pub endpoints: ArcSwap<Endpoints>,
+    /// TLS to its endpoints; those that ask for it are left out where there is none.
+    pub connector: Option<Arc<Connector>>,
     cores: usize,
     waiting: Mutex<HashMap<u64, Waiter>>,
 }
@@ -113,11 +116,12 @@ pub struct Endpoints {
 }
 
 /// One endpoint of one backend.
-#[derive(Debug)]
 pub struct Member {
     /// Of this process; never given twice.
     pub id: u64,
     pub endpoint: Endpoint,
+    /// Makes TLS, where the endpoint asks for it.
+    pub connector: Option<Arc<Connector>>,
     /// One for each core.
     pub figures: Vec<EndpointFigures>,
 }
@@ -125,9 +129,10 @@ pub struct Member {
 static MEMBERS: AtomicU64 = AtomicU64::new(1);
 
 impl Member {
-    pub fn new(endpoint: Endpoint, cores: usize) -> Arc<Self> {
+    pub fn new(endpoint: Endpoint, connector: Option<&Arc<Connector>>, cores: usize) -> Arc<Self> {
         let figures = (0..cores).map(|_| EndpointFigures::default()).collect();
-        Arc::new(Self { id: MEMBERS.fetch_add(1, Relaxed), endpoint, figures })
+        let connector = connector.filter(|_| endpoint.tls).cloned();
+        Arc::new(Self { id: MEMBERS.fetch_add(1, Relaxed), endpoint, connector, figures })
     }
 }
 
@@ -193,16 +198,19 @@ impl Backend {
         policy: RoutePolicy,
         forced: Option<spec::Force>,
         list: Vec<(Endpoint, u32)>,
+        connector: Option<Arc<Connector>>,
         cores: usize,
     ) -> Self {
+        let list = reachable(&list, connector.is_some());
         let set = EndpointSet::new(list.iter().map(|(endpoint, weight)| (endpoint.address.as_str(), *weight)));
-        let members = in_order(&set, &list, &[], cores);
+        let members = in_order(&set, &list, &[], connector.as_ref(), cores);
         Self {
             name: name.into(),
             policy,
             identity,
             forced,
             endpoints: ArcSwap::from_pointee(Endpoints { set, members }),
+            connector,
             cores,
             waiting: Mutex::default(),
         }
@@ -216,6 +224,7 @@ impl Backend {
 
     /// Takes up a list of endpoints. Tells whether it differs from the last one.
     pub fn change(&self, now: Time, list: &[(Endpoint, u32)]) -> bool {
+        let list = &reachable(list, self.connector.is_some());
         let old = self.endpoints.load_full();
         let same = old.members.len() == list.len()
             && old.members.iter().enumerate().all(|(at, member)| {
@@ -225,7 +234,7 @@ impl Backend {
             return false;
         }
         let set = old.set.change(now, list.iter().map(|(endpoint, weight)| (endpoint.address.as_str(), *weight)));
-        let members = in_order(&set, list, &old.members, self.cores);
+        let members = in_order(&set, list, &old.members, self.connector.as_ref(), self.cores);
         self.endpoints.store(Arc::new(Endpoints { set, members }));
         true
     }
@@ -274,14 +283,25 @@ impl Backend {
     }
 }
 
+/// Without those that ask for TLS where nothing was said about TLS: they are never asked in clear.
+fn reachable(list: &[(Endpoint, u32)], tls: bool) -> Vec<(Endpoint, u32)> {
+    list.iter().filter(|(endpoint, _)| tls || !endpoint.tls).cloned().collect()
+}
+
 /// Members for a set. Who was there before keeps its figures and its connections.
-fn in_order(set: &EndpointSet, list: &[(Endpoint, u32)], old: &[Arc<Member>], cores: usize) -> Vec<Arc<Member>> {
+fn in_order(
+    set: &EndpointSet,
+    list: &[(Endpoint, u32)],
+    old: &[Arc<Member>],
+    connector: Option<&Arc<Connector>>,
+    cores: usize,
+) -> Vec<Arc<Member>> {
     set.iter()
         .map(|known| {
             let (endpoint, _) =
                 list.iter().find(|(endpoint, _)| endpoint.address == known.name()).expect("it is of the list");
             let kept = old.iter().find(|member| member.endpoint == *endpoint);
-            kept.cloned().unwrap_or_else(|| Member::new(endpoint.clone(), cores))
+            kept.cloned().unwrap_or_else(|| Member::new(endpoint.clone(), connector, cores))
         })
         .collect()
 }

@@ -14,8 +14,8 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     io,
-    net::SocketAddr,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -25,7 +25,6 @@ use http::Method;
 use http_body::Frame;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustix::net::RecvFlags;
 use tokio::{net::TcpStream, time::Instant};
 
 use crate::{
@@ -34,6 +33,9 @@ use crate::{
     frame::{Decoder, Encoder},
     local::LocalExecutor,
     parse::{self, Length, Refusal, ResponseHead, Scanner},
+    reply::Interims,
+    stream::Stream,
+    tls::{self, Connector, Offer, Wrong},
 };
 
 /// Idle connections to one endpoint, per core.
@@ -59,6 +61,8 @@ pub struct Failure {
 pub enum FailureKind {
     Connect(io::Error),
     ConnectTimeout,
+    /// There is a connection, but no agreement on TLS; why, as a sentence about the upstream.
+    Tls(String),
     /// The connection ended before a response.
     Closed(Option<io::Error>),
     Malformed(Refusal),
@@ -73,6 +77,7 @@ impl std::fmt::Display for FailureKind {
         match self {
             FailureKind::Connect(error) => write!(f, "no connection: {error}"),
             FailureKind::ConnectTimeout => f.write_str("no connection within the time for connecting"),
+            FailureKind::Tls(says) => write!(f, "no TLS: {says}"),
             FailureKind::Closed(None) => f.write_str("the connection closed before an answer"),
             FailureKind::Closed(Some(error)) => write!(f, "the connection broke before an answer: {error}"),
             FailureKind::Malformed(refusal) => write!(f, "the answer is not HTTP: {}", refusal.says),
@@ -94,13 +99,19 @@ pub struct Got {
     pub head: ResponseHead,
     pub flow: Flow,
     /// After 101: the connection, and what was read from it already.
-    pub tunnel: Option<(TcpStream, BytesMut)>,
+    pub tunnel: Option<(Stream, BytesMut)>,
 }
 
 pub struct Upstream {
     pub endpoint: Endpoint,
     idle: RefCell<VecDeque<Idle>>,
     http2: RefCell<Option<http2::SendRequest<Body>>>,
+    /// Makes TLS, where the endpoint asks for it.
+    connector: Option<Arc<Connector>>,
+    /// A request went over the connection of HTTP/2.
+    http2_used: Cell<bool>,
+    /// Whether an upstream that may choose chose HTTP/2; `None` until it was asked.
+    chosen: Cell<Option<bool>>,
     /// Connections made so far.
     pub connects: Cell<u64>,
     pub reuses: Cell<u64>,
@@ -108,16 +119,21 @@ pub struct Upstream {
 }
 
 struct Idle {
-    stream: TcpStream,
+    stream: Stream,
     since: Instant,
+    /// A request was answered on it.
+    used: bool,
 }
 
 impl Upstream {
-    pub fn new(endpoint: Endpoint) -> Self {
+    pub fn new(endpoint: Endpoint, connector: Option<Arc<Connector>>) -> Self {
         Self {
             endpoint,
             idle: RefCell::default(),
             http2: RefCell::default(),
+            connector,
+            http2_used: Cell::new(false),
+            chosen: Cell::new(None),
             connects: Cell::new(0),
             reuses: Cell::new(0),
             used: Cell::new(Instant::now()),
@@ -141,31 +157,32 @@ impl Upstream {
         self.idle.borrow().len()
     }
 
-    /// A connection that was idle, and seems to be alive.
-    fn kept(&self, now: Instant, must_not_repeat: bool) -> Option<TcpStream> {
+    /// A connection that was idle, and seems to be alive; and whether it was used before.
+    fn kept(&self, now: Instant, must_not_repeat: bool) -> Option<(Stream, bool)> {
         let mut idle = self.idle.borrow_mut();
-        while let Some(kept) = idle.pop_back() {
+        while let Some(mut kept) = idle.pop_back() {
             if now.duration_since(kept.since) > IDLE_AGE_MAX {
                 idle.clear();
                 return None;
             }
-            if alive(&kept.stream, must_not_repeat) {
+            if kept.stream.alive(must_not_repeat) {
                 self.reuses.set(self.reuses.get() + 1);
-                return Some(kept.stream);
+                return Some((kept.stream, kept.used));
             }
         }
         None
     }
 
-    fn put(&self, stream: TcpStream) {
+    fn put(&self, stream: Stream, used: bool) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() == IDLE_MAX {
             idle.pop_front();
         }
-        idle.push_back(Idle { stream, since: Instant::now() });
+        idle.push_back(Idle { stream, since: Instant::now(), used });
     }
 
-    async fn connect(&self, timeout: Duration) -> Result<TcpStream, Failure> {
+    /// A new connection, and whether HTTP/2 is spoken on it.
+    async fn connect(&self, timeout: Duration, offer: Offer) -> Result<(Stream, bool), Failure> {
         self.connects.set(self.connects.get() + 1);
         let failure = |kind| Failure { kind, not_delivered: true, reused: false };
         let stream = tokio::time::timeout(timeout, TcpStream::connect(self.endpoint.address.as_str()))
@@ -173,7 +190,41 @@ impl Upstream {
             .map_err(|_| failure(FailureKind::ConnectTimeout))?
             .map_err(|error| failure(FailureKind::Connect(error)))?;
         stream.set_nodelay(true).map_err(|error| failure(FailureKind::Connect(error)))?;
-        Ok(stream)
+        let Some(connector) = self.connector.as_ref().filter(|_| self.endpoint.tls) else {
+            return Ok((Stream::Plain(stream), offer == Offer::Http2));
+        };
+        // In a box, so that requests without TLS do not carry its state.
+        let agreeing = Box::pin(connector.connect(stream, &self.endpoint.address, offer));
+        let agreed = tokio::time::timeout(timeout, agreeing).await;
+        agreed.map_err(|_| failure(FailureKind::ConnectTimeout))?.map_err(|wrong| {
+            // It may have another opinion the next time.
+            self.chosen.set(None);
+            failure(match wrong {
+                Wrong::Tls(says) => FailureKind::Tls(says),
+                Wrong::Io(error) => FailureKind::Connect(error),
+            })
+        })
+    }
+
+    /// Whether requests go to it over HTTP/2. One that may choose (ALPN) is asked once, with a connection that is then kept.
+    ///
+    /// # Errors
+    /// Where it must be asked and there is no connection.
+    pub async fn speaks_http2(&self, timeout: Duration) -> Result<bool, Failure> {
+        match (self.endpoint.protocol, self.endpoint.tls, self.chosen.get()) {
+            (Protocol::Http2, ..) => return Ok(true),
+            (Protocol::Http1, false, _) => return Ok(false),
+            (Protocol::Http1, true, Some(chosen)) => return Ok(chosen),
+            (Protocol::Http1, true, None) => {}
+        }
+        let (stream, http2) = self.connect(timeout, Offer::Either).await?;
+        self.chosen.set(Some(http2));
+        if http2 {
+            self.begin_http2(stream, timeout).await?;
+        } else {
+            self.put(stream, false);
+        }
+        Ok(http2)
     }
 
     /// Whether a connection can be made.
@@ -181,28 +232,27 @@ impl Upstream {
     /// # Errors
     /// Why not.
     pub async fn reach(&self, timeout: Duration) -> Result<(), Failure> {
-        self.connect(timeout).await.map(drop)
+        self.connect(timeout, Offer::Either).await.map(drop)
     }
 
     /// Sends a request over HTTP/1.1 and waits for the head of the response.
     ///
     /// # Errors
     /// Where there is none, with what is known of the request's fate.
-    pub async fn exchange(self: &Rc<Self>, asked: Asked) -> Result<Got, Failure> {
-        let Asked { head, body, encoder, method, must_not_repeat, fresh, connect_timeout, upgrade } = asked;
+    pub async fn exchange(self: &Rc<Self>, asked: Asked<'_>) -> Result<Got, Failure> {
+        let Asked { head, body, encoder, method, must_not_repeat, fresh, connect_timeout, upgrade, interim } = asked;
         let now = Instant::now();
         self.used.set(now);
         let kept = if fresh { None } else { self.kept(now, must_not_repeat) };
-        let reused = kept.is_some();
-        let mut stream = match kept {
-            Some(stream) => stream,
-            None => self.connect(connect_timeout).await?,
+        let (mut stream, reused) = match kept {
+            Some(kept) => kept,
+            None => (self.connect(connect_timeout, Offer::Http1).await?.0, false),
         };
         let mut pump = Pump::new(head, body, encoder);
         let (mut pumping, mut write_failed) = (true, None);
         let mut bytes = BytesMut::new();
         let mut scanner = Scanner::default();
-        let mut interim = 0;
+        let mut interims = 0;
         let head = poll_fn(|cx| {
             if pumping {
                 match pump.poll(&mut stream, cx) {
@@ -243,14 +293,19 @@ impl Upstream {
                     if head.status >= 200 || (head.status == 101 && upgrade) {
                         return Poll::Ready(Ok(head));
                     }
-                    interim += 1;
-                    if head.status == 101 || interim > INTERIM_MAX {
+                    interims += 1;
+                    if head.status == 101 || interims > INTERIM_MAX {
                         let says = "an informational response that nobody asked for";
                         return Poll::Ready(Err(refused(Refusal {
                             status: 502,
                             code: buttress_core::Code::UPSTREAM_MALFORMED,
                             says,
                         })));
+                    }
+                    if head.status != 100
+                        && let Some(interim) = interim
+                    {
+                        interim.add(head.status, &head.fields);
                     }
                     scanner = Scanner::default();
                     continue;
@@ -260,6 +315,11 @@ impl Upstream {
                     Ok(_) => continue,
                     Err(error) => Some(error),
                 };
+                // An upstream that has something against our certificate closes, and has read nothing.
+                let refused = [&error, &write_failed].into_iter().flatten().find_map(tls::certificate_refused);
+                if let Some(says) = refused.filter(|_| !reused && bytes.is_empty()) {
+                    return Poll::Ready(Err(Failure { kind: FailureKind::Tls(says), not_delivered: true, reused }));
+                }
                 let kind = FailureKind::Closed(write_failed.take().or(error));
                 return Poll::Ready(Err(Failure {
                     kind,
@@ -282,7 +342,7 @@ impl Upstream {
         let flow = match whole {
             Some(whole) => {
                 if reusable {
-                    self.put(stream);
+                    self.put(stream, true);
                 }
                 if whole.is_empty() { Flow::Empty } else { Flow::Full(whole.freeze()) }
             }
@@ -306,10 +366,16 @@ impl Upstream {
         let known = self.http2.borrow().as_ref().filter(|sender| !sender.is_closed()).cloned();
         if let Some(sender) = known {
             self.reuses.set(self.reuses.get() + 1);
-            return Ok((sender, true));
+            return Ok((sender, self.http2_used.replace(true)));
         }
+        let (stream, _) = self.connect(timeout, Offer::Http2).await?;
+        let sender = self.begin_http2(stream, timeout).await?;
+        self.http2_used.set(true);
+        Ok((sender, false))
+    }
+
+    async fn begin_http2(&self, stream: Stream, timeout: Duration) -> Result<http2::SendRequest<Body>, Failure> {
         let failure = |kind| Failure { kind, not_delivered: true, reused: false };
-        let stream = self.connect(timeout).await?;
         let handshake = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .adaptive_window(true)
@@ -325,7 +391,8 @@ impl Upstream {
             let _ = connection.await;
         });
         *self.http2.borrow_mut() = Some(sender.clone());
-        Ok((sender, false))
+        self.http2_used.set(false);
+        Ok(sender)
     }
 
     /// Sends a request over HTTP/2 and waits for the head of the response.
@@ -340,6 +407,9 @@ impl Upstream {
         let response = sender.try_send_request(request).await.map_err(|mut failed| {
             let never_sent = failed.take_message().is_some();
             let error = failed.into_error();
+            if let Some(says) = certificate_refused(&error).filter(|_| !reused) {
+                return Failure { kind: FailureKind::Tls(says), not_delivered: true, reused };
+            }
             let not_delivered = never_sent || refused_stream(&error);
             // Only a connection that was dead already is no failure of the upstream; a stream that it reset is one.
             Failure { kind: FailureKind::Http2(error), not_delivered, reused: reused && never_sent }
@@ -348,11 +418,10 @@ impl Upstream {
         let length = http_body::Body::size_hint(&incoming).exact().map_or(Length::UntilClose, Length::Known);
         let fields = parse::Fields::from_map(&parts.headers);
         let head = ResponseHead { status: parts.status.as_u16(), fields, length, keep_alive: true };
-        Ok(Got { head, flow: Flow::Http2(incoming), tunnel: None })
-    }
-
-    pub fn speaks_http2(&self) -> bool {
-        self.endpoint.protocol == Protocol::Http2
+        // A head that ends its stream goes on as one: gRPC takes nothing else for a status without an answer.
+        let ended = http_body::Body::is_end_stream(&incoming);
+        let flow = if ended { Flow::Empty } else { Flow::Http2(incoming) };
+        Ok(Got { head, flow, tunnel: None })
     }
 }
 
@@ -362,8 +431,14 @@ fn refused_stream(error: &hyper::Error) -> bool {
     source.is_some_and(|error| error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
+/// What the upstream has against our certificate, if that is why it ended the connection.
+fn certificate_refused(error: &hyper::Error) -> Option<String> {
+    let source = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
+    tls::certificate_refused(source.get_io()?)
+}
+
 /// A request, ready to be written.
-pub struct Asked {
+pub struct Asked<'a> {
     pub head: BytesMut,
     pub body: Body,
     pub encoder: Encoder,
@@ -374,28 +449,15 @@ pub struct Asked {
     pub fresh: bool,
     pub connect_timeout: Duration,
     pub upgrade: bool,
-}
-
-/// Whether a connection can be used: nothing was heard of it, neither a close nor bytes that nobody asked for.
-fn alive(stream: &TcpStream, thorough: bool) -> bool {
-    let mut byte = [0u8; 1];
-    let heard = stream.try_read(&mut byte);
-    if !matches!(&heard, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
-        return false;
-    }
-    // The reactor may not have looked since; this asks the kernel itself.
-    !thorough
-        || matches!(
-            rustix::net::recv(stream, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT),
-            Err(rustix::io::Errno::AGAIN)
-        )
+    /// Where informational answers go.
+    pub interim: Option<&'a Interims>,
 }
 
 /// An exchange whose response is still being read, and whose request perhaps still being written.
 pub struct Exchange {
     upstream: Rc<Upstream>,
     /// `None` once it was given back.
-    stream: Option<TcpStream>,
+    stream: Option<Stream>,
     bytes: BytesMut,
     decoder: Decoder,
     pump: Option<Pump>,
@@ -431,13 +493,7 @@ impl Exchange {
             && self.pump.is_none()
             && self.bytes.is_empty()
         {
-            self.upstream.put(stream);
+            self.upstream.put(stream, true);
         }
     }
-}
-
-/// Where a client is, and where it arrived.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer {
-    pub from: SocketAddr,
 }

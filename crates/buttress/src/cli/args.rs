@@ -86,14 +86,17 @@ pub enum Command {
 
 /// Where a proxy's page, metrics and records are by themselves.
 pub const PROXY_ADMIN: &str = "127.0.0.1:7390";
+/// Where a proxy listens, unless it is told.
+pub const PROXY_LISTEN: &str = "127.0.0.1:8080";
 
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  buttress proxy --to 127.0.0.1:3000\n  buttress proxy --to 10.0.0.1:80 --to 10.0.0.2:80 --listen 0.0.0.0:8080\n  buttress proxy --to h2c://127.0.0.1:50051\n  buttress proxy --config routes.yaml\n  buttress proxy --store etcd://127.0.0.1:2379"
+    after_help = "Examples:\n  buttress proxy --to 127.0.0.1:3000\n  buttress proxy --to 10.0.0.1:80 --to 10.0.0.2:80 --listen 0.0.0.0:8080\n  buttress proxy --to h2c://127.0.0.1:50051\n  buttress proxy --to 127.0.0.1:3000 --tls-cert cert.pem --tls-key key.pem --listen 0.0.0.0:8443\n  buttress proxy --to https://orders.internal:8443 --upstream-ca ca.pem\n  buttress proxy --tcp 127.0.0.1:5432=10.0.0.1:5432,10.0.0.2:5432\n  buttress proxy --config routes.yaml\n  buttress proxy --store etcd://127.0.0.1:2379"
 )]
 pub struct ProxyArgs {
-    /// An endpoint of the service: HOST:PORT, or h2c://HOST:PORT where it speaks HTTP/2 without TLS. gRPC always does.
-    #[arg(long = "to", required_unless_present_any = ["config", "store"], value_name = "HOST:PORT")]
+    /// An endpoint of the service: HOST:PORT; https://HOST:PORT for TLS (h2s:// for HTTP/2 only); h2c://HOST:PORT for HTTP/2
+    /// without TLS. gRPC is always sent as HTTP/2.
+    #[arg(long = "to", required_unless_present_any = ["config", "store", "tcp"], value_name = "HOST:PORT")]
     pub to: Vec<String>,
     /// A file, or a folder of files, with routes in YAML; changes are taken up within a second. Where --to is given too, it takes what no route takes.
     #[arg(long, value_name = "FILE|DIR")]
@@ -104,9 +107,9 @@ pub struct ProxyArgs {
     /// How this gateway is called in the store [default: host name and process id].
     #[arg(long, value_name = "NAME", requires = "store")]
     pub name: Option<String>,
-    /// Where clients connect; port 0 takes a free one.
-    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR:PORT")]
-    pub listen: SocketAddr,
+    /// Where clients connect; port 0 takes a free one [default: 127.0.0.1:8080, or as a Listener of the configuration says].
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
     /// Where the live page, metrics and records are [default: 127.0.0.1:7390, or a free port where that is taken].
     #[arg(long, value_name = "ADDR:PORT")]
     pub admin: Option<SocketAddr>,
@@ -119,6 +122,8 @@ pub struct ProxyArgs {
     /// Threads that carry traffic [default: one for each core].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
+    #[command(flatten)]
+    pub edge: EdgeArgs,
     /// Forward in turn and do nothing else: no policies, no metrics, no records.
     #[arg(long)]
     pub bare: bool,
@@ -126,6 +131,51 @@ pub struct ProxyArgs {
     pub output: Output,
     #[arg(long, value_enum, default_value_t = logging::Format::Text)]
     pub log: logging::Format,
+}
+
+/// Connections of `buttress proxy`: TLS, TCP, and how long they may be silent.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Connections")]
+pub struct EdgeArgs {
+    /// Speak TLS to clients: a certificate and those between it and the authority, as PEM. More than once for more names.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Vec<PathBuf>,
+    /// The key of the certificate, once for each.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Vec<PathBuf>,
+    /// Clients must show a certificate of an authority in this file.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// They need not, but what they show must be right.
+    #[arg(long, requires = "tls_client_ca")]
+    pub tls_client_optional: bool,
+    /// Believe upstreams with TLS that have a certificate of an authority in this file [default: those that this machine trusts].
+    #[arg(long, value_name = "FILE")]
+    pub upstream_ca: Option<PathBuf>,
+    /// Show this certificate to upstreams that ask for one.
+    #[arg(long, value_name = "FILE", requires = "upstream_key")]
+    pub upstream_cert: Option<PathBuf>,
+    /// The key of that certificate.
+    #[arg(long, value_name = "FILE", requires = "upstream_cert")]
+    pub upstream_key: Option<PathBuf>,
+    /// The name that certificates of upstreams must have [default: the host of the address].
+    #[arg(long, value_name = "NAME")]
+    pub upstream_name: Option<String>,
+    /// Keep an X-Forwarded-Client-Cert that comes in, because a proxy that you trust wrote it.
+    #[arg(long)]
+    pub keep_client_cert: bool,
+    /// Take the end of what a client sends as its leaving, and cancel its request.
+    #[arg(long)]
+    pub half_close_leaves: bool,
+    /// How long an answer that has begun, a WebSocket or a TCP connection may be silent.
+    #[arg(long, default_value = "1h", value_parser = duration)]
+    pub silence: Duration,
+    /// Join TCP connections at LISTEN to the endpoint with the fewest, whatever is spoken on them. More than once for more ports.
+    #[arg(long, value_name = "LISTEN=HOST:PORT[,HOST:PORT]")]
+    pub tcp: Vec<String>,
+    /// Tell the endpoints of --tcp where clients come from (PROXY protocol, version 2).
+    #[arg(long, requires = "tcp")]
+    pub tcp_send_proxy: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -12,6 +12,7 @@ use buttress_resources::{
     check::{Reading, read},
     finding::{Level, Source, render},
     kinds::Spec,
+    listener::Listener,
 };
 
 use super::state::State;
@@ -68,8 +69,30 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     Error::new(Code::CONFIG, format!("{} cannot be read: {error}", path.display())).hint("see --config")
 }
 
+/// A listener, and where it was written.
+pub struct Listening {
+    pub name: String,
+    pub spec: Listener,
+    pub place: Place,
+}
+
+/// The listeners among resources.
+fn listeners_of(reading: &Reading) -> Vec<Listening> {
+    let listeners = reading.resources.iter().filter_map(|resource| match &resource.typed {
+        Spec::Listener(spec) => Some((resource, spec)),
+        _ => None,
+    });
+    listeners
+        .map(|(resource, spec)| Listening {
+            name: resource.name.clone(),
+            spec: (**spec).clone(),
+            place: Place { file: resource.origin.file.clone(), line: resource.origin.line },
+        })
+        .collect()
+}
+
 /// The routes among resources.
-fn declared(reading: &Reading) -> Vec<Declared> {
+fn routes_of(reading: &Reading) -> Vec<Declared> {
     let routes = reading.resources.iter().filter_map(|resource| match &resource.typed {
         Spec::Route(spec) => Some((resource, spec)),
         _ => None,
@@ -84,14 +107,14 @@ fn declared(reading: &Reading) -> Vec<Declared> {
         .collect()
 }
 
-/// Reads routes from texts.
+/// Reads routes and listeners from texts.
 ///
 /// # Errors
 /// `ROUTES_INVALID` with everything that is wrong, as it is shown to whoever wrote it.
-pub fn routes(texts: &[Source]) -> Result<Vec<Declared>, Error> {
+pub fn declared(texts: &[Source]) -> Result<(Vec<Declared>, Vec<Listening>), Error> {
     let reading = read(texts);
     if reading.is_ok() {
-        return Ok(declared(&reading));
+        return Ok((routes_of(&reading), listeners_of(&reading)));
     }
     let errors: Vec<_> = reading.findings.into_iter().filter(|finding| finding.level == Level::Error).collect();
     let count = errors.len();
@@ -125,7 +148,7 @@ pub async fn follow(files: Files, mut last: Vec<Source>, fixed: Vec<Declared>, s
         last = texts.clone();
         let (shared, fixed) = (shared.clone(), fixed.clone());
         let loaded = tokio::task::spawn_blocking(move || {
-            let mut routes = routes(&texts)?;
+            let (mut routes, _) = declared(&texts)?;
             routes.extend(fixed);
             shared.load(&routes).map_err(|wrong| buttress_gateway::shared::refused(&wrong))
         });

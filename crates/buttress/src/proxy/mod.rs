@@ -7,16 +7,19 @@
 mod admin;
 pub mod explain;
 mod files;
+mod listeners;
 mod state;
 mod store;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use buttress_core::{Code, Error};
 use buttress_gateway::{
     compile::{Declared, everything},
-    config::{Endpoint, Options, Timeouts},
+    config::{Edge, Endpoint, Options, Timeouts},
     run::start,
+    shared::Shared,
+    tcp, tls,
 };
 use serde_json::json;
 use tokio::{net::TcpListener, task::JoinSet};
@@ -28,7 +31,7 @@ use store::Store;
 use crate::{
     cli::{
         Answer,
-        args::{Output, PROXY_ADMIN, ProxyArgs},
+        args::{EdgeArgs, Output, PROXY_ADMIN, PROXY_LISTEN, ProxyArgs},
         show,
     },
     dev::{interrupted, seed},
@@ -50,12 +53,13 @@ async fn proxy(args: &ProxyArgs) -> Answer {
         (!args.to.is_empty()).then(|| everything(&args.to, Some(args.deadline))).into_iter().collect();
     let files = Files::new(args.config.clone());
     let texts = files.texts()?;
-    let mut routes = files::routes(&texts)?;
+    let (mut routes, mut listeners) = files::declared(&texts)?;
     routes.extend(fixed.clone());
     let store = match &args.store {
         Some(url) => {
             let store = Store::connect(url, name(args)).await?;
             let first = store.routes().await?;
+            listeners.extend(store.listeners().await?);
             Some((store, first))
         }
         None => None,
@@ -65,8 +69,13 @@ async fn proxy(args: &ProxyArgs) -> Answer {
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     raise_descriptors();
-    let timeouts = Timeouts { drain: args.drain, ..Timeouts::default() };
-    let options = Options { listen: args.listen, threads, bare: args.bare, timeouts, seed: seed()? };
+    let mut timeouts = Timeouts { drain: args.drain, silence: args.edge.silence, ..Timeouts::default() };
+    let mut edge = edge(&args.edge)?;
+    let listened = listeners::take_up(&listeners, &mut edge, &mut timeouts)?;
+    let listen = args.listen.or(listened).unwrap_or_else(|| PROXY_LISTEN.parse().expect("the constant is an address"));
+    // Who was told of connections alone has no port of HTTP.
+    let tcp_only = args.to.is_empty() && args.config.is_empty() && args.store.is_none();
+    let options = Options { listen, tcp_only, threads, bare: args.bare, timeouts, edge, seed: seed()? };
     let admin = admin_listener(args.admin).await?;
     let admin_address = admin.local_addr()?;
     let end = interrupted();
@@ -82,7 +91,8 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     } else if !args.config.is_empty() {
         following.spawn(files::follow(files, texts, fixed, shared.clone(), state.clone()));
     }
-    announce(args, running.address, admin_address)?;
+    announce(args, &running.shared, admin_address)?;
+    let reloading = tokio::spawn(reload_when_asked(Arc::clone(&running.shared)));
     let serving = tokio::spawn(admin::serve(admin, shared, state));
     end.await;
     eprintln!("draining: no new connections, {} at most for what runs", show_duration(args.drain));
@@ -97,6 +107,7 @@ async fn proxy(args: &ProxyArgs) -> Answer {
         }
     }
     serving.abort();
+    reloading.abort();
     following.shutdown().await;
     Ok(true)
 }
@@ -107,6 +118,46 @@ fn name(args: &ProxyArgs) -> String {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         format!("{host}-{}", std::process::id())
     })
+}
+
+/// TLS and TCP as they are asked for.
+fn edge(args: &EdgeArgs) -> Result<Edge, Error> {
+    let pair = |certificate: &PathBuf, key: &PathBuf| tls::Pair { certificate: certificate.clone(), key: key.clone() };
+    if args.tls_cert.len() != args.tls_key.len() {
+        let message = format!("there are {} certificates and {} keys", args.tls_cert.len(), args.tls_key.len());
+        return Err(
+            Error::new(Code::CONFIG, message).hint("give --tls-key once for each --tls-cert, in the same order")
+        );
+    }
+    let certificates: Vec<_> = args.tls_cert.iter().zip(&args.tls_key).map(|(cert, key)| pair(cert, key)).collect();
+    let client = if args.tls_client_optional { tls::Wanted::Optional } else { tls::Wanted::Required };
+    let server = tls::Server { certificates, client_ca: args.tls_client_ca.clone(), client };
+    let listener = |text: &String| {
+        let told = tcp::Options::parse(text)?;
+        Ok(tcp::Options { idle: args.silence, send_proxy: args.tcp_send_proxy, ..told })
+    };
+    Ok(Edge {
+        tls: (!server.certificates.is_empty()).then_some(server),
+        tcp: args.tcp.iter().map(listener).collect::<Result<_, Error>>()?,
+        upstream_tls: tls::Client {
+            ca: args.upstream_ca.clone(),
+            identity: args.upstream_cert.as_ref().zip(args.upstream_key.as_ref()).map(|(cert, key)| pair(cert, key)),
+            server_name: args.upstream_name.clone(),
+        },
+        keep_client_cert: args.keep_client_cert,
+        half_close_leaves: args.half_close_leaves,
+    })
+}
+
+/// Looks at certificates at once on SIGHUP, which would otherwise end the process.
+async fn reload_when_asked(shared: Arc<Shared>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut asked) = signal(SignalKind::hangup()) else { return };
+    while asked.recv().await.is_some() {
+        let shared = Arc::clone(&shared);
+        // Its only error is a panic there, which is reported there.
+        let _ = tokio::task::spawn_blocking(move || shared.tls.reload()).await;
+    }
 }
 
 fn show_duration(duration: std::time::Duration) -> String {
@@ -131,25 +182,37 @@ fn taken(address: SocketAddr, error: &std::io::Error) -> Error {
     Error::new(Code::PORT_TAKEN, format!("cannot listen on {address}: {error}")).hint("name another with --admin")
 }
 
-fn announce(args: &ProxyArgs, address: SocketAddr, admin: SocketAddr) -> std::io::Result<()> {
+fn announce(args: &ProxyArgs, shared: &Shared, admin: SocketAddr) -> std::io::Result<()> {
+    let address = shared.address;
+    let tcp: Vec<_> = shared.tcp.iter().map(|listener| (listener.address, &listener.options.endpoints)).collect();
     match args.output {
         Output::Json => {
+            let tcp: Vec<_> = tcp.iter().map(|(at, to)| json!({"listen": at.to_string(), "to": to})).collect();
+            let listen = address.to_string();
             let config: Vec<String> = args.config.iter().map(|path| path.display().to_string()).collect();
             show::json(&json!({
-                "listen": address.to_string(), "admin": admin.to_string(), "to": args.to, "config": config,
-                "store": args.store,
+                "listen": listen, "admin": admin.to_string(), "to": args.to, "config": config, "store": args.store,
+                "tcp": tcp,
             }))?;
         }
         Output::Table => {
+            let scheme = if shared.options.edge.tls.is_none() { "http" } else { "https" };
             let mut ways: Vec<String> =
                 args.config.iter().map(|path| format!("routes of {}", path.display())).collect();
             ways.extend(args.store.iter().map(|url| format!("routes of {url}")));
             ways.extend((!args.to.is_empty()).then(|| format!("to {}", args.to.join(", "))));
-            println!("proxy: http://{address}  {}", ways.join("; "));
+            if !shared.options.tcp_only {
+                println!("proxy: {scheme}://{address}  {}", ways.join("; "));
+            }
+            for (at, to) in &tcp {
+                println!("tcp:   {at}  to {}", to.join(", "));
+            }
             println!("page:  http://{admin}/  metrics: http://{admin}/metrics");
-            eprintln!(
-                "next: curl -i http://{address}/ and, when something fails: buttress explain REQUEST-ID --admin {admin}"
-            );
+            if !shared.options.tcp_only {
+                eprintln!(
+                    "next: curl -i {scheme}://{address}/ and, when something fails: buttress explain REQUEST-ID --admin {admin}"
+                );
+            }
         }
     }
     use std::io::Write as _;

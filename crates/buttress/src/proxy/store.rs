@@ -21,7 +21,7 @@ use std::{
 
 use buttress_bridge::etcd::{EtcdLedger, Options};
 use buttress_core::{
-    Consistency, Entry, Error, Guard, KeyRange, LeaseChange, LeaseId, Ledger, Put, Revision, ledger::KeyValue,
+    Code, Consistency, Entry, Error, Guard, KeyRange, LeaseChange, LeaseId, Ledger, Put, Revision, ledger::KeyValue,
 };
 use buttress_gateway::{cluster_rate::Leased, compile::Declared, discover::Source, shared::Shared, table::Place};
 use buttress_policy::{Time, lease::Pool};
@@ -32,7 +32,7 @@ use buttress_resources::{
 use bytes::Bytes;
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::state::State;
+use super::{files::Listening, state::State};
 
 /// How long after a break until the store is asked again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -45,8 +45,6 @@ const STATUS_TTL: Duration = Duration::from_secs(30);
 const PUTS_MAX: usize = 64;
 /// Attempts at one slice of tokens while other gateways take theirs.
 const SLICE_TRIES: usize = 8;
-/// How soon a new limit gets its first slice.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 #[derive(Clone)]
 pub struct Store {
@@ -84,6 +82,25 @@ impl Store {
         let kept =
             kvs.iter().filter_map(|kv| Some((name_of(&kv.key, &prefix(Kind::Route))?, kept(&kv.value)))).collect();
         Ok(Routes { revision, kept })
+    }
+
+    /// Listeners, which count from the start of a gateway to its end.
+    ///
+    /// # Errors
+    /// The store does not answer, or holds a listener that is none.
+    pub async fn listeners(&self) -> Result<Vec<Listening>, Error> {
+        let (_, kvs) = self.all(&prefix(Kind::Listener)).await?;
+        let mut all = Vec::with_capacity(kvs.len());
+        for kv in &kvs {
+            let Some(name) = name_of(&kv.key, &prefix(Kind::Listener)) else { continue };
+            let wrong =
+                |says: String| Error::new(Code::ROUTES_INVALID, format!("listener \"{name}\" of the store: {says}"));
+            let kept = kept(&kv.value).map_err(wrong)?;
+            let Spec::Listener(spec) = Kind::Listener.read(&kept.spec).map_err(wrong)? else { continue };
+            let place = Place { file: format!("listener/{name} generation {}", kept.generation), line: 0 };
+            all.push(Listening { name, spec: *spec, place });
+        }
+        Ok(all)
     }
 
     /// Carries out what the store says, until it is dropped. `fixed` are routes that stand beside those of the store; `ready` is
@@ -222,7 +239,7 @@ impl Store {
                     (leased, tokio::spawn(async move { store.lease(&own, &shared).await }))
                 });
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            shared.changed.notified().await;
         }
     }
 

@@ -137,15 +137,21 @@ fn a_client_that_waits_for_100_continue_is_told_once_the_upstream_can_take_its_b
 }
 
 #[test]
-fn informational_answers_are_not_taken_for_the_answer() {
+fn informational_answers_go_on_and_are_not_taken_for_the_answer() {
     let upstream = Upstream::new(|_, connection| {
-        connection.read_request();
-        connection
-            .write(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        while connection.read_request().is_some() {
+            connection.write(b"HTTP/1.1 100 Continue\r\n\r\n");
+            connection.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\n");
+            connection.write(b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
     });
     let proxy = Proxy::to(&[upstream.address]);
-    let answer = proxy.ask("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-    assert_eq!((answer.status, answer.body.as_str()), (200, "ok"));
+    let text = proxy.exchange(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let begin = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\n";
+    assert!(text.starts_with(begin) && text.ends_with("\r\n\r\nok"), "{text}");
+    // A client of HTTP/1.0 could not read them.
+    let old = proxy.ask("GET / HTTP/1.0\r\nHost: a\r\n\r\n");
+    assert_eq!((old.status, old.body.as_str()), (200, "ok"));
 }
 
 #[test]

@@ -3,8 +3,11 @@
 mod bodies;
 mod corpus;
 mod http2;
+mod leaving;
 mod life;
 mod policies;
 mod retries;
 mod routes;
 mod support;
+mod tcp;
+mod tls;

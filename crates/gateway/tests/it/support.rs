@@ -13,7 +13,7 @@ use std::{
 
 use buttress_gateway::{
     compile::{Declared, everything},
-    config::{Options, Timeouts},
+    config::{Edge, Options, Timeouts},
     run::{Running, start},
 };
 
@@ -140,14 +140,23 @@ impl Proxy {
     }
 
     pub fn with(upstreams: &[SocketAddr], change: impl FnOnce(&mut Options)) -> Self {
-        let endpoints: Vec<String> = upstreams.iter().map(ToString::to_string).collect();
-        Self::routing(&[everything(&endpoints, None)], change)
+        Self::to_endpoints(&upstreams.iter().map(ToString::to_string).collect::<Vec<_>>(), change)
+    }
+
+    /// One route for everything, to endpoints as they are written.
+    pub fn to_endpoints(endpoints: &[String], change: impl FnOnce(&mut Options)) -> Self {
+        Self::routing(&[everything(endpoints, None)], change)
+    }
+
+    pub fn options() -> Options {
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let (timeouts, edge) = (Timeouts::default(), Edge::default());
+        Options { listen, tcp_only: false, threads: 1, bare: false, timeouts, edge, seed: 1 }
     }
 
     /// With these routes.
     pub fn routing(routes: &[Declared], change: impl FnOnce(&mut Options)) -> Self {
-        let listen = "127.0.0.1:0".parse().unwrap();
-        let mut options = Options { listen, threads: 1, bare: false, timeouts: Timeouts::default(), seed: 1 };
+        let mut options = Self::options();
         change(&mut options);
         let running = start(options, routes).unwrap();
         Self { address: running.address, running: Some(running) }
