@@ -143,8 +143,8 @@ pub fn colours(out: &impl IsTerminal) -> bool {
 pub fn kind_of(text: &str) -> Result<Kind, Error> {
     Kind::typed(text).ok_or_else(|| {
         let error = Error::new(Code::KIND_UNKNOWN, format!("there is no kind \"{text}\""));
-        let names = Kind::ALL.map(|kind| kind.plural());
-        match nearest(text, names) {
+        let (names, plurals) = (Kind::ALL.map(Kind::name), Kind::ALL.map(Kind::plural));
+        match nearest(text, names.into_iter().chain(plurals)) {
             Some(near) => error.hint(format!("did you mean {near}?")),
             None => error.hint(format!("the kinds are {}", names.join(", "))),
         }
