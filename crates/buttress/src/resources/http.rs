@@ -1,5 +1,7 @@
 //! `/v1/resources`: routes and listeners over HTTP. Any node takes the requests.
 
+use std::collections::BTreeMap;
+
 use buttress_core::{Code, Error};
 use buttress_resources::{
     check,
@@ -12,7 +14,7 @@ use http::{Method, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::store::{Change, Store, Wanted, unknown};
+use super::store::{Change, Store, Wanted, aside, unknown};
 use crate::http::{Body, failure, json as respond};
 
 /// What is posted.
@@ -134,19 +136,21 @@ impl Store {
             // JSON is YAML; written with line ends, findings have lines that mean something.
             sources.push(Source { file: format!("resources[{at}]"), text: format!("{document:#}") });
         }
-        let reading = check::read(&sources);
+        let (reading, sources) = aside(move || (check::read(&sources), sources)).await?;
         if let Some(first) = reading.findings.iter().find(|finding| finding.level == Level::Error) {
             let code = Code::ALL.iter().map(|(code, _)| *code).find(|code| code.0 == first.code);
             let error = Error::new(code.unwrap_or(Code::RESOURCE_INVALID), first.line()).hint(first.hint.clone());
             let findings = reading.findings.iter().map(buttress_resources::finding::Finding::json).collect();
             return Err(Refused(error, findings));
         }
+        let places: BTreeMap<&str, usize> =
+            sources.iter().enumerate().map(|(at, source)| (source.file.as_str(), at)).collect();
         let mut changes = Vec::new();
         for resource in reading.resources {
-            let at = sources.iter().position(|source| source.file == resource.origin.file);
+            let at = places.get(resource.origin.file.as_str());
             let kind = kept_kind(resource.kind.name())?;
             let wanted = Wanted { labels: resource.labels, spec: kept::canonical(&resource.typed) };
-            let revision = at.and_then(|at| revisions[at]);
+            let revision = at.and_then(|at| revisions[*at]);
             changes.push(Change { kind, name: resource.name, wanted: Some(wanted), revision });
         }
         for Delete { kind, name, revision } in deletes {

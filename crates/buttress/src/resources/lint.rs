@@ -65,8 +65,6 @@ const AMPLIFICATION_WARN: u64 = 9;
 const ENDPOINTS_MANY: usize = 4;
 /// Rounds of waiting after which the caller has left.
 const QUEUE_ROUNDS_MAX: u32 = 10;
-/// Chains longer than this are a circle that no example showed.
-const CHAIN_MAX: usize = 16;
 
 struct One<'r> {
     resource: &'r Resource,
@@ -111,11 +109,13 @@ pub fn lint(resources: &[Resource]) -> Linted {
     if let Ok(matcher) = Matcher::new(routes.iter().map(|one| one.route)) {
         shadows(&matcher, &routes, &mut findings);
         let behind = behind(&matcher, &routes, &listeners);
+        let (best, way, circles) = (vec![None; routes.len()], Vec::new(), Vec::new());
+        let mut chains = Chains { routes: &routes, behind: &behind, best, way, circles };
         for at in 0..routes.len() {
-            let (found, chain) = longest(at, &routes, &behind);
-            findings.extend(found);
-            amplification.push(chain);
+            chains.visit(at);
         }
+        findings.append(&mut chains.circles);
+        amplification.extend((0..routes.len()).map(|at| chains.of(at)));
         // A chain is told once, where it begins.
         let inner: BTreeSet<usize> = behind.iter().flatten().map(|(next, _)| *next).collect();
         for (at, chain) in amplification.iter().enumerate() {
@@ -463,56 +463,65 @@ fn examples(route: &Route) -> Vec<Example> {
     matches.iter().map(example).collect()
 }
 
-/// The chain that makes the most of one request, and circles on the way.
-fn longest(start: usize, routes: &[One<'_>], behind: &[BTreeMap<usize, usize>]) -> (Vec<Finding>, Amplification) {
-    fn walk(
-        at: usize,
-        path: &mut Vec<usize>,
-        behind: &[BTreeMap<usize, usize>],
-        best: &mut Vec<usize>,
-        circles: &mut Vec<(Vec<usize>, usize)>,
-        weight: &dyn Fn(&[usize]) -> u64,
-    ) {
-        path.push(at);
-        if weight(path) > weight(best) || weight(path) == weight(best) && path.len() > best.len() {
-            best.clone_from(path);
+/// From each route on, the chain that makes the most of one request; and the circles, which are left out of it.
+struct Chains<'r> {
+    routes: &'r [One<'r>],
+    behind: &'r [BTreeMap<usize, usize>],
+    /// The next route of the best chain and what the chain makes, where it is known.
+    best: Vec<Option<(Option<usize>, u64)>>,
+    /// The routes that lead to the one that is looked at.
+    way: Vec<usize>,
+    circles: Vec<Finding>,
+}
+
+impl Chains<'_> {
+    /// Visits each route once: a route on the way closes a circle, a route with a best chain is done.
+    fn visit(&mut self, at: usize) -> u64 {
+        if let Some((_, most)) = self.best[at] {
+            return most;
         }
+        self.way.push(at);
+        let behind = self.behind;
+        let mut best: (Option<usize>, u64) = (None, 1);
         for (next, backend) in &behind[at] {
-            match path.iter().position(|seen| seen == next) {
-                Some(from) => circles.push((path[from..].to_vec(), *backend)),
-                None if path.len() < CHAIN_MAX => walk(*next, path, behind, best, circles, weight),
-                None => {}
+            if let Some(from) = self.way.iter().position(|seen| seen == next) {
+                self.circle(from, *backend);
+                continue;
+            }
+            let most = self.visit(*next);
+            if best.0.is_none() || most > best.1 {
+                best = (Some(*next), most);
             }
         }
-        path.pop();
+        self.way.pop();
+        let most = u64::from(self.routes[at].config.attempts_max()).saturating_mul(best.1);
+        self.best[at] = Some((best.0, most));
+        most
     }
-    let weight = |path: &[usize]| -> u64 {
-        path.iter().map(|at| u64::from(routes[*at].config.attempts_max())).fold(1, u64::saturating_mul)
-    };
-    let (mut best, mut circles) = (Vec::new(), Vec::new());
-    walk(start, &mut Vec::new(), behind, &mut best, &mut circles, &weight);
-    let mut findings = Vec::new();
-    for (circle, backend) in circles {
-        // Told once, at the route of the circle that comes first.
-        if circle.iter().min() != Some(&start) || circle[0] != start {
-            continue;
-        }
-        let names: Vec<&str> = circle.iter().chain(&circle[..1]).map(|at| routes[*at].resource.name.as_str()).collect();
+
+    fn circle(&mut self, from: usize, backend: usize) {
+        let circle = &self.way[from..];
+        let names: Vec<&str> =
+            circle.iter().chain(&circle[..1]).map(|at| self.routes[*at].resource.name.as_str()).collect();
         let says = format!("requests go round in a circle: {}", names.join(" -> "));
         let hint = "name the service behind, not the gateway's own address, or rewrite host or prefix so that another route takes it";
-        let last = *circle.last().expect("a circle has a route");
+        let last = &self.routes[*self.way.last().expect("a circle has a route")];
         let pointer = format!("/spec/to/{backend}");
-        findings.push(routes[last].resource.finding(Level::Error, "BT-LINT-CIRCLE", &pointer, says, hint));
+        self.circles.push(last.resource.finding(Level::Error, "BT-LINT-CIRCLE", &pointer, says, hint));
     }
-    let attempts: Vec<u32> = best.iter().map(|at| routes[*at].config.attempts_max()).collect();
-    let amplification = Amplification {
-        chain: best.iter().map(|at| routes[*at].resource.name.clone()).collect(),
-        most: weight(&best),
-        with_hops: 1 + attempts.iter().map(|attempts| u64::from(attempts - 1)).sum::<u64>(),
-        budgeted: best.iter().map(|at| routes[*at].config.amplification()).product(),
-        attempts,
-    };
-    (findings, amplification)
+
+    fn of(&self, start: usize) -> Amplification {
+        let next = |at: &usize| self.best[*at].and_then(|(next, _)| next);
+        let chain: Vec<usize> = std::iter::successors(Some(start), next).collect();
+        let attempts: Vec<u32> = chain.iter().map(|at| self.routes[*at].config.attempts_max()).collect();
+        Amplification {
+            chain: chain.iter().map(|at| self.routes[*at].resource.name.clone()).collect(),
+            most: attempts.iter().map(|attempts| u64::from(*attempts)).fold(1, u64::saturating_mul),
+            with_hops: 1 + attempts.iter().map(|attempts| u64::from(attempts - 1)).sum::<u64>(),
+            budgeted: chain.iter().map(|at| self.routes[*at].config.amplification()).product(),
+            attempts,
+        }
+    }
 }
 
 fn multiplied(one: &One<'_>, chain: &Amplification, findings: &mut Vec<Finding>) {
@@ -581,7 +590,12 @@ spec:
   match: [{host: stock.internal}]
   to: [{endpoints: 10.0.0.1:80}]
 ";
-        told(text, &expect![[""]]);
+        told(
+            text,
+            &expect![
+                "f.yaml:9:3: warning[BT-LINT-AMPLIFICATION]: one request can become 3 x 3 x 3 = 27x through edge -> orders -> stock"
+            ],
+        );
         let chain = &linted(text).amplification[0];
         assert_eq!((chain.arithmetic().as_str(), chain.with_hops), ("3 x 3 x 3 = 27x", 7));
         assert!((chain.budgeted - 1.728).abs() < 1e-6);
@@ -608,7 +622,7 @@ kind: Route
 name: b
 spec: {match: [{path: /b/*}], rewrite: {prefix: /a}, retry: off, to: [{endpoints: 10.0.0.1:1}, {endpoints: 127.0.0.1:8080}]}
 ";
-        told(text, &expect![[""]]);
+        told(text, &expect!["f.yaml:12:96: error[BT-LINT-CIRCLE]: requests go round in a circle: a -> b -> a"]);
     }
 
     #[test]
@@ -653,7 +667,23 @@ spec:
   retry: {idempotent: true}
   to: [{endpoints: x:1}]
 ",
-            &expect![[""]],
+            &expect![[r#"
+                f.yaml:9:60: warning[BT-LINT-SHADOWED]: no request ever comes here: route "a" takes all of them
+                f.yaml:11:7: note[BT-LINT-HEALTH]: 4 endpoints and no health check: a dead one is found by the requests that it fails
+                f.yaml:12:27: warning[BT-LINT-UNUSED]: no request goes here: its weight is 0, and neither `when` nor `fallback` names it
+                f.yaml:14:20: warning[BT-LINT-DEADLINE]: 3 attempts of 1s and pauses of up to 75ms need 3075ms, and the deadline is 2s: 2 of them fit
+                f.yaml:15:36: warning[BT-LINT-EFFECT]: POST is sent again, and nothing says to the backend that it has seen it before
+                f.yaml:15:50: warning[BT-LINT-BUDGET]: retries may be 100% of requests, so that an outage is met with 2.0 times the load
+                f.yaml:16:35: warning[BT-LINT-BREAKER]: the breaker never opens: it looks at the last 10 calls and asks for 20
+                f.yaml:16:51: warning[BT-LINT-BREAKER]: no call is slow before it has failed: it fails after 1s
+                f.yaml:17:35: warning[BT-LINT-QUEUE]: 200 requests may wait for 10 places: the last one waits for 20 rounds
+                f.yaml:18:20: warning[BT-LINT-CLEAR]: keys can be read on the way: listener "web" (f.yaml:4) takes connections without TLS
+                f.yaml:24:8: warning[BT-LINT-HEALTH]: nothing takes a dead endpoint out: it has no health check, and `outlier` is off
+                f.yaml:25:13: warning[BT-LINT-DEADLINE]: a request may take for ever, and its place with it
+                f.yaml:26:10: warning[BT-LINT-AMPLIFICATION]: one request can become 10x
+                f.yaml:28:12: warning[BT-LINT-BREAKER]: the breaker never opens: 1 requests a second for 10 s are 10, and it asks for 20 calls
+                f.yaml:30:24: warning[BT-LINT-QUEUE]: 5 requests may wait, and none of them ever gives up
+                f.yaml:31:10: note[BT-LINT-FAULT]: requests fail or wait on purpose"#]],
         );
     }
 }

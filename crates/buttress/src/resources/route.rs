@@ -282,7 +282,7 @@ fn tell<'r>(
         }
     }
     if !others.is_empty() {
-        writeln!(out, "the others do not:")?;
+        writeln!(out, "the others:")?;
     }
     for (at, why) in others {
         let (resource, line) = place(*at);

@@ -208,7 +208,8 @@ impl Store {
             entry.guards.push(Guard::ModRevision { key: key.clone(), revision: Revision(found) });
             entry.puts.push(Put { key, value, lease: None });
         }
-        no_conflicts(&present, changes)?;
+        let (present, wanted) = (present, changes.to_vec());
+        aside(move || no_conflicts(&present, &wanted)).await??;
         if dry_run || entry.puts.is_empty() {
             return Ok((done, 0));
         }
@@ -226,6 +227,12 @@ impl Store {
             Err(error) => Err(error.into_error()),
         }
     }
+}
+
+/// Thousands of routes take longer than the thread that drives the log may be kept from it.
+pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    let stopped = |error: tokio::task::JoinError| Error::new(Code::STOPPED, format!("the check did not end: {error}"));
+    tokio::task::spawn_blocking(work).await.map_err(stopped)
 }
 
 /// Routes as they would be must not ask for the same requests, and listeners not for the same address.

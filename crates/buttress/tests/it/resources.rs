@@ -240,7 +240,7 @@ spec: {partitions: 4, retention_time: 7d, sequence: [machine, seq]}
     let told = run(&["diff", "-f", &file, "--server", server]);
     assert_eq!(told.status.code(), Some(1));
     assert!(
-        stdout(&told).contains("max_wait: 20ms") && stdout(&told).contains("-  model: sha256:"),
+        stdout(&told).contains("max_wait: 20ms") && stdout(&told).contains("-spec: {model: sha256:"),
         "{}",
         stdout(&told)
     );
