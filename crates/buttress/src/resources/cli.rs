@@ -501,11 +501,24 @@ pub fn diff(args: &DiffArgs) -> Answer {
 
 pub fn delete(args: &DeleteArgs) -> Answer {
     let targets: Vec<(Kind, String)> = match (&args.kind, &args.name) {
-        (Some(kind), Some(name)) => vec![(kind_of(kind)?, name.clone())],
+        (Some(kind), Some(name)) => {
+            let kind = kind_of(kind)?;
+            if kind == Kind::Model {
+                let message =
+                    format!("model \"{name}\" cannot be deleted: its generations are what batches were judged by");
+                return Err(Error::new(Code::UNSUPPORTED, message).hint("delete the functions that ask it").into());
+            }
+            vec![(kind, name.clone())]
+        }
         _ => {
             let files = Files::read(&args.files)?;
             let reading = files.resources()?;
-            reading.resources.into_iter().map(|resource| (resource.kind, resource.name)).collect()
+            let (models, others): (Vec<_>, Vec<_>) =
+                reading.resources.into_iter().partition(|resource| resource.kind == Kind::Model);
+            for model in models {
+                eprintln!("model/{} stays: its generations are what batches were judged by", model.name);
+            }
+            others.into_iter().map(|resource| (resource.kind, resource.name)).collect()
         }
     };
     on_runtime(at(&args.at, async |place| {

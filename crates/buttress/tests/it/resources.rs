@@ -258,7 +258,9 @@ spec: {partitions: 4, retention_time: 7d, sequence: [machine, seq]}
     assert!(failed(&run(&["get", "topics", "--etcd", &at_etcd])).contains("name a node or a host with --server"));
     write(files.path(), "fleet.yaml", text);
     let gone = ok(&run(&["delete", "-f", &file, "--server", server]));
-    assert_eq!(gone.lines().next(), Some("function/anomaly deleted"), "{gone}");
+    assert_eq!(gone, "function/anomaly deleted\ntopic/telemetry deleted\n");
+    let refused = failed(&run(&["delete", "model", "anomaly", "--server", server]));
+    assert!(refused.contains("cannot be deleted") && refused.contains("[BT0604]"), "{refused}");
 }
 
 /// An editor that stays open while a colleague applies.
