@@ -116,6 +116,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("buttress-oracle", &["bytes"]),
     ("buttress-uplink", &["bytes"]),
     ("buttress-policy", &[]),
+    ("buttress-resources", &["saphyr-parser", "schemars", "serde", "serde_json"]),
     ("buttress-sim", &["bytes", "mimalloc"]),
 ];
 

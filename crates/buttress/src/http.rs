@@ -20,6 +20,7 @@ use crate::{
     backups::Backups,
     members::{MembersHttp, cluster_json},
     metrics::Metrics,
+    resources::store::Store,
     uplink::Uplinks,
     vitals::Nurse,
 };
@@ -52,6 +53,8 @@ pub struct Http {
     pub events: Arc<EventsHttp>,
     pub functions: Arc<FunctionsHttp>,
     pub cluster: Arc<dyn Cluster>,
+    /// Routes and listeners.
+    pub resources: Store,
     /// What only a process with a log of its own has.
     pub own: Option<OwnLog>,
     pub metrics: Arc<Metrics>,
@@ -178,6 +181,9 @@ impl Http {
         if let Some(own) = &self.own
             && let Some(response) = own.route(&head.method, head.uri.path(), head.uri.query(), &body).await
         {
+            return response;
+        }
+        if let Some(response) = self.resources.route(&head.method, head.uri.path(), head.uri.query(), &body).await {
             return response;
         }
         let request = Request::from_parts(head, body);

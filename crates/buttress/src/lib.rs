@@ -23,6 +23,7 @@ mod metrics;
 pub mod mock;
 pub mod ports;
 pub mod proxy;
+pub mod resources;
 pub mod serve;
 pub mod uplink;
 pub mod vitals;

@@ -26,6 +26,7 @@ use crate::{
     logging,
     members::MembersHttp,
     metrics::{Metrics, process_metrics},
+    resources::store::Store,
     uplink::{self, Uplinks, secrets::Secrets},
     vitals::Nurse,
 };
@@ -190,6 +191,7 @@ async fn serve(config: &Config, with_parent: bool) -> Result<(), Error> {
         events,
         functions: functions.http(),
         cluster: cluster.clone(),
+        resources: Store { ledger: ledger.clone() },
         own: Some(OwnLog {
             members: MembersHttp { node: node.clone(), insecure: config.node.insecure },
             node: node.clone(),

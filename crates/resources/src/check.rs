@@ -101,11 +101,12 @@ impl Reading {
 /// Reads all documents of all sources and holds them against each other.
 pub fn read(sources: &[Source]) -> Reading {
     let mut reading = Reading::default();
+    let mut schemas = BTreeMap::new();
     for source in sources {
         match document::read(&source.text) {
             Ok(documents) => {
                 for document in documents {
-                    resource(source, document, &mut reading);
+                    resource(source, document, &mut schemas, &mut reading);
                 }
             }
             Err(Malformed { mark, says, hint }) => {
@@ -122,8 +123,9 @@ pub fn read(sources: &[Source]) -> Reading {
         }
     }
     together(&mut reading);
-    let place = |file: &str| sources.iter().position(|source| source.file == file);
-    reading.findings.sort_by_key(|finding| (place(&finding.file), finding.mark, finding.level));
+    let places: BTreeMap<&str, usize> =
+        sources.iter().enumerate().map(|(at, source)| (source.file.as_str(), at)).collect();
+    reading.findings.sort_by_key(|finding| (places.get(finding.file.as_str()).copied(), finding.mark, finding.level));
     reading
 }
 
@@ -168,7 +170,8 @@ fn together(reading: &mut Reading) {
     reading.findings.extend(found);
 }
 
-fn resource(source: &Source, document: Node, reading: &mut Reading) {
+/// `schemas` are those that were needed so far.
+fn resource(source: &Source, document: Node, schemas: &mut BTreeMap<Kind, Json>, reading: &mut Reading) {
     let before = reading.findings.len();
     let mut tell = |code: Code, mark: Mark, says: String, hint: String| {
         let (level, file) = (Level::Error, source.file.clone());
@@ -213,9 +216,9 @@ fn resource(source: &Source, document: Node, reading: &mut Reading) {
         let mark = document.place_of_value("/kind");
         return tell(Code::KIND_UNKNOWN, mark, says, hint);
     };
-    let schema = kind.schema();
-    let mut walk = Walk { schema: &schema, path: Vec::new(), flaws: Vec::new() };
-    walk.node(&document, Mark::default(), &schema);
+    let schema = &*schemas.entry(kind).or_insert_with(|| kind.schema());
+    let mut walk = Walk { schema, path: Vec::new(), flaws: Vec::new() };
+    walk.node(&document, Mark::default(), schema);
     let flaws = std::mem::take(&mut walk.flaws);
     let whole = flaws.is_empty();
     for flaw in flaws {

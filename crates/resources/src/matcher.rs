@@ -463,12 +463,17 @@ impl Matcher {
         })
     }
 
-    /// Of rules in their order within a node, each second with the first that `is` something to it.
+    /// Of rules of one node, so of the same host and path, each second with the first that `is` something to it.
     fn pairs(&self, is: impl Fn(&Rule, &Rule) -> bool) -> Vec<(Found, Found)> {
         let mut pairs = Vec::new();
-        for (at, second) in self.rules.iter().enumerate() {
-            if let Some(first) = self.rules[..at].iter().find(|first| is(first, second)) {
-                pairs.push((first.found, second.found));
+        let groups = self.exact.iter().chain(&self.below).map(|(_, group)| group).chain([&self.any]);
+        for list in groups.flat_map(|group| &group.nodes).flat_map(|node| [&node.here, &node.below]) {
+            for (at, second) in list.iter().enumerate() {
+                let second = &self.rules[*second as usize];
+                let mut earlier = list[..at].iter().map(|first| &self.rules[*first as usize]);
+                if let Some(first) = earlier.find(|first| is(first, second)) {
+                    pairs.push((first.found, second.found));
+                }
             }
         }
         pairs.sort_by_key(|(_, second)| *second);

@@ -364,6 +364,8 @@ fn balance(balance: Option<&Balance>, at: &str, known: bool, all: &mut All) {
 
 /// More are never of use: what failed ten times is down.
 const ATTEMPTS_MAX: u8 = 10;
+/// What a gateway has room for.
+const STATUSES_MAX: usize = 8;
 
 fn policies(policies: &Policies, known: bool, all: &mut All) {
     all.lasting("/deadline", policies.deadline.as_ref().and_then(Switch::on).copied());
@@ -375,6 +377,13 @@ fn policies(policies: &Policies, known: bool, all: &mut All) {
                 attempts => format!("{attempts} attempts are more than {ATTEMPTS_MAX}"),
             };
             all.tell("/retry/attempts", says, format!("write 1 to {ATTEMPTS_MAX}; retry: off makes one attempt"));
+        }
+        if retry.statuses.as_ref().is_some_and(|list| list.as_slice().len() > STATUSES_MAX) {
+            all.tell(
+                "/retry/statuses",
+                format!("more than {STATUSES_MAX} statuses are named"),
+                "name those that go away by themselves",
+            );
         }
         let several = retry.statuses.as_ref().is_some_and(|list| matches!(list, OneOrMany::Many(_)));
         for (at, status) in retry.statuses.iter().flat_map(OneOrMany::as_slice).enumerate() {

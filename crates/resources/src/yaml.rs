@@ -96,7 +96,8 @@ fn fits(value: &Value) -> bool {
     all_single && flow(value).len() <= FLOW_MAX
 }
 
-fn flow(value: &Value) -> String {
+/// On one line.
+pub fn flow(value: &Value) -> String {
     match value {
         Value::String(text) => scalar(text),
         Value::Array(items) => format!("[{}]", items.iter().map(flow).collect::<Vec<_>>().join(", ")),

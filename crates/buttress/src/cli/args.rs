@@ -4,7 +4,13 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::{chaos::cli::ChaosCommand, demo::cli::FleetArgs, logging, mock::fate};
+use crate::{
+    chaos::cli::ChaosCommand,
+    demo::cli::FleetArgs,
+    logging,
+    mock::fate,
+    resources::{cli as resources, route::RouteCommand},
+};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -33,6 +39,23 @@ pub enum Command {
     Serve(ServeArgs),
     /// Run functions on the Kafka and the etcd that you have, without a log of our own.
     Host(crate::engines::host::HostArgs),
+    /// Bring routes, listeners, functions, models and topics to what files say.
+    Apply(resources::ApplyArgs),
+    /// List resources of a kind, or show one.
+    Get(resources::GetArgs),
+    /// Show a resource with its state, and what gateways say of it.
+    Describe(resources::DescribeArgs),
+    /// Show how files differ from what is there; exit code 1 if they do.
+    Diff(resources::DiffArgs),
+    /// Delete a resource, or all that stand in files.
+    Delete(resources::DeleteArgs),
+    /// Change a route or a listener in your editor.
+    Edit(resources::EditArgs),
+    /// Print the JSON Schema of a kind, for editors.
+    Schema(resources::SchemaArgs),
+    /// Try a request on routes, and say what of them is not wise.
+    #[command(subcommand)]
+    Route(RouteCommand),
     /// Create, list and describe topics.
     #[command(subcommand)]
     Topic(TopicCommand),

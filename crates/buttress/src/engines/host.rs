@@ -32,6 +32,7 @@ use crate::{
     http::Http,
     logging,
     metrics::{Metrics, process_metrics},
+    resources::store::Store,
     serve::{bind, parent_gone},
 };
 
@@ -275,7 +276,14 @@ async fn serve(args: &HostArgs) -> Result<(), Error> {
         let kafka = kafka.clone();
         move |out| kafka.metrics(out)
     });
-    let http = Arc::new(Http { events, functions: functions.http(), cluster, own: None, metrics: Arc::new(metrics) });
+    let http = Arc::new(Http {
+        events,
+        functions: functions.http(),
+        cluster,
+        resources: Store { ledger },
+        own: None,
+        metrics: Arc::new(metrics),
+    });
     // Who connects earlier waits; what topics are like must be known first.
     tokio::select! {
         () = book.ready() => {}

@@ -10,5 +10,6 @@ mod kv;
 mod locks;
 mod members;
 mod proxy;
+mod resources;
 mod support;
 mod uplink;
