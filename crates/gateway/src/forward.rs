@@ -8,6 +8,8 @@
 //! | Via | `1.1 buttress` is added to requests | RFC 9110, 7.6.3: a gateway must; to responses it may, and we do not |
 //! | X-Forwarded-For | the client's address is added behind what is there | |
 //! | X-Forwarded-Proto | kept, or `http` | behind a balancer that ends TLS, it knows and we do not |
+//! | Buttress-Caller | ends here; written where the route knows who calls | else anybody could be anybody |
+//! | the field of an API key | ends here, where the route asks for one | a secret between the client and us |
 //! | X-Request-Id | kept where it is harmless, or made | names the request in records and in the answer |
 //! | traceparent | kept where it is valid, or begun, not sampled | W3C trace context |
 
@@ -18,6 +20,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, Version};
 
 use crate::{
+    auth::CALLER_FIELD,
     body::Body,
     frame::Encoder,
     parse::{Kind, Length, RequestHead},
@@ -42,6 +45,16 @@ pub struct Added<'a> {
     pub rewrite: Option<&'a Rewrite>,
     /// The path in place of the client's.
     pub path: Option<&'a [u8]>,
+    pub known: Known<'a>,
+}
+
+/// What a route with `auth` knows of the client.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known<'a> {
+    /// Who calls, as it can stand in a field.
+    pub caller: Option<&'a str>,
+    /// The field that holds a secret, and ends here.
+    pub withheld: Option<&'a str>,
 }
 
 impl<'a> Added<'a> {
@@ -59,7 +72,9 @@ impl<'a> Added<'a> {
 
     /// Whether a field of the client's goes on.
     fn passes(&self, kind: Kind, name: &[u8]) -> bool {
-        passes(kind) && self.rewrite.is_none_or(|rewrite| !rewrite.ends(name))
+        passes(kind)
+            && self.rewrite.is_none_or(|rewrite| !rewrite.ends(name))
+            && self.known.withheld.is_none_or(|withheld| !withheld.as_bytes().eq_ignore_ascii_case(name))
     }
 
     fn set(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
@@ -77,7 +92,8 @@ fn passes(kind: Kind) -> bool {
     !kind.hop_by_hop()
         && !matches!(
             kind,
-            Kind::Host
+            Kind::Caller
+                | Kind::Host
                 | Kind::ContentLength
                 | Kind::Expect
                 | Kind::ForwardedFor
@@ -116,6 +132,9 @@ pub fn write_head(request: &RequestHead, added: &Added<'_>, out: &mut BytesMut) 
     }
     for (name, value) in added.set() {
         line(out, name.as_bytes(), value.as_bytes());
+    }
+    if let Some(caller) = added.known.caller {
+        line(out, CALLER_FIELD.as_bytes(), caller.as_bytes());
     }
     if request.upgrade
         && let Some(protocol) = request.fields.get(Kind::Upgrade)
@@ -180,6 +199,9 @@ pub fn http2(request: &RequestHead, added: &Added<'_>, body: Body) -> Result<htt
     }
     for (name, value) in added.set() {
         headers.insert(HeaderName::from_bytes(name.as_bytes())?, HeaderValue::from_str(value)?);
+    }
+    if let Some(caller) = added.known.caller {
+        headers.insert(CALLER_FIELD, HeaderValue::from_str(caller)?);
     }
     let before = request.fields.iter().filter(|(kind, ..)| *kind == Kind::ForwardedFor).map(|(_, _, value)| value);
     let mut chain = before.flat_map(|value| [value, b", "]).collect::<Vec<_>>().concat();
@@ -281,6 +303,7 @@ mod tests {
             endpoint: "up:1",
             rewrite: None,
             path: None,
+            known: Known::default(),
         };
         write_head(&request, &added, &mut out);
         String::from_utf8(out.to_vec()).unwrap().replace("\r\n", "\n")

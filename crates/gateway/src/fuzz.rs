@@ -23,6 +23,7 @@ pub fn request(input: &[u8]) {
         endpoint: "up:80",
         rewrite: None,
         path: None,
+        known: forward::Known::default(),
     };
     forward::write_head(&request, &added, &mut out);
     let text = String::from_utf8_lossy(&out).to_ascii_lowercase();
