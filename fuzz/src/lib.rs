@@ -100,6 +100,9 @@ targets! {
     "proxy-request", "the head of a request to the proxy", buttress_gateway::fuzz::request, buttress_gateway::fuzz::requests, &["\r\n", "Host: ", "Content-Length: ", "Transfer-Encoding: chunked", "Connection: ", "Upgrade: ", "HTTP/1.1", "http://"], 60_000, 4096;
     "proxy-response", "the head of an upstream's answer", buttress_gateway::fuzz::response, buttress_gateway::fuzz::responses, &["\r\n", "HTTP/1.1 ", "Content-Length: ", "Transfer-Encoding: chunked"], 40_000, 2048;
     "proxy-chunks", "a chunked body", buttress_gateway::fuzz::chunks, buttress_gateway::fuzz::bodies, &["\r\n", "0\r\n\r\n", ";", "ffffffff"], 60_000, 1024;
+    "proxy-token", "a token, and the claims of one", buttress_gateway::fuzz::token, buttress_gateway::fuzz::tokens, &[".", "eyJ", "\"exp\":", "\"nbf\":", "\"aud\":[", "1e999", "\"sub\":\"\""], 30_000, 2048;
+    "proxy-jwks", "the JWKS of an issuer", buttress_gateway::fuzz::jwks, buttress_gateway::fuzz::key_sets, &["\"kty\":", "\"RSA\"", "\"EC\"", "\"OKP\"", "\"crv\":", "\"alg\":", "{", "}", ",", "null"], 20_000, 2048;
+    "proxy-api-keys", "a file of API keys", buttress_gateway::fuzz::api_keys, buttress_gateway::fuzz::key_files, &["\n", " ", "#", "\r\n", "%"], 40_000, 1024;
     "uplink-position", "the position of an uplink's lane as its target keeps it", buttress_uplink::fuzz::position, buttress_uplink::fuzz::positions, &["buttress-uplink/1 lineage=", " mark=", "none"], 80_000, 512;
     "policy-header", "headers about time and attempts, and durations", buttress_policy::fuzz::headers, buttress_policy::fuzz::header_seeds, &["GMT", "Nov", "ms", "99999999", ":", "Sun, "], 80_000, 64;
     #[cfg(feature = "engine")]

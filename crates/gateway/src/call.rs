@@ -25,7 +25,7 @@ use http_body::Frame;
 use tokio::time::Instant;
 
 use crate::{
-    auth::{Caller, Denied, FRESHER_PATIENCE, Gate},
+    auth::{Caller, FRESHER_PATIENCE, Gate},
     body::{Body, Broken},
     forward::{self, Added},
     parse::{Fields, Kind, RequestHead},
@@ -330,7 +330,9 @@ async fn let_in(
     let identity = client.identity();
     let check = || gate.check(story.request, identity, core.unix_ms() / 1000, &mut core.tokens.borrow_mut());
     let mut checked = check();
-    if let Err(Denied { fresher: Some(fresher), .. }) = &mut checked {
+    if let Err(denied) = &checked
+        && let Some(mut fresher) = gate.fresher(denied)
+    {
         let _ = tokio::time::timeout(FRESHER_PATIENCE, fresher.over()).await;
         checked = check();
     }
@@ -807,7 +809,9 @@ fn refuse(story: &Story<'_>, why: &Why, spent: bool) -> Reply {
         would_pass: Some(&decision.would_pass),
         id: Some(story.id.clone()),
         grpc: is_grpc.then_some(grpc),
-        retry_after: (status == 503 || status == 429).then_some(1),
+        // A limit of a rate knows when it lets the next one through.
+        retry_after: (status == 503 || status == 429)
+            .then(|| policy::rate::retry_after(why).map_or(1, |seconds| u32::try_from(seconds).unwrap_or(u32::MAX))),
     }
     .reply();
     // Nothing was sent, unless attempts were made before.

@@ -348,4 +348,36 @@ mod tests {
         assert!(forwarded(upgrade).contains("connection: upgrade\nupgrade: websocket\n"));
         assert!(!forwarded(&upgrade.replace("websocket", "h2c")).contains("upgrade"));
     }
+
+    #[test]
+    fn the_caller_is_who_we_say_on_both_protocols_and_a_key_goes_no_further() {
+        let head =
+            "GET / HTTP/1.1\r\nHost: h\r\nX-Api-Key: secret\r\nButtress_Caller: root\r\nbuttress-caller: root\r\n\r\n";
+        let request = crate::parse::request(Bytes::from_static(head.as_bytes())).unwrap();
+        let id = RequestId::kept(b"id-1").unwrap();
+        let mut added = Added {
+            id: &id,
+            address: "192.0.2.7",
+            traceparent: *b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
+            attempt: 1,
+            left_ms: None,
+            endpoint: "up:1",
+            rewrite: None,
+            path: None,
+            known: Known { caller: Some("alice"), withheld: Some("x-api-key") },
+        };
+        let written = |added: &Added<'_>| {
+            let mut out = BytesMut::new();
+            write_head(&request, added, &mut out);
+            let http2 = http2(&request, added, Body::empty()).unwrap();
+            (String::from_utf8(out.to_vec()).unwrap().to_ascii_lowercase(), format!("{:?}", http2.headers()))
+        };
+        for text in <[String; 2]>::from(written(&added)) {
+            assert!(text.contains("alice") && !text.contains("root") && !text.contains("secret"), "{text}");
+        }
+        added.known = Known::default();
+        for text in <[String; 2]>::from(written(&added)) {
+            assert!(!text.contains("caller") && text.contains("secret"), "{text}");
+        }
+    }
 }

@@ -193,20 +193,18 @@ impl Shared {
         if gated.is_empty() {
             return;
         }
-        let outcomes: [(&str, fn(&AuthFigures) -> &Count); 5] = [
-            ("passed", |figures| &figures.passed),
-            ("anonymous", |figures| &figures.anonymous),
-            ("refused", |figures| &figures.refused),
-            ("forbidden", |figures| &figures.forbidden),
-            ("unready", |figures| &figures.unready),
-        ];
         let _ = writeln!(out, "# TYPE buttress_traffic_auth_total counter");
         for route in gated {
-            for (outcome, pick) in outcomes {
+            let mut line = |outcome: &str, pick: fn(&AuthFigures) -> &Count| {
                 let sum = route.figures.auth.iter().map(|figures| pick(figures).get()).fold(0, u64::wrapping_add);
                 let name = &route.name;
                 let _ = writeln!(out, "buttress_traffic_auth_total{{route=\"{name}\",outcome=\"{outcome}\"}} {sum}");
-            }
+            };
+            line("passed", |figures| &figures.passed);
+            line("anonymous", |figures| &figures.anonymous);
+            line("refused", |figures| &figures.refused);
+            line("forbidden", |figures| &figures.forbidden);
+            line("unready", |figures| &figures.unready);
         }
         let sources = table.sources.health();
         let label = |what: &str, origin: &str| {

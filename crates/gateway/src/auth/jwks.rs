@@ -157,7 +157,7 @@ impl Key {
             return None;
         }
         let kid = text("kid").map(Box::from);
-        if kid.as_ref().is_some_and(|kid: &Box<str>| kid.len() > KID_BYTES_MAX) {
+        if text("kid").is_some_and(|kid| kid.len() > KID_BYTES_MAX) {
             return None;
         }
         let only = match key.get("alg") {
@@ -229,7 +229,7 @@ impl Content for KeySet {
         Ok(Self { keys })
     }
 
-    fn len(&self) -> usize {
+    fn count(&self) -> usize {
         self.keys.len()
     }
 }

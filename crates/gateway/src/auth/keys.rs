@@ -89,7 +89,7 @@ impl Content for KeyFile {
         Ok(Self { callers })
     }
 
-    fn len(&self) -> usize {
+    fn count(&self) -> usize {
         self.callers.len()
     }
 }
@@ -112,7 +112,7 @@ mod tests {
         );
         let keys = KeyFile::read(text.as_bytes()).unwrap();
         let caller = |key: &str| keys.caller(key.as_bytes()).map(|name| name.to_string());
-        assert_eq!((caller("one"), caller("two"), keys.len()), (Some("shop".into()), Some("shop".into()), 3));
+        assert_eq!((caller("one"), caller("two"), keys.count()), (Some("shop".into()), Some("shop".into()), 3));
         assert_eq!(caller(&hex("one")), None, "the digest is not the key");
         assert_eq!(caller(""), None, "no key is no key, also where somebody has written its digest");
         assert_eq!(caller(&"x".repeat(KEY_BYTES_MAX + 1)), None);
@@ -135,6 +135,6 @@ mod tests {
             assert!(error.starts_with(says) && !error.contains(secret), "{error}");
         }
         assert_eq!(KeyFile::read(b"\xff").unwrap_err(), "is not UTF-8");
-        assert_eq!(KeyFile::read(b"").unwrap().len(), 0, "a file without keys lets nobody in");
+        assert_eq!(KeyFile::read(b"").unwrap().count(), 0, "a file without keys lets nobody in");
     }
 }

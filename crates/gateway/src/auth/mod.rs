@@ -82,8 +82,8 @@ pub struct Denied {
     pub says: Cow<'static, str>,
     /// For whoever runs the gateway: who would have passed. Rules are not for clients.
     pub would_pass: String,
-    /// Keys are being read that may change this.
-    pub fresher: Option<Fresher>,
+    /// The generation of the keys that were not enough, where newer ones may be; 0 before the first.
+    pub keys: Option<u64>,
 }
 
 impl Denied {
@@ -324,8 +324,7 @@ impl Gate {
                 failed = Some(failed.unwrap_or_else(|| self.refused(says.into(), None)));
             }
         }
-        let denied =
-            |why, says, would_pass: &str| Denied { why, says, would_pass: would_pass.to_owned(), fresher: None };
+        let denied = |why, says, would_pass: &str| Denied { why, says, would_pass: would_pass.to_owned(), keys: None };
         if let Some(name) = forbidden {
             let says = format!("caller \"{}\" may not {} here", shown(&name), request.method);
             return Err(denied(Why::Forbidden, says.into(), &self.would_pass));
@@ -335,8 +334,13 @@ impl Gate {
         Err(failed.unwrap_or_else(nothing))
     }
 
-    fn refused(&self, says: Cow<'static, str>, fresher: Option<Fresher>) -> Denied {
-        Denied { why: Why::Refused, says, would_pass: self.would_pass.clone(), fresher }
+    /// Has newer keys read, where those may let a request in that was denied, and nobody has looked a moment ago.
+    pub fn fresher(&self, denied: &Denied) -> Option<Fresher> {
+        self.jwt.as_ref()?.source.fresher(denied.keys?)
+    }
+
+    fn refused(&self, says: Cow<'static, str>, keys: Option<u64>) -> Denied {
+        Denied { why: Why::Refused, says, would_pass: self.would_pass.clone(), keys }
     }
 
     fn by_token(&self, jwt: &Jwt, token: &[u8], now: u64, tokens: &mut Tokens) -> Result<Caller, Denied> {
@@ -344,7 +348,7 @@ impl Gate {
         let Some(loaded) = loaded.as_ref() else {
             let says = "the keys that tokens are checked with were not read yet".into();
             let would_pass = format!("a JWKS at {}; the proxy's log says why it cannot be read", jwt.source.origin);
-            return Err(Denied { why: Why::Unready, says, would_pass, fresher: jwt.source.fresher(None) });
+            return Err(Denied { why: Why::Unready, says, would_pass, keys: Some(0) });
         };
         if token.len() > jwt::TOKEN_BYTES_MAX {
             return Err(self.refused("the token is larger than 16 KiB".into(), None));
@@ -364,10 +368,7 @@ impl Gate {
                 tokens.put(key, Kept { generation, from, until, caller: caller.clone() });
                 Ok(caller)
             }
-            Err(refused) => {
-                let fresher = if refused.unknown_key { jwt.source.fresher(Some(loaded.generation)) } else { None };
-                Err(self.refused(refused.says, fresher))
-            }
+            Err(refused) => Err(self.refused(refused.says, refused.unknown_key.then_some(loaded.generation))),
         }
     }
 

@@ -45,7 +45,7 @@ pub trait Content: Sized + Send + Sync + 'static {
     fn read(bytes: &[u8]) -> Result<Self, String>;
 
     /// How many keys it holds.
-    fn len(&self) -> usize;
+    fn count(&self) -> usize;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -80,7 +80,9 @@ impl Origin {
                 );
             }
             _ => {
-                return Err(format!("begins with \"{scheme}\", which is not known; give a file, or an http:// address"));
+                return Err(format!(
+                    "begins with \"{scheme}\", which is not known; give a file, or an http:// address"
+                ));
             }
         }
         let (host, path) = rest.find(['/', '?']).map_or((rest, ""), |at| rest.split_at(at));
@@ -201,16 +203,16 @@ impl<T: Content> Source<T> {
         let state = self.state();
         Health {
             origin: self.origin.to_string(),
-            keys: self.loaded().as_ref().map(|loaded| loaded.content.len()),
+            keys: self.loaded().as_ref().map(|loaded| loaded.content.count()),
             problem: state.problem.clone(),
             age: state.well.map(|at| at.elapsed()),
         }
     }
 
     /// Asks for what is newer than this, which was not enough. None where that was looked at a moment ago.
-    pub fn fresher(&self, than: Option<u64>) -> Option<Fresher> {
+    pub fn fresher(&self, than: u64) -> Option<Fresher> {
         let mut state = self.state();
-        let newer = self.loaded().as_ref().map(|loaded| loaded.generation) > than;
+        let newer = self.loaded().as_ref().is_some_and(|loaded| loaded.generation > than);
         let receiver = self.over.subscribe();
         if newer {
             // It came while the request was looked at: no need to wait.
@@ -243,7 +245,7 @@ impl<T: Content> Source<T> {
         let result = match made {
             Ok(new) => {
                 if let Some(new) = new {
-                    tracing::info!(origin = %self.origin, what = T::WHAT, keys = new.content.len(), "keys were read");
+                    tracing::info!(origin = %self.origin, what = T::WHAT, keys = new.content.count(), "keys were read");
                     self.loaded.store(Some(new));
                 }
                 (state.problem, state.failures, state.well) = (None, 0, Some(Instant::now()));

@@ -1,5 +1,6 @@
 //! The proxy from outside: clients and upstreams that write and read bytes, so that what is tested is what is on the wire.
 
+mod auth;
 mod bodies;
 mod corpus;
 mod http2;
@@ -8,3 +9,4 @@ mod policies;
 mod retries;
 mod routes;
 mod support;
+mod tokens;
