@@ -102,6 +102,9 @@ targets! {
     "proxy-chunks", "a chunked body", buttress_gateway::fuzz::chunks, buttress_gateway::fuzz::bodies, &["\r\n", "0\r\n\r\n", ";", "ffffffff"], 60_000, 1024;
     "resources", "a file of resources", buttress_resources::fuzz::file, buttress_resources::fuzz::files, &["kind: ", "Route", "spec:", "match", "endpoints", "\n---\n", "\n  - ", ": ", "{", "}", "[", "]", "&a ", "*a", "\"", "'", "off", "5s", "50%", "#", "|\n", "!", "? "], 4_000, 2048;
     "proxy-certificate", "a client's certificate, and what is forwarded of it", buttress_gateway::fuzz::certificate, buttress_gateway::fuzz::certificates, &["\x06\x03\x55\x1d\x11", "\x06\x03\x55\x04\x03", "spiffe://", "\x0c\x01", "\x30\x00", "\r\n"], 20_000, 2048;
+    "proxy-token", "a token, and the claims of one", buttress_gateway::fuzz::token, buttress_gateway::fuzz::tokens, &[".", "eyJ", "\"exp\":", "\"nbf\":", "\"aud\":[", "1e999", "\"sub\":\"\""], 30_000, 2048;
+    "proxy-jwks", "the JWKS of an issuer", buttress_gateway::fuzz::jwks, buttress_gateway::fuzz::key_sets, &["\"kty\":", "\"RSA\"", "\"EC\"", "\"OKP\"", "\"crv\":", "\"alg\":", "{", "}", ",", "null"], 20_000, 2048;
+    "proxy-api-keys", "a file of API keys", buttress_gateway::fuzz::api_keys, buttress_gateway::fuzz::key_files, &["\n", " ", "#", "\r\n", "%"], 40_000, 1024;
     "uplink-position", "the position of an uplink's lane as its target keeps it", buttress_uplink::fuzz::position, buttress_uplink::fuzz::positions, &["buttress-uplink/1 lineage=", " mark=", "none"], 80_000, 512;
     "policy-header", "headers about time and attempts, and durations", buttress_policy::fuzz::headers, buttress_policy::fuzz::header_seeds, &["GMT", "Nov", "ms", "99999999", ":", "Sun, "], 80_000, 64;
     #[cfg(feature = "engine")]

@@ -119,6 +119,10 @@ codes! {
     ROUTE_NONE = "BT0920", "no route takes this request";
     ROUTES_INVALID = "BT0921", "routes cannot be carried out as they are written";
     FAULT_ON_PURPOSE = "BT0922", "the route fails this request on purpose";
+    CALLER_UNKNOWN = "BT0923", "the request does not say who calls, and its route asks for it";
+    CREDENTIALS_REFUSED = "BT0924", "what the request brings to say who calls is not good";
+    CALLER_FORBIDDEN = "BT0925", "the caller is known, and may not do this";
+    KEYS_UNREAD = "BT0926", "the keys that tokens are checked with were never read";
     // 10xx: resources
     YAML_MALFORMED = "BT1001", "the text is not YAML, or holds a part of YAML that is not taken";
     KIND_UNKNOWN = "BT1002", "there is no kind of resource of this name";

@@ -25,6 +25,7 @@ use http_body::Frame;
 use tokio::time::Instant;
 
 use crate::{
+    auth::{Caller, FRESHER_PATIENCE, Gate},
     body::{Body, Broken},
     forward::{self, Added},
     parse::{Fields, Kind, RequestHead},
@@ -268,7 +269,18 @@ async fn routed(
             return ours(story, Code::FAULT_ON_PURPOSE, (status, 14), &detail, "a route without fault, or luck");
         }
     }
-    let caller: Option<&str> = None;
+    let caller = match &route.gate {
+        Some(gate) => match let_in(core, route, gate, client, story).await {
+            Ok(caller) => Some(caller),
+            Err(reply) => return reply,
+        },
+        None => None,
+    };
+    let known = forward::Known {
+        caller: caller.as_ref().map(|caller| &*caller.field),
+        withheld: route.gate.as_ref().and_then(|gate| gate.withheld()),
+    };
+    let caller = caller.as_ref().map(|caller| &*caller.name);
     for limit in &route.limits {
         if let Err(why) = limit.take(core.now(), request, client, caller) {
             return refuse(story, &why, false);
@@ -278,6 +290,7 @@ async fn routed(
         policy: asked(route, request, client, caller),
         rewrite: route.rewrite.as_ref(),
         path: route.rewrite.as_ref().and_then(|rewrite| rewrite.path(&request.path, at)),
+        known,
     };
     let replay = (!body.is_empty()).then(|| Replay::new(body));
     if route.backends.is_empty() {
@@ -305,6 +318,52 @@ async fn routed(
     fixed(story, route).unwrap_or(reply)
 }
 
+/// Who calls, where the caller may. Keys that are being read are waited for, a little.
+async fn let_in(
+    core: &Rc<Core>,
+    route: &Route,
+    gate: &Gate,
+    client: &Client<'_>,
+    story: &Story<'_>,
+) -> Result<Caller, Reply> {
+    let figures = &route.figures.auth[core.at];
+    let identity = client.identity.as_ref();
+    let check = || gate.check(story.request, identity, core.unix_ms() / 1000, &mut core.tokens.borrow_mut());
+    let mut checked = check();
+    if let Err(denied) = &checked
+        && let Some(mut fresher) = gate.fresher(denied)
+    {
+        let _ = tokio::time::timeout(FRESHER_PATIENCE, fresher.over()).await;
+        checked = check();
+    }
+    let denied = match checked {
+        Ok(caller) => {
+            figures.passed.add(1);
+            return Ok(caller);
+        }
+        Err(denied) => denied,
+    };
+    figures.denied(denied.why).add(1);
+    let (status, grpc) = denied.status();
+    let is_grpc = forward::is_grpc(story.request);
+    let mut reply = Problem {
+        status,
+        code: denied.code().0,
+        detail: &denied.says,
+        would_pass: None,
+        id: Some(story.id.clone()),
+        grpc: is_grpc.then_some(grpc),
+        retry_after: (status == 503).then_some(1),
+    }
+    .reply();
+    if status == 401 {
+        reply.fields = reply.fields.with("www-authenticate", &gate.challenge(&route.name, &denied));
+    }
+    let outcome = Decision { code: denied.code().0, says: denied.says.into_owned(), would_pass: denied.would_pass };
+    story.keep(status, is_grpc.then_some(grpc.into()), outcome);
+    Err(reply)
+}
+
 /// The answer that a route has for when nobody else has one.
 fn fixed(story: &Story<'_>, route: &Route) -> Option<Reply> {
     let answer = route.spec.fallback.as_ref()?.answer.as_ref()?;
@@ -328,6 +387,7 @@ pub struct Asked<'a> {
     pub policy: policy::Request,
     pub rewrite: Option<&'a Rewrite>,
     pub path: Option<Vec<u8>>,
+    pub known: forward::Known<'a>,
 }
 
 /// Under the policies of a backend.
@@ -502,6 +562,7 @@ async fn attempt(
             tls: upstream.endpoint.tls,
             rewrite: asked.rewrite,
             path: asked.path.as_deref(),
+            known: asked.known,
         };
         let idempotent = asked.policy.idempotent;
         let sent = tokio::time::timeout(timeout, send(core, &upstream, request, replay, &added, idempotent)).await;
@@ -749,7 +810,9 @@ fn refuse(story: &Story<'_>, why: &Why, spent: bool) -> Reply {
         would_pass: Some(&decision.would_pass),
         id: Some(story.id.clone()),
         grpc: is_grpc.then_some(grpc),
-        retry_after: (status == 503 || status == 429).then_some(1),
+        // A limit of a rate knows when it lets the next one through.
+        retry_after: (status == 503 || status == 429)
+            .then(|| policy::rate::retry_after(why).map_or(1, |seconds| u32::try_from(seconds).unwrap_or(u32::MAX))),
     }
     .reply();
     // Nothing was sent, unless attempts were made before.

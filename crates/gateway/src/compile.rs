@@ -14,6 +14,7 @@ use buttress_resources::{
 };
 
 use crate::{
+    auth::{Gate, source::Sources},
     cluster_rate::Leased,
     config::{Endpoint, Protocol},
     discover::{Found, Source},
@@ -62,6 +63,7 @@ const FAULT_DELAY_MAX: Duration = Duration::from_secs(60);
 /// Everything that is wrong; the old table stays as it is.
 pub fn compile(declared: &[Declared], old: Option<&Table>, world: &World<'_>) -> Result<Compiled, Vec<Wrong>> {
     let (mut wrong, mut changes) = (Vec::new(), Vec::new());
+    let sources = old.map_or_else(Arc::default, |old| old.sources.clone());
     let mut routes: Vec<Arc<Route>> = Vec::with_capacity(declared.len());
     let known: HashMap<&str, &Arc<Route>> =
         old.into_iter().flat_map(|table| &table.routes).map(|route| (&*route.name, route)).collect();
@@ -75,7 +77,8 @@ pub fn compile(declared: &[Declared], old: Option<&Table>, world: &World<'_>) ->
             wrong.push(Wrong { route: one.name.clone(), place: one.place.clone(), field: "name".into(), says });
             continue;
         }
-        let mut compiling = Compiling { one, wrong: &mut wrong, changes: &mut changes, world };
+        let mut compiling =
+            Compiling { one, wrong: &mut wrong, changes: &mut changes, sources: &sources, world };
         if let Some(route) = compiling.route(known.get(one.name.as_str()).copied()) {
             routes.push(Arc::new(route));
         }
@@ -87,7 +90,7 @@ pub fn compile(declared: &[Declared], old: Option<&Table>, world: &World<'_>) ->
         let wrong = |(at, flaw): (usize, Flaw)| flawed(&declared[at], flaw);
         flaws.into_iter().map(wrong).collect::<Vec<_>>()
     })?;
-    let table = Table { generation: old.map_or(1, |old| old.generation + 1), routes, matcher };
+    let table = Table { generation: old.map_or(1, |old| old.generation + 1), routes, matcher, sources };
     Ok(Compiled { table, changes })
 }
 
@@ -111,6 +114,7 @@ impl Compiled {
         for (backend, list) in &self.changes {
             backend.change(now, list);
         }
+        self.table.sources.follow();
         self.table
     }
 }
@@ -127,6 +131,7 @@ struct Compiling<'a> {
     one: &'a Declared,
     wrong: &'a mut Vec<Wrong>,
     changes: &'a mut Vec<Change>,
+    sources: &'a Sources,
     world: &'a World<'a>,
 }
 
@@ -171,6 +176,7 @@ impl Compiling<'_> {
             at
         });
         let (rewrite, limits, fault, mirror) = (self.rewrite(), self.limits(old), self.fault(), self.mirror(old));
+        let gate = self.gate(old);
         if self.wrong.len() > before {
             return None;
         }
@@ -194,6 +200,7 @@ impl Compiling<'_> {
             weights,
             weight_sum,
             rewrite,
+            gate,
             limits,
             fault,
             fallback,
@@ -337,6 +344,32 @@ impl Compiling<'_> {
         })
     }
 
+    /// Who may call. A gate that is as it was stays, and with it what was read and remembered.
+    fn gate(&mut self, old: Option<&Arc<Route>>) -> Option<Arc<Gate>> {
+        let by_caller = |key: &Option<String>| key.as_deref() == Some("caller");
+        let Some(spec) = &self.one.spec.auth else {
+            for (at, rate) in self.one.spec.rate.iter().enumerate() {
+                if by_caller(&rate.by) {
+                    self.wrong(format!("rate.{at}.by"), "needs to know who calls; give auth");
+                }
+            }
+            if self.one.spec.policies.balance.as_ref().is_some_and(|balance| by_caller(&balance.key)) {
+                self.wrong("balance.key", "needs to know who calls; give auth");
+            }
+            return None;
+        };
+        if let Some(kept) = old.and_then(|old| old.gate.as_ref()).filter(|gate| gate.spec == *spec) {
+            return Some(kept.clone());
+        }
+        match Gate::new(spec, self.sources) {
+            Ok(gate) => Some(Arc::new(gate)),
+            Err(flaws) => {
+                flaws.into_iter().for_each(|(field, says)| self.wrong(field, says));
+                None
+            }
+        }
+    }
+
     fn limits(&mut self, old: Option<&Arc<Route>>) -> Vec<Arc<Limit>> {
         let mut limits = Vec::with_capacity(self.one.spec.rate.len());
         for (at, spec) in self.one.spec.rate.iter().enumerate() {
@@ -451,8 +484,8 @@ impl Compiling<'_> {
 }
 
 /// Fields that the gateway writes itself, whatever a route says.
-const HELD: [&str; 8] =
-    ["connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade", "via"];
+const HELD: [&str; 9] =
+    ["buttress-caller", "connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade", "via"];
 
 /// An endpoint of a backend, with what the backend says about all of its own.
 ///

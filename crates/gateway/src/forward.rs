@@ -9,6 +9,9 @@
 //! | X-Forwarded-For | the client's address is added behind what is there | |
 //! | X-Forwarded-Client-Cert | ends here unless it is to be kept; what a client proved to us is written in Envoy's form | anybody can write one |
 //! | X-Forwarded-Proto | kept, or `http`, or `https` where the client came with TLS | behind a balancer that ends TLS, it knows and we do not |
+//! | X-Forwarded-Proto | kept, or `http` | behind a balancer that ends TLS, it knows and we do not |
+//! | Buttress-Caller | ends here; written where the route knows who calls | else anybody could be anybody |
+//! | the field of an API key | ends here, where the route asks for one | a secret between the client and us |
 //! | X-Request-Id | kept where it is harmless, or made | names the request in records and in the answer |
 //! | traceparent | kept where it is valid, or begun, not sampled | W3C trace context |
 
@@ -19,6 +22,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, Version};
 
 use crate::{
+    auth::CALLER_FIELD,
     body::Body,
     frame::Encoder,
     parse::{Kind, Length, RequestHead},
@@ -45,6 +49,16 @@ pub struct Added<'a> {
     pub rewrite: Option<&'a Rewrite>,
     /// The path in place of the client's.
     pub path: Option<&'a [u8]>,
+    pub known: Known<'a>,
+}
+
+/// What a route with `auth` knows of the client.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known<'a> {
+    /// Who calls, as it can stand in a field.
+    pub caller: Option<&'a str>,
+    /// The field that holds a secret, and ends here.
+    pub withheld: Option<&'a str>,
 }
 
 impl<'a> Added<'a> {
@@ -62,7 +76,9 @@ impl<'a> Added<'a> {
 
     /// Whether a field of the client's goes on.
     fn passes(&self, kind: Kind, name: &[u8]) -> bool {
-        passes(kind) && self.rewrite.is_none_or(|rewrite| !rewrite.ends(name))
+        passes(kind)
+            && self.rewrite.is_none_or(|rewrite| !rewrite.ends(name))
+            && self.known.withheld.is_none_or(|withheld| !withheld.as_bytes().eq_ignore_ascii_case(name))
     }
 
     fn set(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
@@ -80,7 +96,8 @@ fn passes(kind: Kind) -> bool {
     !kind.hop_by_hop()
         && !matches!(
             kind,
-            Kind::Host
+            Kind::Caller
+                | Kind::Host
                 | Kind::ContentLength
                 | Kind::Expect
                 | Kind::ForwardedFor
@@ -120,6 +137,9 @@ pub fn write_head(request: &RequestHead, added: &Added<'_>, out: &mut BytesMut) 
     }
     for (name, value) in added.set() {
         line(out, name.as_bytes(), value.as_bytes());
+    }
+    if let Some(caller) = added.known.caller {
+        line(out, CALLER_FIELD.as_bytes(), caller.as_bytes());
     }
     if request.upgrade
         && let Some(protocol) = request.fields.get(Kind::Upgrade)
@@ -198,6 +218,9 @@ pub fn http2(request: &RequestHead, added: &Added<'_>, body: Body) -> Result<htt
     }
     for (name, value) in added.set() {
         headers.insert(HeaderName::from_bytes(name.as_bytes())?, HeaderValue::from_str(value)?);
+    }
+    if let Some(caller) = added.known.caller {
+        headers.insert(CALLER_FIELD, HeaderValue::from_str(caller)?);
     }
     let before = request.fields.iter().filter(|(kind, ..)| *kind == Kind::ForwardedFor).map(|(_, _, value)| value);
     let mut chain = before.flat_map(|value| [value, b", "]).collect::<Vec<_>>().concat();
@@ -303,6 +326,7 @@ mod tests {
             tls: false,
             rewrite: None,
             path: None,
+            known: Known::default(),
         };
         write_head(&request, &added, &mut out);
         String::from_utf8(out.to_vec()).unwrap().replace("\r\n", "\n")
@@ -346,5 +370,38 @@ mod tests {
         let upgrade = "GET /chat HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
         assert!(forwarded(upgrade).contains("connection: upgrade\nupgrade: websocket\n"));
         assert!(!forwarded(&upgrade.replace("websocket", "h2c")).contains("upgrade"));
+    }
+
+    #[test]
+    fn the_caller_is_who_we_say_on_both_protocols_and_a_key_goes_no_further() {
+        let head =
+            "GET / HTTP/1.1\r\nHost: h\r\nX-Api-Key: secret\r\nButtress_Caller: root\r\nbuttress-caller: root\r\n\r\n";
+        let request = crate::parse::request(Bytes::from_static(head.as_bytes())).unwrap();
+        let id = RequestId::kept(b"id-1").unwrap();
+        let mut added = Added {
+            id: &id,
+            client: &Client { address: "192.0.2.7", ..Client::default() },
+            tls: false,
+            traceparent: *b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
+            attempt: 1,
+            left_ms: None,
+            endpoint: "up:1",
+            rewrite: None,
+            path: None,
+            known: Known { caller: Some("alice"), withheld: Some("x-api-key") },
+        };
+        let written = |added: &Added<'_>| {
+            let mut out = BytesMut::new();
+            write_head(&request, added, &mut out);
+            let http2 = http2(&request, added, Body::empty()).unwrap();
+            (String::from_utf8(out.to_vec()).unwrap().to_ascii_lowercase(), format!("{:?}", http2.headers()))
+        };
+        for text in <[String; 2]>::from(written(&added)) {
+            assert!(text.contains("alice") && !text.contains("root") && !text.contains("secret"), "{text}");
+        }
+        added.known = Known::default();
+        for text in <[String; 2]>::from(written(&added)) {
+            assert!(!text.contains("caller") && text.contains("secret"), "{text}");
+        }
     }
 }

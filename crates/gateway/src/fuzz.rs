@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 use http::Method;
 
 use crate::{
+    auth::{jwks::KeySet, jwt, keys::KeyFile, source::Content},
     forward::{self, Added},
     frame::{Decoder, Step},
     parse::{self, Length, RequestHead, Scanner},
@@ -24,6 +25,7 @@ pub fn request(input: &[u8]) {
         tls: false,
         rewrite: None,
         path: None,
+        known: forward::Known::default(),
     };
     forward::write_head(&request, &added, &mut out);
     let text = String::from_utf8_lossy(&out).to_ascii_lowercase();
@@ -94,6 +96,74 @@ pub fn certificate(input: &[u8]) {
 
 pub fn certificates() -> Vec<Vec<u8>> {
     vec![include_bytes!("../testdata/client.der").to_vec()]
+}
+
+/// The second at which the fuzzer's tokens are looked at.
+const NOW: u64 = 1_800_000_000;
+
+/// A key for the fuzzer's tokens, its JWKS and a token of it.
+fn issuer() -> (String, String) {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+    use ring::signature::{Ed25519KeyPair, KeyPair as _};
+    let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).expect("every seed of 32 bytes is one");
+    let public = BASE64.encode(key.public_key());
+    let jwks =
+        format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","alg":"EdDSA","use":"sig","x":"{public}"}}]}}"#);
+    let part = |json: &str| BASE64.encode(json);
+    let claims = r#"{"sub":"alice","iss":"i","aud":["a","b"],"iat":1799999990,"nbf":1799999990,"exp":1800000600.5,"scope":"x y"}"#;
+    let signed = format!("{}.{}", part(r#"{"alg":"EdDSA","kid":"k","typ":"JWT"}"#), part(claims));
+    let made = BASE64.encode(key.sign(signed.as_bytes()));
+    (jwks, format!("{signed}.{made}"))
+}
+
+/// A token: none is taken but the one that was signed, byte for byte. Claims that anybody writes are judged without a panic.
+pub fn token(input: &[u8]) {
+    use std::sync::LazyLock;
+    static ISSUER: LazyLock<(KeySet, String)> = LazyLock::new(|| {
+        let (jwks, token) = issuer();
+        (KeySet::read(jwks.as_bytes()).expect("it is a JWKS"), token)
+    });
+    let wanted = jwt::Wanted { caller: "sub".into(), audience: vec!["a".into()], leeway_s: 30, ..Default::default() };
+    if jwt::verify(input, &ISSUER.0, &wanted, NOW).is_ok() {
+        assert_eq!(input, ISSUER.1.as_bytes());
+    }
+    if let Ok(verified) = jwt::judge_json(input, &wanted, NOW) {
+        assert!((verified.from..verified.until).contains(&NOW) && !verified.name.is_empty());
+    }
+}
+
+/// A JWKS. Whatever it holds, a token of another key is none of it.
+pub fn jwks(input: &[u8]) {
+    if let Ok(set) = KeySet::read(input) {
+        assert!(set.count() > 0 && set.count() <= input.len());
+        let _ = jwt::verify(issuer().1.as_bytes(), &set, &jwt::Wanted::default(), NOW);
+    }
+}
+
+/// A file of API keys: no more keys than lines, and no error that repeats a word of it.
+pub fn api_keys(input: &[u8]) {
+    match KeyFile::read(input) {
+        Ok(keys) => {
+            assert!(keys.count() <= input.split(|b| *b == b'\n').count());
+            assert!(keys.caller(b"").is_none());
+        }
+        Err(says) => assert!(says.len() < 120, "{says}"),
+    }
+}
+
+pub fn tokens() -> Vec<Vec<u8>> {
+    let claims = r#"{"sub":"alice","aud":"a","iat":1799999990,"exp":1800000600}"#;
+    vec![issuer().1.into_bytes(), claims.as_bytes().to_vec()]
+}
+
+pub fn key_sets() -> Vec<Vec<u8>> {
+    let rsa = r#"{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"},{"kty":"EC","crv":"P-256","x":"AQ","y":"AQ","key_ops":["verify"]}]}"#;
+    vec![issuer().0.into_bytes(), rsa.as_bytes().to_vec()]
+}
+
+pub fn key_files() -> Vec<Vec<u8>> {
+    let line = "shop 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    vec![format!("# keys\n\n{line} # one\r\n{line}\nother {}", "0".repeat(64)).into_bytes()]
 }
 
 pub fn requests() -> Vec<Vec<u8>> {

@@ -7,7 +7,7 @@
 //! The way of a request: [`run`] accepts the connection on one of the cores; [`tls`] makes it safe where
 //! that is asked for; [`server`] reads a head with [`parse`] (or
 //! hyper does, for HTTP/2); [`proxy`] names it; [`call`] finds its route in the [`table`], holds it against the route's
-//! [`rules`], and takes it through the policies of a backend, which may refuse it, let it wait, or send it again; [`forward`] writes the head that goes on;
+//! [`rules`] (and [`auth`], where it says who may call), and takes it through the policies of a backend, which may refuse it, let it wait, or send it again; [`forward`] writes the head that goes on;
 //! [`upstream`] takes a connection, writes and reads; [`body`] and [`frame`] carry what follows; [`reply`] is what goes
 //! back. HTTP/1.1 is ours on both sides, HTTP/2 is hyper's: docs/adr/0013-http1.md says why.
 
@@ -29,6 +29,7 @@ pub mod stream;
 pub mod tls;
 pub mod upstream;
 
+pub mod auth;
 pub mod cluster_rate;
 pub mod discover;
 mod health;

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::auth::Why;
+
 /// Upper bounds of the buckets of durations, in microseconds.
 pub const BOUNDS_US: [u64; 16] = [
     500,
@@ -70,6 +72,28 @@ pub struct EndpointFigures {
     pub golden: Golden,
     pub connects: Count,
     pub failures: Count,
+}
+
+/// Of a route that asks who calls.
+#[derive(Debug, Default)]
+pub struct AuthFigures {
+    pub passed: Count,
+    pub anonymous: Count,
+    pub refused: Count,
+    pub forbidden: Count,
+    /// Keys were not there yet.
+    pub unready: Count,
+}
+
+impl AuthFigures {
+    pub fn denied(&self, why: Why) -> &Count {
+        match why {
+            Why::Anonymous => &self.anonymous,
+            Why::Refused => &self.refused,
+            Why::Forbidden => &self.forbidden,
+            Why::Unready => &self.unready,
+        }
+    }
 }
 
 /// Figures of one core that belong to no route.

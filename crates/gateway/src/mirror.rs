@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 
 use crate::{
     call::Asked,
-    forward::Added,
+    forward::{Added, Known},
     parse::RequestHead,
     proxy::{Client, Core, send},
     replay::Replay,
@@ -46,6 +46,7 @@ impl Mirror {
         let (core, request, replay, member) = (core.clone(), request.clone(), replay.cloned(), self.member.clone());
         let (address, id, path, secure) = (client.address.to_owned(), id.clone(), asked.path.clone(), client.secure);
         let rewrite = asked.rewrite.cloned();
+        let (caller, withheld) = (asked.known.caller.map(str::to_owned), asked.known.withheld.map(str::to_owned));
         tokio::task::spawn_local(async move {
             let upstream = core.upstream(&member);
             let added = Added {
@@ -58,6 +59,7 @@ impl Mirror {
                 tls: false,
                 rewrite: rewrite.as_ref(),
                 path: path.as_deref(),
+                known: Known { caller: caller.as_deref(), withheld: withheld.as_deref() },
             };
             let exchange = async {
                 if let Ok(got) = send(&core, &upstream, &request, replay.as_ref(), &added, false).await {

@@ -68,6 +68,8 @@ pub enum Kind {
     Other,
     /// Named by Connection: for this hop only.
     Nominated,
+    /// Who calls, as a gateway says it. Nobody else does.
+    Caller,
     Connection,
     ContentLength,
     ContentType,
@@ -96,6 +98,12 @@ pub enum Kind {
 impl Kind {
     fn of(name: &[u8]) -> Self {
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+        // Many a framework (CGI, WSGI) reads a low line as a hyphen.
+        let is_caller = || {
+            name.iter()
+                .zip(b"buttress-caller")
+                .all(|(b, known)| b.to_ascii_lowercase() == *known || (*b, *known) == (b'_', b'-'))
+        };
         // By length first: most fields are compared with nothing.
         match name.len() {
             2 if is("te") => Kind::Te,
@@ -112,6 +120,7 @@ impl Kind {
             12 if is("grpc-timeout") => Kind::GrpcTimeout,
             12 if is("x-request-id") => Kind::RequestId,
             14 if is("content-length") => Kind::ContentLength,
+            15 if is_caller() => Kind::Caller,
             15 if is("idempotency-key") => Kind::IdempotencyKey,
             15 if is("x-forwarded-for") => Kind::ForwardedFor,
             16 if is("buttress-attempt") => Kind::RetryAttempt,
@@ -174,6 +183,13 @@ impl Fields {
         for (name, value) in pairs {
             push(&mut raw, &mut list, name.as_bytes(), value.as_bytes());
         }
+        Self { raw: raw.into(), list }
+    }
+
+    /// The same with one more. What is there is copied, so this is for answers of our own.
+    pub fn with(self, name: &str, value: &str) -> Self {
+        let (mut raw, mut list) = (self.raw.to_vec(), self.list);
+        push(&mut raw, &mut list, name.as_bytes(), value.as_bytes());
         Self { raw: raw.into(), list }
     }
 
@@ -444,7 +460,9 @@ pub fn trailers(raw: Bytes) -> Result<http::HeaderMap, Refusal> {
     fields(&raw, 0, &mut list, &mut Known::default())?;
     let mut map = http::HeaderMap::with_capacity(list.len());
     for field in list {
-        if field.kind.hop_by_hop() || matches!(field.kind, Kind::ContentLength | Kind::Host | Kind::Expect) {
+        if field.kind.hop_by_hop()
+            || matches!(field.kind, Kind::Caller | Kind::ContentLength | Kind::Host | Kind::Expect)
+        {
             return Err(ambiguous("a trailer frames or routes the message"));
         }
         let name =

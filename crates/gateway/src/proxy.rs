@@ -14,6 +14,7 @@ use bytes::BytesMut;
 use tokio::time::Instant;
 
 use crate::{
+    auth::Tokens,
     body::{Body, Broken, Flow},
     call,
     forward::{self, Added},
@@ -38,6 +39,8 @@ pub struct Core {
     pub at: usize,
     upstreams: RefCell<HashMap<u64, Rc<Upstream>>>,
     pub numbers: Numbers,
+    /// Tokens of callers whose signature this core has seen to be good.
+    pub tokens: RefCell<Tokens>,
     pub shard: Arc<Shard>,
     /// Mirrored requests under way.
     pub copies: Cell<usize>,
@@ -49,7 +52,18 @@ impl Core {
     pub fn new(shared: Arc<Shared>, at: usize, seed: u64) -> Self {
         let shard = shared.shards[at].clone();
         let (upstreams, numbers) = (RefCell::default(), Numbers::new(seed));
-        Self { shared, at, upstreams, numbers, shard, copies: Cell::new(0), next: Cell::new(0), sample: Cell::new(0) }
+        let tokens = RefCell::default();
+        Self {
+            shared,
+            at,
+            upstreams,
+            numbers,
+            tokens,
+            shard,
+            copies: Cell::new(0),
+            next: Cell::new(0),
+            sample: Cell::new(0),
+        }
     }
 
     /// What requests are routed by at this moment.
@@ -152,6 +166,7 @@ async fn bare(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<
         tls: upstream.endpoint.tls,
         rewrite: None,
         path: None,
+        known: forward::Known::default(),
     };
     match send(core, upstream, &request, replay.as_ref(), &added, request.method.is_idempotent()).await {
         Ok(got) => answered(got, id),

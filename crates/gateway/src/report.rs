@@ -6,9 +6,9 @@ use buttress_policy::Time;
 use serde_json::{Value, json};
 
 use crate::{
-    metrics::{BOUNDS_US, Count, GoldenSum, Shard},
+    metrics::{AuthFigures, BOUNDS_US, Count, GoldenSum, Shard},
     shared::Shared,
-    table::{Backend, Endpoints, Member, Route},
+    table::{Backend, Endpoints, Member, Route, Table},
     tcp,
 };
 
@@ -120,6 +120,7 @@ impl Shared {
         let _ = writeln!(out, "# TYPE buttress_traffic_requests_total counter");
         classes(out, "buttress_traffic_requests_total", &routes);
         histogram(out, "buttress_traffic_request_seconds", &routes);
+        self.auth_figures(&table, out);
         let _ = writeln!(out, "# TYPE buttress_traffic_running gauge");
         for (label, sum) in &routes {
             let _ = writeln!(out, "buttress_traffic_running{{{label}}} {}", sum.running);
@@ -185,6 +186,51 @@ impl Shared {
         one("buttress_traffic_tunnels_total", "counter", |shard| &shard.tunnels);
         self.tls.prometheus(out);
         tcp::prometheus(&self.tcp, out);
+    }
+}
+
+impl Shared {
+    /// Of routes that ask who calls, and of where their keys come from.
+    fn auth_figures(&self, table: &Table, out: &mut String) {
+        let gated: Vec<&Route> =
+            table.routes.iter().map(|route| &**route).filter(|route| route.gate.is_some()).collect();
+        if gated.is_empty() {
+            return;
+        }
+        let _ = writeln!(out, "# TYPE buttress_traffic_auth_total counter");
+        for route in gated {
+            let mut line = |outcome: &str, pick: fn(&AuthFigures) -> &Count| {
+                let sum = route.figures.auth.iter().map(|figures| pick(figures).get()).fold(0, u64::wrapping_add);
+                let name = &route.name;
+                let _ = writeln!(out, "buttress_traffic_auth_total{{route=\"{name}\",outcome=\"{outcome}\"}} {sum}");
+            };
+            line("passed", |figures| &figures.passed);
+            line("anonymous", |figures| &figures.anonymous);
+            line("refused", |figures| &figures.refused);
+            line("forbidden", |figures| &figures.forbidden);
+            line("unready", |figures| &figures.unready);
+        }
+        let sources = table.sources.health();
+        let label = |what: &str, origin: &str| {
+            format!(
+                "what=\"{what}\",from=\"{}\"",
+                origin.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+            )
+        };
+        let _ = writeln!(out, "# TYPE buttress_traffic_auth_keys gauge");
+        for (what, health) in &sources {
+            let _ = writeln!(
+                out,
+                "buttress_traffic_auth_keys{{{}}} {}",
+                label(what, &health.origin),
+                health.keys.unwrap_or(0)
+            );
+        }
+        let _ = writeln!(out, "# TYPE buttress_traffic_auth_keys_stale gauge");
+        for (what, health) in &sources {
+            let stale = u8::from(health.problem.is_some() || health.keys.is_none());
+            let _ = writeln!(out, "buttress_traffic_auth_keys_stale{{{}}} {stale}", label(what, &health.origin));
+        }
     }
 }
 

@@ -25,10 +25,11 @@ use buttress_resources::{matcher::Matcher, route as spec};
 use tokio::sync::oneshot;
 
 use crate::{
+    auth::{Gate, source::Sources},
     cluster_rate::Leased,
     config::Endpoint,
     discover::Source,
-    metrics::{EndpointFigures, Golden},
+    metrics::{AuthFigures, EndpointFigures, Golden},
     mirror::Mirror,
     parse::RequestHead,
     rules::{self, Condition, Counts, Fault, Key, Limit, Rewrite},
@@ -58,6 +59,8 @@ pub struct Table {
     pub generation: u64,
     pub routes: Vec<Arc<Route>>,
     pub matcher: Matcher,
+    /// Where its gates have their keys from.
+    pub sources: Arc<Sources>,
 }
 
 /// A route as it is carried out.
@@ -74,6 +77,8 @@ pub struct Route {
     pub weights: Vec<u64>,
     pub weight_sum: u64,
     pub rewrite: Option<Rewrite>,
+    /// Who may call; none where everybody may.
+    pub gate: Option<Arc<Gate>>,
     pub limits: Vec<Arc<Limit>>,
     pub fault: Option<Fault>,
     /// Index of the backend that answers when the others do not.
@@ -91,6 +96,7 @@ pub struct Route {
 #[derive(Debug)]
 pub struct RouteFigures {
     pub golden: Vec<Golden>,
+    pub auth: Vec<AuthFigures>,
 }
 
 /// A version of a service, with the policies of calls to it.
@@ -187,7 +193,8 @@ impl Route {
 
 impl RouteFigures {
     pub fn new(cores: usize) -> Arc<Self> {
-        Arc::new(Self { golden: (0..cores).map(|_| Golden::default()).collect() })
+        let golden = (0..cores).map(|_| Golden::default()).collect();
+        Arc::new(Self { golden, auth: (0..cores).map(|_| AuthFigures::default()).collect() })
     }
 }
 

@@ -1,5 +1,6 @@
 //! The proxy from outside: clients and upstreams that write and read bytes, so that what is tested is what is on the wire.
 
+mod auth;
 mod bodies;
 mod corpus;
 mod http2;
@@ -11,3 +12,4 @@ mod routes;
 mod support;
 mod tcp;
 mod tls;
+mod tokens;
