@@ -41,6 +41,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
         ],
     ),
     ("buttress-uplink", &["buttress-core", "buttress-wire"]),
+    ("buttress-saga", &["buttress-core"]),
     ("buttress-policy", &[]),
     ("buttress-engine", &["buttress-core"]),
     ("buttress-events", &["buttress-core", "buttress-wire"]),
@@ -64,6 +65,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-policy",
             "buttress-uplink",
             "buttress-gateway",
+            "buttress-saga",
             // For the clients of `buttress chaos`.
             "buttress-etcd-proto",
         ],
@@ -98,6 +100,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-policy",
             "buttress-uplink",
             "buttress-gateway",
+            "buttress-saga",
         ],
     ),
     ("xtask", &[]),
@@ -112,6 +115,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("buttress-wire", &["bytes", "thiserror", "crc32c", "flate2", "lz4_flex", "ruzstd", "snap"]),
     ("buttress-oracle", &["bytes"]),
     ("buttress-uplink", &["bytes"]),
+    ("buttress-saga", &["serde", "serde_json", "sha2"]),
     ("buttress-policy", &[]),
     ("buttress-sim", &["bytes", "mimalloc"]),
 ];
