@@ -47,7 +47,10 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     let running = start(options)?;
     announce(args, running.address, admin_address)?;
     let serving = tokio::spawn(admin::serve(admin, Arc::clone(&running.shared)));
-    end.await;
+    tokio::select! {
+        () = end => {}
+        () = crate::serve::parent_gone(), if args.with_parent => {}
+    }
     eprintln!("draining: no new connections, {} at most for what runs", show_duration(args.drain));
     // The page goes on while requests end. Whoever asks twice does not want to wait.
     let again = interrupted();
