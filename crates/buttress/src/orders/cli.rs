@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use buttress_core::{Code, Error};
 use clap::Args;
 
-use super::{Options, RATE_DEFAULT, WORKERS, feed::Feed, page, stage::Stage};
+use super::{Options, RATE_DEFAULT, feed::Feed, page, stage::Stage};
 use crate::{
     cli::{Answer, args::Output},
     cluster::LocalCluster,
@@ -92,7 +92,7 @@ async fn play(args: OrdersArgs) -> Answer {
         started = cluster.start_all() => started,
         _ = tokio::signal::ctrl_c() => Err(Error::new(Code::STOPPED, "stopped before the log was up")),
     };
-    let stage = started.and_then(|()| Stage::new(&dir, nodes, args.seed, WORKERS, options.work()));
+    let stage = started.and_then(|()| Stage::new(&dir, nodes, args.seed, options.room()));
     let outcome = match stage {
         Ok(stage) => {
             let stage = Arc::new(stage);

@@ -4,7 +4,7 @@
 //! as it was read, and the coordinator that asked is the one that counts. So a call that is repeated, late, or sent by a
 //! coordinator that was replaced changes nothing.
 
-use buttress_core::Error;
+use buttress_core::{Code, Error};
 use buttress_saga::book::{self, Answer, Row};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use super::{
-    ledger::{Commit, Ledger},
+    ledger::{Commit, Kept, Ledger},
     shape::{COMPENSATIONS, EVENTS, Event, Order, Role, Side, events_of, keys, stock_at_first},
 };
 
@@ -61,7 +61,25 @@ impl Desk {
         }
     }
 
-    /// Does what a request asks, once.
+    /// The row of an order.
+    ///
+    /// # Errors
+    /// Where the log cannot be asked.
+    pub async fn look(&self, ledger: &Ledger, order: &Order) -> Result<Option<Kept>, Error> {
+        ledger.get(&keys::row(self.side, self.role, &order.id)).await
+    }
+
+    /// Whether a request finds that all it asks for was decided before.
+    ///
+    /// # Errors
+    /// Where the row is none.
+    pub fn has_settled(&self, path: &str, found: Option<&Kept>) -> Result<bool, Error> {
+        let row = found.map(line_of).transpose()?.map(|line| line.row);
+        let answer = self.undoes(path).map(|undo| if undo { book::undo(row) } else { book::act(row) });
+        Ok(!matches!(answer, Some(Answer::Becomes(_))))
+    }
+
+    /// Does what a request asks, once. `found` is the row as it was a moment ago.
     ///
     /// # Errors
     /// Where the log cannot be asked.
@@ -71,6 +89,7 @@ impl Desk {
         path: &str,
         fence: &str,
         order: &Order,
+        mut found: Option<Kept>,
     ) -> Result<(StatusCode, Value), Error> {
         let Some(undo) = self.undoes(path) else {
             return Ok((StatusCode::NOT_FOUND, json!({"message": format!("{} has no {path}", self.role.word())})));
@@ -80,18 +99,9 @@ impl Desk {
             Role::Inventory => Some(self.shelf.lock().await),
             _ => None,
         };
-        let mut found = if undo { Some(ledger.get(&key).await?) } else { None };
         for _ in 0..ROUNDS_MAX {
-            // The first time that something is asked for there is no row, most likely; the guard says if there is.
-            let (line, revision) = match found.take().flatten() {
-                Some(kept) => {
-                    let line: Line = serde_json::from_str(&kept.value).map_err(|error| {
-                        Error::new(buttress_core::Code::BAD_REQUEST, format!("\"{key}\" is no row: {error}"))
-                    })?;
-                    (Some(line), kept.mod_revision)
-                }
-                None => (None, 0),
-            };
+            let revision = found.as_ref().map_or(0, |kept| kept.mod_revision);
+            let line = found.take().as_ref().map(line_of).transpose()?;
             let row = line.as_ref().map(|line| line.row);
             let stock = match self.role {
                 Role::Inventory => {
@@ -124,7 +134,7 @@ impl Desk {
                 Commit::Refused { guard: 0 } => {
                     return Ok((StatusCode::CONFLICT, json!({"message": "another coordinator has taken over"})));
                 }
-                Commit::Refused { .. } | Commit::Unknown => found = Some(ledger.get(&key).await?),
+                Commit::Refused { .. } | Commit::Unknown => found = ledger.get(&key).await?,
             }
         }
         Ok((StatusCode::SERVICE_UNAVAILABLE, json!({"message": "too many changes at once"})))
@@ -169,4 +179,9 @@ impl Desk {
         }
         json!({"guards": guards, "puts": puts, "appends": [event.append(topic, self.side)]})
     }
+}
+
+fn line_of(kept: &Kept) -> Result<Line, Error> {
+    serde_json::from_str(&kept.value)
+        .map_err(|error| Error::new(Code::BAD_REQUEST, format!("\"{}\" is no row: {error}", kept.key)))
 }

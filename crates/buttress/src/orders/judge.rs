@@ -486,9 +486,9 @@ impl Report {
         let mut out = String::new();
         let title = if self.interrupted { "Report (ended early; judged for what was sent)" } else { "Report" };
         let _ = writeln!(out, "{}\n", style.paint("1", title));
-        let _ = writeln!(out, "  {:<34}{:>14}{:>14}", "", "without", "with");
+        let _ = writeln!(out, "  {:<42}{:>12}{:>12}", "", "without", "with");
         let mut line = |name: &str, pick: &dyn Fn(&SideReport) -> String| {
-            let _ = writeln!(out, "  {name:<34}{:>14}{:>14}", pick(&self.without), pick(&self.with));
+            let _ = writeln!(out, "  {name:<42}{:>12}{:>12}", pick(&self.without), pick(&self.with));
         };
         let ms = |value: Option<f64>| value.map_or("-".to_owned(), |ms| format!("{ms:.0} ms"));
         line("orders sent", &|side| grouped(side.sent));

@@ -61,13 +61,15 @@ use load::Load;
 use part::Fault;
 use schedule::{Deed, Window};
 use shape::{COMPENSATIONS, EVENTS, Event, Order, Role, SKUS, Side, keys};
-use stage::{Place, Stage};
+use stage::{Place, Room, Stage};
 use terminal::Terminal;
 
 pub const RATE_DEFAULT: f64 = 20.0;
-pub const WORKERS: u16 = 4;
+const WORKERS: u16 = 4;
 /// A healthy service does so many times what is asked of it.
 const HEADROOM: f64 = 2.5;
+/// Its queue holds so many seconds of work.
+const QUEUE_S: f64 = 2.0;
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// Without an order that ends for this long the drain is given up, and the report shows what is open.
 const DRAIN_WAIT: Duration = Duration::from_secs(60);
@@ -80,9 +82,14 @@ pub struct Options {
 }
 
 impl Options {
-    /// How long a service works on a request.
-    pub fn work(&self) -> Duration {
-        Duration::from_secs_f64(f64::from(WORKERS) / (self.rate * HEADROOM))
+    /// What each service has: workers that do so many times what is asked of them, and a queue before them.
+    pub fn room(&self) -> Room {
+        let capacity = self.rate * HEADROOM;
+        Room {
+            workers: WORKERS,
+            queue: (capacity * QUEUE_S).ceil() as u64,
+            work: Duration::from_secs_f64(f64::from(WORKERS) / capacity),
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! One process of the demo: a service with its workers and its faults, the gateway, or the coordinator.
 //!
 //! A service has so many workers, a queue before them, and no idea that a caller has left: what was taken is carried out.
-//! Every request costs its work, a repeated one too, as with most services. Faults are switched by whoever runs the demo:
+//! It looks into its book first, so only what is not there yet costs work; a repeated request still waits for its turn, and
+//! one that is repeated before the first was carried out costs as much again. Faults are switched by whoever runs the demo:
 //! slower work, failures before the work, and answers that are lost after it, which is the worst, because the caller
 //! cannot know.
 
@@ -43,8 +44,6 @@ use crate::{
 const CONNECTIONS_MAX: usize = 4_096;
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 const BODY_BYTES_MAX: usize = 64 * 1024;
-/// What waits for a worker; more is refused at once. About a second of work.
-pub const QUEUE_MAX: u64 = 64;
 /// How long the gateway waits for the order service, as long as a step of the saga may take.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -65,6 +64,9 @@ pub struct PartArgs {
     /// Requests that are worked on at once.
     #[arg(long, default_value_t = 4)]
     pub workers: u16,
+    /// Requests that wait for a worker; more are refused at once.
+    #[arg(long, default_value_t = 64)]
+    pub queue: u64,
     /// How long the work for one request takes.
     #[arg(long, default_value = "0ms", value_parser = duration)]
     pub work: Duration,
@@ -281,7 +283,13 @@ impl Part {
     /// Waits for a worker, works, and answers; nothing where the answer is lost.
     async fn take(&self, path: &str, key: &str, fence: &str, body: &[u8]) -> Option<(StatusCode, Value)> {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        if self.waiting.load(Ordering::Relaxed) >= QUEUE_MAX {
+        let order: Order = match serde_json::from_slice(body) {
+            Ok(order) => order,
+            Err(error) => {
+                return Some((StatusCode::BAD_REQUEST, json!({"message": format!("this is no order: {error}")})));
+            }
+        };
+        if self.waiting.load(Ordering::Relaxed) >= self.args.queue {
             self.busy.fetch_add(1, Ordering::Relaxed);
             return Some((StatusCode::SERVICE_UNAVAILABLE, json!({"message": "too many wait already"})));
         }
@@ -299,13 +307,11 @@ impl Part {
         };
         let fate = plan(self.args.seed, fault.fail).fate(number, self.started.elapsed());
         let way_back = plan(!self.args.seed, fault.lose).fate(number, self.started.elapsed());
-        if !work.is_zero() {
-            tokio::time::sleep(fate.latency).await;
-        }
         if fate.fails {
+            tokio::time::sleep(fate.latency).await;
             return Some((StatusCode::SERVICE_UNAVAILABLE, json!({"message": "failed on purpose"})));
         }
-        let answer = match self.carry_out(path, key, fence, body).await {
+        let answer = match self.carry_out(path, key, fence, &order, fate.latency).await {
             Ok(answer) => answer,
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, json!({"code": error.code.0, "message": error.message})),
         };
@@ -314,16 +320,17 @@ impl Part {
         (!way_back.fails).then_some(answer)
     }
 
-    async fn carry_out(&self, path: &str, key: &str, fence: &str, body: &[u8]) -> Result<(StatusCode, Value), Error> {
-        let order: Order = match serde_json::from_slice(body) {
-            Ok(order) => order,
-            Err(error) => {
-                return Ok((StatusCode::BAD_REQUEST, json!({"message": format!("this is no order: {error}")})));
-            }
-        };
+    async fn carry_out(
+        &self,
+        path: &str,
+        key: &str,
+        fence: &str,
+        order: &Order,
+        work: Duration,
+    ) -> Result<(StatusCode, Value), Error> {
         match &self.work {
             Work::Gateway { order: address } if path == "/orders" => {
-                let body = serde_json::to_value(&order).expect("an order is plain data");
+                let body = serde_json::to_value(order).expect("an order is plain data");
                 let key = if key.is_empty() { order.id.as_str() } else { key };
                 let called = self.caller.post(address, "/orders", key, None, &body, ORDER_TIMEOUT).await;
                 Ok(match called {
@@ -331,8 +338,14 @@ impl Part {
                     Err(problem) => (StatusCode::SERVICE_UNAVAILABLE, json!({"message": problem})),
                 })
             }
-            Work::Order if path == "/orders" => self.place(&order).await,
-            Work::Desk(desk) => desk.ask(&self.ledger, path, fence, &order).await,
+            Work::Order if path == "/orders" => self.place(order).await,
+            Work::Desk(desk) => {
+                let found = desk.look(&self.ledger, order).await?;
+                if !desk.has_settled(path, found.as_ref())? {
+                    tokio::time::sleep(work).await;
+                }
+                desk.ask(&self.ledger, path, fence, order, found).await
+            }
             _ => Ok((StatusCode::NOT_FOUND, json!({"message": format!("nothing is served at {path}")}))),
         }
     }

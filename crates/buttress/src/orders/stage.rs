@@ -55,12 +55,19 @@ impl Place {
     }
 }
 
+/// What a service that does a step has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Room {
+    pub workers: u16,
+    pub queue: u64,
+    pub work: Duration,
+}
+
 pub struct Stage {
     dir: PathBuf,
     nodes: Vec<String>,
     seed: u64,
-    workers: u16,
-    work: Duration,
+    room: Room,
     addresses: BTreeMap<Place, String>,
     /// Where a proxy's figures are.
     admins: BTreeMap<Role, String>,
@@ -73,7 +80,7 @@ impl Stage {
     ///
     /// # Errors
     /// `PORT_TAKEN`.
-    pub fn new(dir: &Path, nodes: Vec<String>, seed: u64, workers: u16, work: Duration) -> Result<Self, Error> {
+    pub fn new(dir: &Path, nodes: Vec<String>, seed: u64, room: Room) -> Result<Self, Error> {
         let parts = Side::ALL.into_iter().flat_map(|side| Role::ALL.map(|role| Place::part(side, role)));
         let places: Vec<Place> = parts.chain(Role::CALLED.map(Place::proxy)).collect();
         let ports = ports::free(places.len() + Role::CALLED.len(), crate::dev::seed()?)?;
@@ -83,8 +90,7 @@ impl Stage {
             dir: dir.to_owned(),
             nodes,
             seed,
-            workers,
-            work,
+            room,
             addresses: places.into_iter().zip(parts.iter().map(address)).collect(),
             admins: Role::CALLED.into_iter().zip(admins.iter().map(address)).collect(),
             children: Mutex::default(),
@@ -129,12 +135,12 @@ impl Stage {
             words.extend(["--to".into(), format!("{}={}", role.word(), self.way(place.side, *role))]);
         }
         // The gateway and the order service are not what is hurt: they have room.
-        let (workers, work) = match Role::STEPS.contains(&place.role) {
-            true => (self.workers, self.work),
-            false => (256, Duration::ZERO),
+        let room = match Role::STEPS.contains(&place.role) {
+            true => self.room,
+            false => Room { workers: 256, queue: 1_024, work: Duration::ZERO },
         };
-        words.extend(["--workers".into(), workers.to_string()]);
-        words.extend(["--work".into(), format!("{}us", work.as_micros())]);
+        words.extend(["--workers".into(), room.workers.to_string(), "--queue".into(), room.queue.to_string()]);
+        words.extend(["--work".into(), format!("{}us", room.work.as_micros())]);
         words
     }
 

@@ -77,10 +77,9 @@ fn status_line(snapshot: &Snapshot) -> String {
     let side = |side: Side| {
         let view = snapshot.sides.get(&side).cloned().unwrap_or_default();
         let amplification = view.attempts as f64 / view.calls.max(1) as f64;
-        format!("{}: {:>4.1}/s good {:>3} open {:.2}x", side.word(), view.goodput, view.open, amplification)
+        format!("{} {:>6.1}/s {:>4} open {amplification:>6.2}x", side.word(), view.goodput, view.open)
     };
-    let (without, with) = (side(Side::Without), side(Side::With));
-    let line = format!("{:>7.1} s  {without}   {with}  {}", snapshot.elapsed_s, snapshot.phase.word());
+    let line = format!("{:>7.1} s  {}   {}", snapshot.elapsed_s, side(Side::Without), side(Side::With));
     line.chars().take(COLUMNS).collect()
 }
 
@@ -98,7 +97,7 @@ mod tests {
         let side = |goodput, open, attempts| SideView { goodput, open, attempts, calls: 100, ..SideView::default() };
         let sides = BTreeMap::from([(Side::Without, side(2.04, 181, 312)), (Side::With, side(19.6, 12, 104))]);
         let snapshot = Snapshot { phase: Phase::Playing, elapsed_s: 30.04, sides, ..Snapshot::default() };
-        expect!["   30.0 s  without:  2.0/s good 181 open 3.12x   with: 19.6/s good  12 open 1.04x  "]
+        expect!["   30.0 s  without    2.0/s  181 open   3.12x   with   19.6/s   12 open   1.04x"]
             .assert_eq(&status_line(&snapshot));
         let event = EventView { at_s: 21.0, kind: "slow", text: "inventory takes ten times as long".into() };
         expect!["   21.0 s  slow     inventory takes ten times as long"].assert_eq(&event_line(&event, false));
