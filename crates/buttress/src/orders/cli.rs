@@ -121,7 +121,7 @@ async fn play(args: OrdersArgs) -> Answer {
             print!("{}", report.render(Style { color }));
             if !temporary {
                 let (nodes, dir) = (args.nodes, dir.display());
-                eprintln!("next: buttress dev --nodes {nodes} --data-dir {dir}, and buttress kv get --prefix sagas/");
+                eprintln!("next: buttress dev --nodes {nodes} --data-dir {dir}, and buttress kv get sagas/ --prefix");
             }
         }
     }
