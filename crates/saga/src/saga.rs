@@ -201,7 +201,11 @@ impl Saga {
                     let why = format!("{} was not done within {} ms", known.name, known.deadline_ms);
                     return Next::Write(self.give_up(definition, *step, Effect::Unknown, why, now_ms));
                 }
-                Next::Call(self.call(definition, *step, scheduled, false))
+                // The last call ends with the deadline.
+                let begins_ms = now_ms.max(scheduled.not_before_ms);
+                let left_ms = scheduled.first_ms.saturating_add(known.deadline_ms).saturating_sub(begins_ms);
+                let call = self.call(definition, *step, scheduled, false);
+                Next::Call(Call { timeout_ms: call.timeout_ms.min(left_ms.max(1)), ..call })
             }
             Phase::Backward { left, scheduled: Some(scheduled) } => {
                 let step = *left.last().expect("an undoing is scheduled for the last one");

@@ -29,8 +29,8 @@ use super::{
 };
 use crate::demo::feed::now_ms;
 
-/// A watch that ended at once is begun again after this long.
-const WATCH_AGAIN: Duration = Duration::from_millis(200);
+/// Before what did not work is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// Why a saga is not gone on with here.
 enum Stopped {
@@ -79,7 +79,14 @@ impl Coordinator {
     ) -> Result<Arc<Self>, Error> {
         let owner = keys::owner(side);
         let fence = loop {
-            let kept = ledger.get(&owner).await?;
+            let kept = match ledger.get(&owner).await {
+                Ok(kept) => kept,
+                Err(error) if error.retryable => {
+                    tracing::warn!(%error, "the log cannot be reached yet");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let last = kept.as_ref().and_then(|kept| kept.value.parse::<u64>().ok()).unwrap_or(0);
             let fence = (last + 1).to_string();
             let revision = kept.map_or(0, |kept| kept.mod_revision);
@@ -113,29 +120,38 @@ impl Coordinator {
     pub async fn run(self: &Arc<Self>) -> Result<(), Error> {
         let (gone, mut replaced) = tokio::sync::mpsc::unbounded_channel();
         let prefix = keys::open(self.side, "");
-        let (open, revision) = self.ledger.list(&prefix).await?;
-        self.figures.resumed.store(open.len() as u64, Ordering::Relaxed);
-        tracing::info!(side = self.side.word(), open = open.len(), "goes on with what is open");
-        for kept in open {
-            self.begin(kept, &gone);
-        }
-        let mut from = revision + 1;
+        let mut is_first = true;
         loop {
-            tokio::select! {
-                next = self.ledger.watch(&prefix, from, |_, put| {
-                    // A later state of a journal is our own writing, or was there when we began.
-                    if let Some(kept) = put.filter(|kept| kept.value.lines().count() == 1) {
-                        self.begin(kept.clone(), &gone);
+            // What is open, and then what comes: a watch that ended may have missed something.
+            match self.ledger.list(&prefix).await {
+                Ok((open, revision)) => {
+                    if std::mem::take(&mut is_first) {
+                        self.figures.resumed.store(open.len() as u64, Ordering::Relaxed);
+                        tracing::info!(side = self.side.word(), open = open.len(), "goes on with what is open");
                     }
-                    true
-                }) => from = next,
-                _ = replaced.recv() => {
-                    let message = format!("another coordinator has taken over from the one with token {}", self.fence);
-                    return Err(Error::new(Code::STOPPED, message));
+                    for kept in open {
+                        self.begin(kept, &gone);
+                    }
+                    let watching = self.ledger.watch(&prefix, revision + 1, |put| {
+                        // A later state of a journal is our own writing, or was there when we looked.
+                        if put.value.lines().count() == 1 {
+                            self.begin(put.clone(), &gone);
+                        }
+                    });
+                    tokio::select! {
+                        () = watching => {}
+                        _ = replaced.recv() => return Err(self.was_replaced()),
+                    }
                 }
+                Err(error) => tracing::warn!(%error, "the open journals cannot be read"),
             }
-            tokio::time::sleep(WATCH_AGAIN).await;
+            tokio::time::sleep(AGAIN).await;
         }
+    }
+
+    fn was_replaced(&self) -> Error {
+        let fence = &self.fence;
+        Error::new(Code::STOPPED, format!("another coordinator has taken over from the one with token {fence}"))
     }
 
     /// Goes on with a saga, unless it is being gone on with.
@@ -147,7 +163,7 @@ impl Coordinator {
         let (this, gone) = (Arc::clone(self), gone.clone());
         tokio::spawn(async move {
             let key = kept.key.clone();
-            match this.carry_out(kept).await {
+            match this.carry_on(kept).await {
                 Ok(()) => {
                     this.running.lock().expect("no panic under this lock").remove(&key);
                     this.figures.ended.fetch_add(1, Ordering::Relaxed);
@@ -158,6 +174,28 @@ impl Coordinator {
             }
             this.figures.open.fetch_sub(1, Ordering::Relaxed);
         });
+    }
+
+    /// Carries a saga out; where the log cannot be reached, again and again.
+    async fn carry_on(&self, mut kept: Kept) -> Result<(), Stopped> {
+        let key = kept.key.clone();
+        loop {
+            match self.carry_out(kept).await {
+                Err(Stopped::Wrong(error)) if error.retryable => {
+                    tracing::warn!(%error, key, "a saga waits for the log")
+                }
+                other => return other,
+            }
+            kept = loop {
+                tokio::time::sleep(AGAIN).await;
+                match self.ledger.get(&key).await {
+                    Ok(Some(now)) => break now,
+                    Ok(None) => return Ok(()),
+                    Err(error) if error.retryable => {}
+                    Err(error) => return Err(error.into()),
+                }
+            };
+        }
     }
 
     async fn carry_out(&self, mut kept: Kept) -> Result<(), Stopped> {

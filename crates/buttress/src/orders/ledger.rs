@@ -5,7 +5,7 @@
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use buttress_core::{Code, Error};
@@ -20,8 +20,9 @@ use crate::{
 /// A node says after 10 s that it does not know.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(12);
 const READ_DEADLINE: Duration = Duration::from_secs(3);
-/// How long an answer is looked for at all nodes.
-const LOOKED_FOR: Duration = Duration::from_secs(60);
+/// How often an answer is looked for at all nodes, a pause between each: rounds and not a time, because a process that
+/// was stopped for a while has not looked meanwhile.
+const ROUNDS_MAX: u32 = 400;
 const PAUSE: Duration = Duration::from_millis(50);
 /// Keys in one answer.
 const PAGE: usize = 1_000;
@@ -76,8 +77,7 @@ impl Ledger {
     /// Where the entry itself is wrong, which is a mistake of ours.
     pub async fn submit(&self, entry: &Value) -> Result<Commit, Error> {
         let body = entry.to_string();
-        let until = Instant::now() + LOOKED_FOR;
-        loop {
+        for _ in 0..ROUNDS_MAX {
             let (at, node) = self.node();
             let ask = Ask::json(Method::POST, "/v1/entries", body.clone());
             match self.http.ask(node, &ask, COMMIT_DEADLINE).await {
@@ -96,9 +96,6 @@ impl Ledger {
                 // Nothing happened, so it may be sent to another one.
                 Ok(answer) if matches!(answer.status.as_u16(), 429 | 503) => {
                     self.turn_from(at);
-                    if Instant::now() > until {
-                        return Ok(Commit::Unknown);
-                    }
                     tokio::time::sleep(PAUSE).await;
                 }
                 Ok(answer) if answer.status.is_client_error() => return Err(wrong(&answer)),
@@ -109,30 +106,29 @@ impl Ledger {
                 }
             }
         }
+        Ok(Commit::Unknown)
     }
 
     async fn read(&self, path: &str) -> Result<Answer, Error> {
-        let until = Instant::now() + LOOKED_FOR;
-        loop {
+        let mut last = None;
+        for _ in 0..ROUNDS_MAX {
             let (at, node) = self.node();
-            let problem = match self.http.ask(node, &Ask::get(path), READ_DEADLINE).await {
+            last = Some(match self.http.ask(node, &Ask::get(path), READ_DEADLINE).await {
                 Ok(answer) if answer.ok() || answer.status == StatusCode::NOT_FOUND => return Ok(answer),
                 Ok(answer) if answer.status.is_client_error() => return Err(wrong(&answer)),
-                Ok(answer) => Error::new(Code::UNREACHABLE, answer.problem()),
+                Ok(answer) => Error::new(Code::UNREACHABLE, answer.problem()).retryable(),
                 Err(error) => error,
-            };
+            });
             self.turn_from(at);
-            if Instant::now() > until {
-                return Err(problem);
-            }
             tokio::time::sleep(PAUSE).await;
         }
+        Err(last.expect("there was a round"))
     }
 
     /// The key as every acknowledged commit has left it.
     ///
     /// # Errors
-    /// Where no node answers for a minute.
+    /// Where no node answers, often asked.
     pub async fn get(&self, key: &str) -> Result<Option<Kept>, Error> {
         let answer = self.read(&format!("/v1/keys/{}", segment(key))).await?;
         if answer.status == StatusCode::NOT_FOUND && answer.json()["revision"].is_null() {
@@ -175,28 +171,21 @@ impl Ledger {
         })
     }
 
-    /// Hands every change of keys that begin with `prefix` to `each`, from revision `from` on, until the connection ends or
-    /// `each` wants no more. Returns the revision to go on from.
-    pub async fn watch(&self, prefix: &str, from: u64, mut each: impl FnMut(&str, Option<&Kept>) -> bool) -> u64 {
+    /// Hands every change of keys that begin with `prefix` to `each`, from revision `from` on, until the connection ends.
+    pub async fn watch(&self, prefix: &str, from: u64, mut each: impl FnMut(&Kept)) {
         let (at, node) = self.node();
-        let mut next = from;
         let mut rest = Vec::new();
-        let Ok(client) = Client::new(node) else { return next };
+        let Ok(client) = Client::new(node) else { return };
         let path = format!("/v1/watch?prefix={}&from={from}", segment(prefix));
         let watched = client.download(&path, |piece| {
             rest.extend_from_slice(&piece);
             while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = rest.drain(..=end).collect();
                 let Ok(told) = serde_json::from_slice::<Value>(&line) else { continue };
-                let Some(revision) = told["revision"].as_u64() else { continue };
-                for event in told["events"].as_array().into_iter().flatten() {
-                    let key = event["key"].as_str().unwrap_or_default();
-                    let put = (event["type"] == "put").then(|| Kept { mod_revision: revision, ..kept(event) });
-                    if !each(key, put.as_ref()) {
-                        return Err(Error::new(Code::STOPPED, "enough"));
-                    }
+                let revision = told["revision"].as_u64().unwrap_or(0);
+                for put in told["events"].as_array().into_iter().flatten().filter(|event| event["type"] == "put") {
+                    each(&Kept { mod_revision: revision, ..kept(put) });
                 }
-                next = revision + 1;
             }
             Ok(())
         });
@@ -204,7 +193,6 @@ impl Ledger {
             tracing::debug!(%error, "a watch ended");
             self.turn_from(at);
         }
-        next
     }
 }
 

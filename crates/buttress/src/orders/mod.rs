@@ -33,7 +33,7 @@ pub mod terminal;
 pub mod cli;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -71,8 +71,11 @@ const HEADROOM: f64 = 2.5;
 /// Its queue holds so many seconds of work.
 const QUEUE_S: f64 = 2.0;
 const WATCH_EVERY: Duration = Duration::from_millis(500);
-/// Without an order that ends for this long the drain is given up, and the report shows what is open.
-const DRAIN_WAIT: Duration = Duration::from_secs(60);
+/// The drain looks this often. Rounds are counted and not seconds: the whole machine may stand still for a while.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
+/// Without an order that ends for so many rounds the drain is given up, and the report shows what is open.
+const DRAIN_ROUNDS: u32 = 600;
+const SETTLED_ROUNDS: u32 = 20;
 
 pub struct Options {
     pub rate: f64,
@@ -105,31 +108,34 @@ impl<T> Drop for Task<T> {
 /// What is known of the orders while they run, from the topics.
 #[derive(Default)]
 struct Followed {
-    next: [u64; 2],
+    next: u64,
     created: u64,
     ends: BTreeMap<u64, End>,
 }
 
 /// Counters of processes that may be killed: what a new one counts is added to what the old one had.
 #[derive(Default)]
-struct Counted {
-    before: BTreeMap<(Place, &'static str), u64>,
-    last: BTreeMap<(Place, &'static str), u64>,
+struct Counted(BTreeMap<(Place, &'static str), Count>);
+
+#[derive(Clone, Copy, Default)]
+struct Count {
+    before: u64,
+    last: u64,
+    process: u64,
 }
 
 impl Counted {
-    fn see(&mut self, place: Place, name: &'static str, value: u64) -> u64 {
-        let last = self.last.insert((place, name), value).unwrap_or(0);
-        let before = self.before.entry((place, name)).or_default();
-        if value < last {
-            *before += last;
+    fn see(&mut self, place: Place, process: u64, name: &'static str, value: u64) -> u64 {
+        let count = self.0.entry((place, name)).or_default();
+        if process != count.process {
+            (count.before, count.process) = (count.before + count.last, process);
         }
-        *before + value
+        count.last = value;
+        count.before + value
     }
 
     fn get(&self, place: Place, name: &'static str) -> u64 {
-        let of = |map: &BTreeMap<(Place, &'static str), u64>| map.get(&(place, name)).copied().unwrap_or(0);
-        of(&self.before) + of(&self.last)
+        self.0.get(&(place, name)).map_or(0, |count| count.before + count.last)
     }
 }
 
@@ -146,6 +152,7 @@ struct Run {
     faults: Mutex<Vec<Window>>,
     left_open: Mutex<Option<[u64; 2]>>,
     started_ms: Mutex<f64>,
+    interrupted: AtomicBool,
 }
 
 /// Plays the orders and reports. Ctrl-C ends the load early, with a report of what was sent.
@@ -168,12 +175,18 @@ pub async fn run(
         faults: Mutex::default(),
         left_open: Mutex::default(),
         started_ms: Mutex::default(),
+        interrupted: AtomicBool::new(false),
         options,
         cluster,
         stage,
         feed: feed.clone(),
     });
-    let outcome = run.play().await;
+    let outcome = tokio::select! {
+        outcome = run.play() => outcome,
+        () = run.second_interrupt() => {
+            Err(Error::new(Code::STOPPED, "given up after a second Ctrl-C; there is no report").into())
+        }
+    };
     if outcome.is_err() {
         feed.phase(Phase::Failed);
     }
@@ -204,17 +217,7 @@ impl Run {
         let busy = processors();
         feed.phase(Phase::Playing);
         let watching = Task(tokio::spawn(self.clone().watch()));
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let stopping = Task(tokio::spawn({
-            let (interrupted, feed) = (interrupted.clone(), feed.clone());
-            async move {
-                if tokio::signal::ctrl_c().await.is_ok() {
-                    interrupted.store(true, Ordering::Relaxed);
-                    feed.event("stop", "Ctrl-C: no more orders; those that were sent are ended and checked");
-                }
-            }
-        }));
-        let directing = Task(tokio::spawn(self.clone().direct(started, interrupted.clone())));
+        let directing = Task(tokio::spawn(self.clone().direct(started)));
         let load = Load {
             seed: options.seed,
             rate: options.rate,
@@ -222,11 +225,9 @@ impl Run {
             gateways: Side::ALL.map(|side| self.stage.address(Place::part(side, Role::Gateway)).to_owned()),
             sent: self.sent.clone(),
         };
-        let stop = interrupted.clone();
-        load.run(started, started_ms, move || stop.load(Ordering::Relaxed)).await;
+        load.run(started, started_ms, || self.is_interrupted()).await;
         let played_s = started.elapsed().as_secs_f64().min(duration_s);
         let busy = used(busy, processors());
-        drop(stopping);
         let mut directing = directing;
         (&mut directing.0).await.context("the director")??;
         feed.phase(Phase::Draining);
@@ -235,7 +236,7 @@ impl Run {
         feed.phase(Phase::Checking);
         feed.event("check", "a stock Kafka client reads the topics back");
         drop(watching);
-        let evidence = self.collect(started_ms, played_s, interrupted.load(Ordering::Relaxed), busy).await?;
+        let evidence = self.collect(started_ms, played_s, self.is_interrupted(), busy).await?;
         let report = judge::judge(&evidence);
         feed.event("done", if report.ok { "every promise held" } else { "a promise was broken" });
         feed.update(|shown| {
@@ -245,9 +246,29 @@ impl Run {
         Ok(report)
     }
 
+    fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// The first Ctrl-C sets the flag; the second one returns.
+    async fn second_interrupt(&self) {
+        for _ in 0..2 {
+            if tokio::signal::ctrl_c().await.is_err() {
+                // Without a handler the default action ends the process, and nothing is to be done here.
+                std::future::pending::<()>().await;
+            }
+            if !self.interrupted.swap(true, Ordering::Relaxed) {
+                self.feed.event(
+                    "stop",
+                    "Ctrl-C: no more orders; those that were sent are ended and checked (again to give up)",
+                );
+            }
+        }
+    }
+
     async fn create_topic(&self, name: &str) -> Result<(), Error> {
         let body = json!({"name": name, "partitions": Side::ALL.len()}).to_string();
-        let until = Instant::now() + DRAIN_WAIT;
+        let mut rounds = 0;
         loop {
             let ask = Ask::json(http::Method::POST, "/v1/topics", body.clone());
             let node = &self.cluster.members()[0].http;
@@ -256,24 +277,35 @@ impl Run {
                 Ok(answer) => Error::new(Code::UNREACHABLE, answer.problem()),
                 Err(error) => error,
             };
-            if Instant::now() > until {
+            rounds += 1;
+            if rounds > DRAIN_ROUNDS {
                 return Err(problem);
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(DRAIN_LOOK).await;
         }
     }
 
     /// Does what the schedule says, and in the end leaves everybody well.
-    async fn direct(self: Arc<Self>, started: Instant, interrupted: Arc<AtomicBool>) -> Result<(), Error> {
+    async fn direct(self: Arc<Self>, started: Instant) -> Result<(), Error> {
         if !self.options.chaos {
             return Ok(());
         }
         let duration_s = self.options.duration.as_secs_f64();
-        let mut down = None;
+        let (mut killed, mut down) = (BTreeSet::new(), None);
         for step in schedule::steps(duration_s, self.cluster.members().len() > 2) {
             let due = started + Duration::from_secs_f64(step.at_s);
-            while Instant::now() < due && !interrupted.load(Ordering::Relaxed) {
+            while Instant::now() < due && !self.is_interrupted() {
                 tokio::time::sleep_until((Instant::now() + Duration::from_millis(50)).min(due).into()).await;
+            }
+            // Once it is to end, nobody is hurt any more, and who was is made well.
+            let is_due = match step.deed {
+                Deed::Fault(_, fault) => fault == Fault::NONE || !self.is_interrupted(),
+                Deed::Kill(_) | Deed::KillLeader => !self.is_interrupted(),
+                Deed::Start(role) => killed.remove(&role),
+                Deed::StartNode => down.is_some(),
+            };
+            if !is_due {
+                continue;
             }
             self.feed.event(step.kind, step.says);
             match step.deed {
@@ -284,6 +316,7 @@ impl Run {
                     }
                 }
                 Deed::Kill(role) => {
+                    killed.insert(role);
                     if role == Role::Coordinator {
                         let mut open = [0; 2];
                         for (open, side) in open.iter_mut().zip(Side::ALL) {
@@ -365,12 +398,12 @@ impl Run {
 
     async fn follow(&self) {
         for (at, side) in Side::ALL.into_iter().enumerate() {
-            let next = self.followed.lock().expect("no panic under this lock")[at].next[0];
+            let next = self.followed.lock().expect("no panic under this lock")[at].next;
             let Ok(records) = self.ledger.records(EVENTS, side.partition(), next).await else { continue };
             let mut followed = self.followed.lock().expect("no panic under this lock");
             let followed = &mut followed[at];
             for record in records {
-                followed.next[0] = record["offset"].as_u64().map_or(followed.next[0], |offset| offset + 1);
+                followed.next = record["offset"].as_u64().map_or(followed.next, |offset| offset + 1);
                 let Some(event) = record["value"].as_str().and_then(|value| serde_json::from_str::<Event>(value).ok())
                 else {
                     continue;
@@ -394,19 +427,20 @@ impl Run {
             let view = views[place.side as usize].entry(place.role).or_default();
             let Some(stats) = stats else { continue };
             let number = |value: &Value| value.as_u64().unwrap_or(0);
+            let process = number(&stats["pid"]);
             if place.proxy {
                 let requests: u64 = stats["route"]["by_class"].as_array().into_iter().flatten().map(number).sum();
-                counted.see(place, "requests", requests);
-                counted.see(place, "attempts", number(&stats["attempts"]));
-                view.retries = Some(counted.see(place, "retries", number(&stats["retries"])));
-                counted.see(place, "uptime_ms", number(&stats["uptime_ms"]));
+                counted.see(place, process, "requests", requests);
+                counted.see(place, process, "attempts", number(&stats["attempts"]));
+                view.retries = Some(counted.see(place, process, "retries", number(&stats["retries"])));
+                counted.see(place, process, "uptime_ms", number(&stats["uptime_ms"]));
                 view.breaker = stats["breaker"].as_str().map(str::to_owned);
                 view.limit = stats["limit"].as_u64();
                 continue;
             }
-            counted.see(place, "calls", number(&stats["calls"]));
-            counted.see(place, "attempts", number(&stats["attempts"]));
-            let requests = counted.see(place, "requests", number(&stats["requests"]));
+            counted.see(place, process, "calls", number(&stats["calls"]));
+            counted.see(place, process, "attempts", number(&stats["attempts"]));
+            let requests = counted.see(place, process, "requests", number(&stats["requests"]));
             if let Some((then, before)) = last.insert(place, (now, requests)) {
                 let seconds = (now - then).as_secs_f64().max(0.001);
                 view.rate = (requests.saturating_sub(before) as f64 / seconds * 10.0).round() / 10.0;
@@ -468,25 +502,24 @@ impl Run {
 
     /// Waits until every order that was placed has ended.
     async fn drain(&self) {
-        let mut progress = (Instant::now(), 0);
+        let (mut last, mut idle) = (None, 0);
         loop {
-            let (created, ended): (u64, usize) = {
+            let now: (u64, usize) = {
                 let followed = self.followed.lock().expect("no panic under this lock");
                 (followed.iter().map(|f| f.created).sum(), followed.iter().map(|f| f.ends.len()).sum())
             };
-            // Whatever a customer gave up on may still be on its way into the log: a look more than the last.
-            if created as usize == ended && progress.1 == ended && progress.0.elapsed() > 3 * WATCH_EVERY {
+            idle = if last == Some(now) { idle + 1 } else { 0 };
+            last = Some(now);
+            // What a customer gave up on may still be on its way into the log: looked at a few times more.
+            let open = (now.0 as usize).saturating_sub(now.1);
+            if open == 0 && idle > SETTLED_ROUNDS {
                 return;
             }
-            if ended != progress.1 {
-                progress = (Instant::now(), ended);
-            }
-            if progress.0.elapsed() > DRAIN_WAIT {
-                self.feed
-                    .event("check", format!("{} orders do not end", created as usize - ended.min(created as usize)));
+            if idle > DRAIN_ROUNDS {
+                self.feed.event("check", format!("{open} orders do not end"));
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(DRAIN_LOOK).await;
         }
     }
 

@@ -263,6 +263,9 @@ async fn answer(part: Arc<Part>, request: Request<Incoming>) -> Result<Response<
     }
     if path == "/fault" {
         return Ok(match serde_json::from_slice::<Fault>(&body) {
+            Ok(fault) if !(0.0..=1_000.0).contains(&fault.slower) => {
+                told(StatusCode::BAD_REQUEST, &json!({"message": "give \"slower\" from 0 to 1000"}))
+            }
             Ok(fault) => {
                 *part.fault.lock().expect("no panic under this lock") = fault;
                 told(StatusCode::OK, &json!(fault))
@@ -397,7 +400,7 @@ impl Part {
             _ => Value::Null,
         };
         json!({
-            "side": self.args.side, "role": self.args.role, "requests": get(&self.requests),
+            "side": self.args.side, "role": self.args.role, "pid": std::process::id(), "requests": get(&self.requests),
             "waiting": get(&self.waiting), "busy": get(&self.busy), "done": get(&self.done), "fault": fault,
             "calls": get(&self.caller.calls), "attempts": get(&self.caller.attempts), "sagas": sagas,
         })

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::Mutex,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use buttress_core::{Code, Error};
@@ -25,7 +25,9 @@ use crate::{
     ports,
 };
 
-const START_DEADLINE: Duration = Duration::from_secs(60);
+/// How often a process is asked before it is given up, a pause between each: rounds and not a time, because the whole
+/// machine may have stood still meanwhile.
+const ROUNDS_MAX: u32 = 3_000;
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
 const ASK_DEADLINE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
@@ -181,18 +183,20 @@ impl Stage {
     }
 
     /// # Errors
-    /// `UNREACHABLE` when it does not answer for a minute.
+    /// `UNREACHABLE` when it does not answer, often asked.
     pub async fn wait_ready(&self, place: Place) -> Result<(), Error> {
-        let until = Instant::now() + START_DEADLINE;
-        while self.stats(place).await.is_none() {
-            if Instant::now() > until {
-                let (name, dir) = (place.name(), self.dir.display());
-                return Err(Error::new(Code::UNREACHABLE, format!("{name} does not answer"))
-                    .hint(format!("its log is {dir}/{name}.log")));
+        for _ in 0..ROUNDS_MAX {
+            if self.stats(place).await.is_some() {
+                return Ok(());
             }
             tokio::time::sleep(POLL).await;
         }
-        Ok(())
+        Err(self.silent(place))
+    }
+
+    fn silent(&self, place: Place) -> Error {
+        let (name, dir) = (place.name(), self.dir.display());
+        Error::new(Code::UNREACHABLE, format!("{name} does not answer")).hint(format!("its log is {dir}/{name}.log"))
     }
 
     /// Kills with SIGKILL, and returns once it is gone.
@@ -201,11 +205,6 @@ impl Stage {
         if let Some(mut child) = child {
             let _ = child.kill().await;
         }
-    }
-
-    pub fn runs(&self, place: Place) -> bool {
-        let mut children = self.children.lock().expect("no panic under this lock");
-        children.get_mut(&place).is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// What a process says of itself, if it answers.
@@ -224,9 +223,14 @@ impl Stage {
     /// When it does not answer.
     pub async fn set_fault(&self, role: Role, fault: Fault) -> Result<(), Error> {
         for side in Side::ALL {
+            let place = Place::part(side, role);
             let body = serde_json::to_vec(&fault).expect("a fault is plain data");
             let ask = Ask::json(Method::POST, "/fault", body);
-            self.http.ask(self.address(Place::part(side, role)), &ask, ASK_DEADLINE).await?;
+            let mut rounds = 0..ROUNDS_MAX;
+            while !self.http.ask(self.address(place), &ask, ASK_DEADLINE).await.is_ok_and(|answer| answer.ok()) {
+                rounds.next().ok_or_else(|| self.silent(place))?;
+                tokio::time::sleep(POLL).await;
+            }
         }
         Ok(())
     }
