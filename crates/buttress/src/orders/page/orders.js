@@ -40,16 +40,16 @@ function chart(canvas, side) {
   const plot = height - 16;
   context.font = "11px system-ui, sans-serif";
   for (const window of now.windows) {
-    context.fillStyle = themeColor("grid");
-    context.fillRect(x(window.from_s), 0, x(window.to_s) - x(window.from_s), plot);
-    context.fillStyle = themeColor("muted");
+    context.fillStyle = themeColor("edge");
+    context.fillRect(x(window.from_s), 0, x(window.to_s) - x(window.from_s), height);
+    context.fillStyle = themeColor("text");
     context.fillText(window.what.split(",")[0], x(window.from_s) + 3, height - 4, Math.max(20, width - x(window.from_s) - 6));
   }
   const wide = Math.max(1, x(1) - 1);
   seconds.forEach((second, at) => {
     let base = plot;
     for (const [kind, color] of [["good", "good"], ["late", "series-d"], ["failed", "bad"]]) {
-      const high = (second[kind] / top) * (plot - 4);
+      const high = (second[kind] / top) * (plot - 14);
       context.fillStyle = themeColor(color);
       context.fillRect(x(at), base - high, wide, high);
       base -= high;
