@@ -41,3 +41,26 @@ pub fn journals() -> Vec<Vec<u8>> {
     ];
     vec![format!("{}\n\n{}", definition.encode(), encode(&records)).into_bytes()]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_every_damage_of_it_is_taken_calmly() {
+        for written in journals() {
+            let text = std::str::from_utf8(&written).unwrap();
+            let (definition, records) = text.split_once("\n\n").unwrap();
+            let definition = Definition::decode(definition.as_bytes()).unwrap();
+            Saga::fold(&definition, &decode(records.as_bytes()).unwrap()).unwrap();
+            for at in 0..written.len() {
+                for byte in [0, b'"', b'9', written[at] ^ 1] {
+                    let mut damaged = written.clone();
+                    damaged[at] = byte;
+                    journal(&damaged);
+                }
+                journal(&written[..at]);
+            }
+        }
+    }
+}

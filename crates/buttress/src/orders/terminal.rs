@@ -20,7 +20,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let live = std::io::stderr().is_terminal();
         let color = live && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self { live, color, rounds: 0, events: 0, drawn: false }
