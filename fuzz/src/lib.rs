@@ -106,6 +106,7 @@ targets! {
     "proxy-jwks", "the JWKS of an issuer", buttress_gateway::fuzz::jwks, buttress_gateway::fuzz::key_sets, &["\"kty\":", "\"RSA\"", "\"EC\"", "\"OKP\"", "\"crv\":", "\"alg\":", "{", "}", ",", "null"], 20_000, 2048;
     "proxy-api-keys", "a file of API keys", buttress_gateway::fuzz::api_keys, buttress_gateway::fuzz::key_files, &["\n", " ", "#", "\r\n", "%"], 40_000, 1024;
     "uplink-position", "the position of an uplink's lane as its target keeps it", buttress_uplink::fuzz::position, buttress_uplink::fuzz::positions, &["buttress-uplink/1 lineage=", " mark=", "none"], 80_000, 512;
+    "saga-journal", "the definition and the journal of a saga", buttress_saga::fuzz::journal, buttress_saga::fuzz::journals, &["\"record\":\"", "started", "step-scheduled", "comp-done", "\n\n", "\"attempt\":"], 40_000, 2048;
     "policy-header", "headers about time and attempts, and durations", buttress_policy::fuzz::headers, buttress_policy::fuzz::header_seeds, &["GMT", "Nov", "ms", "99999999", ":", "Sun, "], 80_000, 64;
     #[cfg(feature = "engine")]
     "model", "a model, in JSON or ONNX", buttress_engine::fuzz::fuzz_model, seeds::models, JSON, 15_000, 16384;

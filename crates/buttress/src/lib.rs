@@ -21,6 +21,7 @@ pub mod logging;
 mod members;
 mod metrics;
 pub mod mock;
+pub mod orders;
 pub mod ports;
 pub mod proxy;
 pub mod resources;

@@ -91,6 +91,9 @@ invariants! {
     UPLINK_1 = "UPLINK-1", "each record behind an uplink's origin is in the target once and in its order, or in exactly one gap record";
     UPLINK_2 = "UPLINK-2", "a gateway whose log is not the one that the target's position speaks of sends nothing under that position";
     UPLINK_3 = "UPLINK-3", "an uplink's position in the target stands behind exactly the records and gaps that are there";
+    // Sagas.
+    SAGA_1 = "SAGA-1", "a saga's journal is one that its definition allows: steps in order, what was begun undone backwards, and nothing after its end";
+    SAGA_2 = "SAGA-2", "a saga ends with every step's effect there, or with none, whatever is lost, repeated or late; it is stuck only once the attempts of an undoing are spent";
     // Functions.
     PIPE_1 = "PIPE-1", "a function's cursor, state and outputs move together: they are what the inputs below the cursor give, each taken once";
     FN_1 = "FN-1", "the ranges of a function's audit records for one partition tile the topic: no hole, no overlap";

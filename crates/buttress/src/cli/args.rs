@@ -89,6 +89,9 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Put a proxy before a service: deadlines, budgeted retries, a breaker, metrics, and a reason for every failure.
     Proxy(ProxyArgs),
+    /// One process of `demo orders`, which starts it.
+    #[command(hide = true)]
+    OrdersPart(crate::orders::part::PartArgs),
     /// Run an upstream that is as slow and as unreliable as you say, for tests.
     Mock(MockArgs),
     /// Explain an error code, or why a request through `buttress proxy` was answered as it was.
@@ -150,6 +153,9 @@ pub struct ProxyArgs {
     /// Forward in turn and do nothing else: no policies, no metrics, no records.
     #[arg(long)]
     pub bare: bool,
+    /// End when standard input ends: for whoever starts proxies as child processes.
+    #[arg(long, hide = true)]
+    pub with_parent: bool,
     #[arg(long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
     #[arg(long, value_enum, default_value_t = logging::Format::Text)]
@@ -255,6 +261,8 @@ impl DemoArgs {
 pub enum DemoKind {
     /// A plant of CNC machines, judged by a function, through a failover (the default).
     Fleet(FleetArgs),
+    /// Orders through five services, with and without the traffic plane, through faults; every order ends in a saga.
+    Orders(crate::orders::cli::OrdersArgs),
 }
 
 #[derive(Debug, ClapArgs)]

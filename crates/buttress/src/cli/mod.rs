@@ -36,16 +36,17 @@ pub fn run(args: args::Args) -> ExitCode {
             return ExitCode::from(if crate::engines::host::run(&host) { DONE } else { FAILED });
         }
         Command::Dev(dev) => crate::dev::run(&dev),
-        Command::Demo(demo) => {
-            let DemoKind::Fleet(options) = demo.kind();
-            crate::demo::cli::run(options)
-        }
+        Command::Demo(demo) => match demo.kind() {
+            DemoKind::Fleet(options) => crate::demo::cli::run(options),
+            DemoKind::Orders(options) => crate::orders::cli::run(options),
+        },
         Command::Backup(backup) => backup::run(backup),
         Command::Restore(restore) => backup::restore(&restore),
         Command::Doctor(doctor) => crate::doctor::run(doctor),
 
         Command::Chaos(crate::chaos::cli::ChaosCommand::Consensus(options)) => crate::chaos::cli::consensus(&options),
         Command::Proxy(proxy) => crate::proxy::run(&proxy),
+        Command::OrdersPart(part) => crate::orders::part::run(part),
         Command::Mock(mock) => crate::mock::run(&mock),
         Command::Explain { what, admin, output } => crate::proxy::explain::run(&what, &admin, output),
         Command::Apply(args) => crate::resources::cli::apply(&args),

@@ -156,6 +156,7 @@ impl Gateway {
                     path: "/topics/telemetry",
                     content_type: Some(REST_JSON),
                     gzip,
+                    fields: Vec::new(),
                     body: body.into(),
                 }
             }

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 /// Largest answer that is read: a page of records.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Idle connections kept per address.
-const IDLE_MAX: usize = 4;
+const IDLE_MAX: usize = 16;
 
 /// An answer with its body.
 #[derive(Debug)]
@@ -48,20 +48,29 @@ pub struct Ask<'a> {
     pub path: &'a str,
     pub content_type: Option<&'a str>,
     pub gzip: bool,
+    /// Fields beside those that every request has.
+    pub fields: Vec<(&'static str, String)>,
     pub body: Bytes,
 }
 
 impl<'a> Ask<'a> {
     pub fn get(path: &'a str) -> Self {
-        Self { method: Method::GET, path, content_type: None, gzip: false, body: Bytes::new() }
+        Self { method: Method::GET, path, content_type: None, gzip: false, fields: Vec::new(), body: Bytes::new() }
     }
 
     pub fn json(method: Method, path: &'a str, body: impl Into<Bytes>) -> Self {
-        Self { method, path, content_type: Some("application/json"), gzip: false, body: body.into() }
+        Self {
+            method,
+            path,
+            content_type: Some("application/json"),
+            gzip: false,
+            fields: Vec::new(),
+            body: body.into(),
+        }
     }
 
     pub fn bytes(method: Method, path: &'a str, body: Bytes) -> Self {
-        Self { method, path, content_type: Some("application/octet-stream"), gzip: false, body }
+        Self { method, path, content_type: Some("application/octet-stream"), gzip: false, fields: Vec::new(), body }
     }
 }
 
@@ -117,6 +126,9 @@ impl HttpClient {
         }
         if ask.gzip {
             request = request.header(header::CONTENT_ENCODING, "gzip");
+        }
+        for (name, value) in &ask.fields {
+            request = request.header(*name, value);
         }
         let request = request.body(Full::new(ask.body.clone())).map_err(|e| unreachable(e.to_string()))?;
         let response = sender.send_request(request).await.map_err(|e| unreachable(e.to_string()))?;

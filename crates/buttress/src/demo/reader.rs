@@ -447,6 +447,21 @@ pub async fn read_back(kafka: &Kafka, telemetry: usize, anomalies: i32, names: &
     Ok(back)
 }
 
+/// Reads a partition of the nodes' log from its first to its end offset, and hands over the value of each record.
+///
+/// # Errors
+/// As [`read_back`].
+pub async fn read_all(
+    nodes: &[String],
+    topic: &'static str,
+    number: i32,
+    mut take: impl FnMut(&[u8]),
+) -> anyhow::Result<()> {
+    let client = Reading::Nodes(connect(nodes).await?);
+    read_partition(&client, topic, number, |record| take(record.record.value.as_deref().unwrap_or_default())).await?;
+    Ok(())
+}
+
 enum Reading<'a> {
     Nodes(Client),
     Engine(&'a Engines),

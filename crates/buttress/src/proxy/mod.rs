@@ -94,7 +94,10 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     announce(args, &running.shared, admin_address)?;
     let reloading = tokio::spawn(reload_when_asked(Arc::clone(&running.shared)));
     let serving = tokio::spawn(admin::serve(admin, shared, state));
-    end.await;
+    tokio::select! {
+        () = end => {}
+        () = crate::serve::parent_gone(), if args.with_parent => {}
+    }
     eprintln!("draining: no new connections, {} at most for what runs", show_duration(args.drain));
     // The page goes on while requests end. Whoever asks twice does not want to wait.
     let again = interrupted();

@@ -9,6 +9,7 @@ mod input;
 mod kv;
 mod locks;
 mod members;
+mod orders;
 mod proxy;
 mod resources;
 mod support;
