@@ -346,11 +346,10 @@ fn a_new_certificate_takes_over_and_a_bad_one_does_not() {
     let connect = || dial(proxy.address, authority.client(None, &[]), "a.example").unwrap();
     let mut open = connect();
     assert_eq!(shown(&open), old);
-    // The certificate is there, its key is not yet: the old one goes on.
-    let key = fs::read(&pair.key).unwrap();
-    let fresh = authority.named("a", &["a.example"]);
-    let fresh_key = fs::read(&fresh.key).unwrap();
-    fs::write(&pair.key, key).unwrap();
+    // The certificate is there, its key is not yet: the old one goes on. Files are put there in one step, as somebody else looks too.
+    let fresh = authority.named("fresh", &["a.example"]);
+    let new = first(&fresh);
+    fs::rename(&fresh.certificate, &pair.certificate).unwrap();
     let metric = |text: &str| {
         let mut metrics = String::new();
         proxy.shared().prometheus(&mut metrics);
@@ -360,11 +359,11 @@ fn a_new_certificate_takes_over_and_a_bad_one_does_not() {
     proxy.shared().tls.reload();
     assert!(metric("certificate_reloads_total{outcome=\"refused\"} 1\n"), "what is refused is counted once");
     assert_eq!(shown(&connect()), old);
-    fs::write(&pair.key, fresh_key).unwrap();
+    fs::rename(&fresh.key, &pair.key).unwrap();
     // Nobody has to ask.
     until("the new certificate is found", || metric("certificate_reloads_total{outcome=\"done\"} 1\n"));
-    assert_eq!(shown(&connect()), first(&fresh));
-    assert_ne!(old, first(&fresh));
+    assert_eq!(shown(&connect()), new);
+    assert_ne!(old, new);
     assert_eq!(ask(&mut open, GET).unwrap().status, 200, "what was open lives on");
 }
 
