@@ -1,0 +1,153 @@
+//! Entry points for fuzzers.
+
+use crate::{
+    Event, FRAME_BYTES_MAX, Options, PREFACE, Server,
+    hpack::{Decoder, Encoder, Head, TABLE_BYTES},
+    huffman,
+};
+
+const HEAD_BYTES_MAX: usize = 4096;
+
+/// Blocks of headers, one after the other into one table; each has its length in two bytes before it. What they say is
+/// the same after it was encoded.
+///
+/// # Panics
+/// Where it is not, or a table is larger than it may be.
+pub fn fuzz_hpack(data: &[u8]) {
+    let (mut rest, mut decoder, mut head) = (data, Decoder::default(), Head::default());
+    let (mut encoder, mut again, mut same) = (Encoder::new(&[("te", "trailers")]), Decoder::default(), Head::default());
+    while let Some((length, behind)) = rest.split_first_chunk::<2>() {
+        let (block, behind) = behind.split_at(behind.len().min(u16::from_be_bytes(*length).into()));
+        rest = behind;
+        if decoder.decode(block, &mut head, HEAD_BYTES_MAX).is_err() {
+            return;
+        }
+        assert!(decoder.size() <= TABLE_BYTES);
+        let size: usize = head.iter().map(|(name, value)| name.len() + value.len() + 32).sum();
+        assert!(size <= HEAD_BYTES_MAX);
+        let mut block = Vec::new();
+        encoder.begin(&mut block);
+        head.iter().for_each(|(name, value)| encoder.field(name, value, &mut block));
+        again.decode(&block, &mut same, HEAD_BYTES_MAX).expect("we encoded it");
+        assert!(head.iter().eq(same.iter()));
+    }
+}
+
+/// A text and its Huffman code, in both directions.
+///
+/// # Panics
+/// Where a text is not the same after it was encoded, or a code that was taken is not the only one.
+pub fn fuzz_huffman(data: &[u8]) {
+    let (mut code, mut text) = (Vec::new(), Vec::new());
+    huffman::encode(data, &mut code);
+    huffman::decode(&code, &mut text).expect("we encoded it");
+    assert_eq!(text, data);
+    let (mut told, mut again) = (Vec::new(), Vec::new());
+    if huffman::decode(data, &mut told).is_ok() {
+        huffman::encode(&told, &mut again);
+        assert_eq!(again, data, "each text has one code");
+    }
+}
+
+/// What a client sends behind its preface. The first byte says how it is cut: whether it comes whole or in pieces, the same
+/// happens.
+///
+/// # Panics
+/// Where that is not so, or what we send is no HTTP/2.
+pub fn fuzz_connection(data: &[u8]) {
+    let Some((cut, frames)) = data.split_first() else { return };
+    let whole = run(frames, usize::MAX);
+    let pieces = run(frames, usize::from(*cut).max(1));
+    assert_eq!(whole, pieces);
+}
+
+/// The events of a connection whose requests are answered at once, and whether it failed.
+fn run(frames: &[u8], cut: usize) -> (Vec<String>, bool) {
+    let mut server = Server::<u32>::new(Options {
+        streams_max: 8,
+        stream_window_bytes: 4096,
+        connection_window_bytes: 100_000,
+        head_bytes_max: HEAD_BYTES_MAX,
+        repeated: &[("content-type", "application/grpc"), ("grpc-status", "0")],
+    });
+    server.begin();
+    let (mut events, mut kept, mut failed) = (Vec::new(), PREFACE.to_vec(), false);
+    let mut pieces = frames.chunks(cut.min(frames.len().max(1)));
+    'read: loop {
+        let mut input = &kept[..];
+        loop {
+            match server.next(&mut input) {
+                Ok(Some(event)) => {
+                    events.push(format!("{event:?}"));
+                    react(&mut server, &event);
+                }
+                Ok(None) if server.is_full() => drain(&mut server),
+                Ok(None) => break,
+                Err(_) => {
+                    failed = true;
+                    break 'read;
+                }
+            }
+        }
+        let taken = kept.len() - input.len();
+        kept.drain(..taken);
+        drain(&mut server);
+        match pieces.next() {
+            Some(piece) => kept.extend_from_slice(piece),
+            None => break,
+        }
+    }
+    drain(&mut server);
+    assert!(server.len() <= 8);
+    (events, failed)
+}
+
+/// Streams are answered by their number: with everything at once, piece by piece, with a reset, or not at all.
+fn react(server: &mut Server<u32>, event: &Event<'_, u32>) {
+    const TYPE: (&[u8], &[u8]) = (b"content-type", b"application/grpc");
+    const GOOD: (&[u8], &[u8]) = (b"grpc-status", b"0");
+    match event {
+        Event::Head { stream, .. } => {
+            server.accept(*stream, *stream);
+            match stream / 2 % 4 {
+                0 => server.answer(*stream, 200, &[TYPE], &[b"hello, ", b"world"], &[GOOD]),
+                1 => {
+                    server.respond(*stream, 404, [TYPE], false);
+                    server.data(*stream, vec![7; 40_000].into());
+                    server.data(*stream, vec![7; 3].into());
+                    server.trailers(*stream, [GOOD]);
+                }
+                _ => {}
+            }
+        }
+        Event::Data { stream, bytes, ended } => {
+            assert!(server.with(*stream).is_some_and(|with| with == stream));
+            server.release(*stream, bytes.len());
+            if *ended && stream / 2 % 4 > 1 {
+                server.respond(*stream, 200, [], true);
+            }
+        }
+        Event::Trailers { stream } => drop(server.abort(*stream, crate::Code::CANCEL)),
+        Event::Reset { stream, with, .. } => assert_eq!(stream, with),
+    }
+}
+
+/// Everything that is written is whole frames of a size that a peer takes.
+fn drain(server: &mut Server<u32>) {
+    loop {
+        let output = server.output();
+        if output.is_empty() {
+            break;
+        }
+        let mut rest = output;
+        while let Some((head, behind)) = rest.split_first_chunk::<9>() {
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            assert!(length <= FRAME_BYTES_MAX);
+            rest = behind.get(length..).expect("frames are whole");
+        }
+        assert!(rest.is_empty());
+        let written = output.len();
+        server.wrote(written);
+    }
+    while server.next_drained().is_some() {}
+}
