@@ -45,6 +45,7 @@ use members::{AskedBy, Group};
 
 use super::{
     Config, MemberDone, MemberRequest, Options,
+    follow::Followed,
     handle::stopped,
     shared::{Counters, Inspection, LeaderSeen, Shared, Time},
     snapshots,
@@ -348,6 +349,7 @@ impl Core {
             cursors: RwLock::default(),
             revision: watch::Sender::new(Revision(0)),
             ring: Arc::default(),
+            followed: Followed::default(),
             reader,
             counters: Counters::default(),
             leaders: Mutex::default(),
@@ -1132,6 +1134,7 @@ impl Core {
         });
         for applied in &applied {
             self.shared.ring.push(&applied.effects.kvs, |key, at| machine.was(key, at));
+            self.shared.followed.changed(&applied.effects.kvs);
         }
         let revision = machine.revision();
         self.shared.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
@@ -1340,6 +1343,7 @@ impl Core {
         *self.shared.cursors.write().expect("no holder panics") = cursors;
         let revision = machine.revision();
         self.shared.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
+        self.shared.followed.all_changed(revision);
         grown
     }
 
