@@ -46,7 +46,8 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("buttress-events", &["buttress-core", "buttress-wire"]),
     ("buttress-functions", &["buttress-core", "buttress-wire"]),
     ("buttress-etcd-proto", &[]),
-    ("buttress-coordination", &["buttress-core", "buttress-wire", "buttress-etcd-proto"]),
+    ("buttress-http2", &[]),
+    ("buttress-coordination", &["buttress-core", "buttress-wire", "buttress-etcd-proto", "buttress-http2"]),
     ("buttress-bridge", &["buttress-core", "buttress-wire", "buttress-etcd-proto"]),
     ("buttress-gateway", &["buttress-core", "buttress-policy"]),
     (
@@ -98,6 +99,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-policy",
             "buttress-uplink",
             "buttress-gateway",
+            "buttress-http2",
         ],
     ),
     ("xtask", &[]),
@@ -113,6 +115,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("buttress-oracle", &["bytes"]),
     ("buttress-uplink", &["bytes"]),
     ("buttress-policy", &[]),
+    ("buttress-http2", &["bytes"]),
     ("buttress-sim", &["bytes", "mimalloc"]),
 ];
 

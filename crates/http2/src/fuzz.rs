@@ -1,7 +1,7 @@
 //! Entry points for fuzzers.
 
 use crate::{
-    Event, FRAME_BYTES_MAX, Options, PREFACE, Server,
+    Event, FRAME_BYTES_MAX, Options, PREFACE, Server, frame,
     hpack::{Decoder, Encoder, Head, TABLE_BYTES},
     huffman,
 };
@@ -150,4 +150,64 @@ fn drain(server: &mut Server<u32>) {
         server.wrote(written);
     }
     while server.next_drained().is_some() {}
+}
+
+/// A request's block, and one that relies on what the first put into the table.
+fn request_blocks() -> [Vec<u8>; 2] {
+    let mut first = vec![0x83, 0x86, 0x44];
+    let mut path = Vec::new();
+    huffman::encode(b"/etcdserverpb.KV/Put", &mut path);
+    first.push(0x80 | path.len() as u8);
+    first.extend_from_slice(&path);
+    for (name, value) in [("content-type", "application/grpc"), ("te", "trailers"), ("content-length", "12")] {
+        first.push(0x40);
+        for text in [name, value] {
+            first.push(text.len() as u8);
+            first.extend_from_slice(text.as_bytes());
+        }
+    }
+    [first, vec![0x83, 0x86, 0xc1, 0xc0, 0xbf]]
+}
+
+/// Seeds of [`fuzz_connection`].
+pub fn connections() -> Vec<Vec<u8>> {
+    let [first, second] = request_blocks();
+    let ends = frame::END_HEADERS | frame::END_STREAM;
+    let frames: &[(u8, u8, u32, &[u8])] = &[
+        (frame::SETTINGS, 0, 0, &[0, 4, 0, 0, 16, 0, 0, 1, 0, 0, 1, 0]),
+        (frame::WINDOW_UPDATE, 0, 0, &[0, 0, 100, 0]),
+        (frame::HEADERS, frame::END_HEADERS, 1, &first),
+        (frame::DATA, frame::END_STREAM, 1, b"hello, world"),
+        (frame::HEADERS, ends, 3, &second),
+        (frame::WINDOW_UPDATE, 0, 3, &[0, 1, 0, 0]),
+        (frame::PING, 0, 0, b"whatever"),
+        (frame::HEADERS, frame::WITH_PRIORITY, 5, &[0, 0, 0, 3, 9, second[0], second[1]]),
+        (frame::CONTINUATION, frame::END_HEADERS, 5, &second[2..]),
+        (frame::DATA, frame::PADDED, 5, &[3, 1, 2, 0, 0, 0]),
+        (frame::HEADERS, ends, 5, &[0x00, 1, b'x', 1, b'y']),
+        (frame::HEADERS, frame::END_HEADERS, 7, &second),
+        (frame::RST_STREAM, 0, 7, &[0, 0, 0, 8]),
+        (frame::PRIORITY, 0, 9, &[0, 0, 0, 1, 7]),
+        (frame::GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 0]),
+    ];
+    let all: Vec<u8> = frames.iter().fold(vec![7], |mut out, (kind, flags, stream, payload)| {
+        frame::put(*kind, *flags, *stream, payload, &mut out);
+        out
+    });
+    vec![all[..1 + 21].to_vec(), all]
+}
+
+/// Seeds of [`fuzz_hpack`].
+pub fn blocks() -> Vec<Vec<u8>> {
+    let blocks = request_blocks().into_iter().chain([vec![0x20, 0x3f, 0xe1, 0x1f, 0x82]]);
+    let framed: Vec<Vec<u8>> = blocks.map(|block| [&(block.len() as u16).to_be_bytes()[..], &block].concat()).collect();
+    vec![framed[0].clone(), framed.concat()]
+}
+
+/// Seeds of [`fuzz_huffman`].
+pub fn texts() -> Vec<Vec<u8>> {
+    let every: Vec<u8> = (0..=255).collect();
+    let mut code = Vec::new();
+    huffman::encode(&every[..64], &mut code);
+    vec![every, code, b"www.example.com".to_vec()]
 }

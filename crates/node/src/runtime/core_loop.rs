@@ -479,6 +479,9 @@ impl Core {
                 // There is more to apply; others of this thread get their turn first.
                 () = tokio::task::yield_now(), if more => {}
             }
+            // Whoever else of this thread has something to say gets to say it first. So a turn takes more at once: fewer
+            // messages, writes and syncs for the same entries.
+            tokio::task::yield_now().await;
             // Whatever else has come meanwhile belongs to the same turn.
             while let Ok(notice) = self.notices.try_recv() {
                 self.on_notice(notice, &mut inputs)?;

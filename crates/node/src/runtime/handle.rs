@@ -525,10 +525,17 @@ impl Handle {
             let hint = format!("at most {ENTRY_BYTES_MAX} bytes and {ENTRY_PARTS_MAX} parts; split it");
             return Err(SubmitError::Failed(Error::new(Code::TOO_LARGE, message).hint(hint)));
         }
-        let room = self.room.clone().acquire_many_owned(size as u32);
-        let Ok(Ok(room)) = tokio::time::timeout(ROOM_WAIT, room).await else {
-            let error = Error::new(Code::OVERLOADED, "too many bytes wait for their commit").retryable();
-            return Err(SubmitError::Failed(error.hint("retry after a pause")));
+        // Mostly there is room, and then nothing waits and no timer is made.
+        let room = match self.room.clone().try_acquire_many_owned(size as u32) {
+            Ok(room) => room,
+            Err(_) => {
+                let room = self.room.clone().acquire_many_owned(size as u32);
+                let Ok(Ok(room)) = tokio::time::timeout(ROOM_WAIT, room).await else {
+                    let error = Error::new(Code::OVERLOADED, "too many bytes wait for their commit").retryable();
+                    return Err(SubmitError::Failed(error.hint("retry after a pause")));
+                };
+                room
+            }
         };
         let (reply, answer) = oneshot::channel();
         self.shared.counters.submitted.fetch_add(1, Ordering::Relaxed);
