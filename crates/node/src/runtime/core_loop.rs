@@ -282,7 +282,9 @@ impl Core {
             let notify = notify.clone();
             let path = config.data_dir.join("store");
             let disk = options.disk(&path)?;
-            DiskStore::open_on(disk, path, identity.clone(), options.store.clone(), move |event| {
+            let early = config.node.0 % 3;
+            let options = crate::store::Options { checkpoint_early_thirds: early, ..options.store.clone() };
+            DiskStore::open_on(disk, path, identity.clone(), options, move |event| {
                 let _ = notify.send(match event {
                     StoreEvent::Checkpointed { index, term } => Notice::Checkpointed { index, term },
                     StoreEvent::Room => Notice::StoreHasRoom,
@@ -479,9 +481,6 @@ impl Core {
                 // There is more to apply; others of this thread get their turn first.
                 () = tokio::task::yield_now(), if more => {}
             }
-            // Whoever else of this thread has something to say gets to say it first. So a turn takes more at once: fewer
-            // messages, writes and syncs for the same entries.
-            tokio::task::yield_now().await;
             // Whatever else has come meanwhile belongs to the same turn.
             while let Ok(notice) = self.notices.try_recv() {
                 self.on_notice(notice, &mut inputs)?;

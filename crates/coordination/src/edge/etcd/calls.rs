@@ -138,3 +138,57 @@ impl<T> Calls<T> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, poll_fn};
+
+    use super::*;
+
+    /// A future that ends when the second of its wakers' uses is over, and its waker.
+    fn twice(out: Arc<Mutex<Option<Waker>>>) -> Future<&'static str> {
+        let mut polls = 0;
+        Box::pin(poll_fn(move |context| {
+            polls += 1;
+            *out.lock().unwrap() = Some(context.waker().clone());
+            if polls == 2 { Poll::Ready("done") } else { Poll::Pending }
+        }))
+    }
+
+    #[test]
+    fn what_is_woken_is_polled_and_nothing_else() {
+        let waker = Arc::new(Mutex::new(None));
+        let mut calls = Calls::new();
+        calls.add(1, Box::pin(pending()));
+        calls.add(3, twice(waker.clone()));
+        assert_eq!(calls.next(), None);
+        assert!(calls.listen(Waker::noop()).is_empty());
+        assert_eq!(calls.next(), None, "nobody has rung");
+        let wake = waker.lock().unwrap().clone().unwrap();
+        wake.wake_by_ref();
+        wake.wake();
+        calls.bell().take(9, 10);
+        assert_eq!(calls.listen(Waker::noop()), [(9, 10)]);
+        assert_eq!(calls.next(), Some((3, "done")));
+        assert_eq!(calls.next(), None);
+    }
+
+    #[test]
+    fn a_place_that_was_given_up_is_used_again_whoever_wakes_it() {
+        let waker = Arc::new(Mutex::new(None));
+        let mut calls = Calls::new();
+        let place = calls.add(1, twice(waker.clone()));
+        assert_eq!(calls.next(), None);
+        let old = waker.lock().unwrap().clone().unwrap();
+        calls.cancel(place);
+        calls.cancel(place);
+        assert_eq!(calls.add(5, Box::pin(pending())), place);
+        assert_ne!(calls.add(7, twice(waker.clone())), place, "it was given up once");
+        old.wake();
+        calls.listen(Waker::noop());
+        assert_eq!(calls.next(), None);
+        waker.lock().unwrap().clone().unwrap().wake();
+        calls.listen(Waker::noop());
+        assert_eq!(calls.next(), Some((7, "done")));
+    }
+}

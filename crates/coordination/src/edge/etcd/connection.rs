@@ -29,7 +29,6 @@ use hyper::body::{Body as HttpBody, Frame};
 use prost::Message;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     sync::watch,
     time::Instant,
 };
@@ -99,9 +98,9 @@ enum Doing {
 }
 
 /// Serves a connection whose client has said these bytes first.
-pub(super) async fn serve(
+pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     etcd: Arc<Etcd>,
-    stream: TcpStream,
+    stream: S,
     first: &[u8],
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), String> {
@@ -136,9 +135,9 @@ pub(super) async fn serve(
     poll_fn(|context| connection.turn(context)).await
 }
 
-struct Connection {
+struct Connection<S> {
     etcd: Arc<Etcd>,
-    stream: TcpStream,
+    stream: S,
     server: Server<Call>,
     calls: Calls<Done>,
     /// What is not a whole frame yet, or must wait because the client does not read.
@@ -153,7 +152,7 @@ struct Connection {
     ending: Option<Result<(), String>>,
 }
 
-impl Connection {
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn turn(&mut self, context: &mut Context<'_>) -> Poll<Result<(), String>> {
         for (stream, bytes) in self.calls.listen(context.waker()) {
             self.server.release(stream, bytes);
@@ -521,11 +520,14 @@ impl Connection {
                         context.waker().wake_by_ref();
                     }
                 }
-                Ok(_) => self.end(Ok(())),
-                Err(error) => self.end(Err(error.to_string())),
-            }
-            if self.ending.is_some() && self.server.output().is_empty() {
-                return Poll::Ready(());
+                Ok(_) => {
+                    self.end(Ok(()));
+                    return Poll::Ready(());
+                }
+                Err(error) => {
+                    self.end(Err(error.to_string()));
+                    return Poll::Ready(());
+                }
             }
         }
     }

@@ -26,8 +26,8 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    net::TcpListener,
     sync::watch,
 };
 use tonic::{Code, Status, body::Body, server::Grpc};
@@ -71,7 +71,7 @@ pub async fn serve(etcd: Arc<Etcd>, listener: TcpListener) {
             }
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
+        let mut stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(plane = "coordination", %error, "accepting a connection failed");
@@ -86,7 +86,7 @@ pub async fn serve(etcd: Arc<Etcd>, listener: TcpListener) {
         let _ = stream.set_nodelay(true);
         let (etcd, stopping) = (etcd.clone(), stopping.clone());
         tokio::spawn(async move {
-            if let Some((first, length)) = first_bytes(&stream, stopping.clone()).await {
+            if let Some((first, length)) = first_bytes(&mut stream, stopping.clone()).await {
                 etcd.counters.connections.fetch_add(1, Ordering::Relaxed);
                 let first = &first[..length];
                 let served = match first == PREFACE {
@@ -105,16 +105,16 @@ pub async fn serve(etcd: Arc<Etcd>, listener: TcpListener) {
 
 /// What a client says first: HTTP/2's preface, or as much as shows that it is none. `None` where it says nothing: nobody
 /// waits for that for long.
-async fn first_bytes(stream: &TcpStream, mut stopping: watch::Receiver<bool>) -> Option<([u8; PREFACE.len()], usize)> {
+async fn first_bytes<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    mut stopping: watch::Receiver<bool>,
+) -> Option<([u8; PREFACE.len()], usize)> {
     let read = async {
         let (mut bytes, mut length) = ([0; PREFACE.len()], 0);
         while length < bytes.len() && PREFACE.starts_with(&bytes[..length]) {
-            stream.readable().await.ok()?;
-            match stream.try_read(&mut bytes[length..]) {
-                Ok(0) => return None,
+            match stream.read(&mut bytes[length..]).await {
+                Ok(0) | Err(_) => return None,
                 Ok(read) => length += read,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return None,
             }
         }
         Some((bytes, length))
@@ -125,12 +125,10 @@ async fn first_bytes(stream: &TcpStream, mut stopping: watch::Receiver<bool>) ->
     }
 }
 
-async fn http1(
-    etcd: Arc<Etcd>,
-    stream: TcpStream,
-    first: &[u8],
-    mut stopping: watch::Receiver<bool>,
-) -> Result<(), String> {
+async fn http1<S>(etcd: Arc<Etcd>, stream: S, first: &[u8], mut stopping: watch::Receiver<bool>) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(|request: Request<Incoming>| {
         let etcd = etcd.clone();
         async move { Ok::<_, Infallible>(etcd.answer(request).await) }
@@ -150,12 +148,12 @@ async fn http1(
 }
 
 /// A socket of which something was read already.
-struct Begun {
+struct Begun<S> {
     first: Bytes,
-    stream: TcpStream,
+    stream: S,
 }
 
-impl AsyncRead for Begun {
+impl<S: AsyncRead + Unpin> AsyncRead for Begun<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -170,7 +168,7 @@ impl AsyncRead for Begun {
     }
 }
 
-impl AsyncWrite for Begun {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Begun<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }

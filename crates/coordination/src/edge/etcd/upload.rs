@@ -20,6 +20,8 @@ use super::calls::Bell;
 #[derive(Default)]
 struct State {
     pieces: VecDeque<Bytes>,
+    /// Of their bytes, those that were released before.
+    released: usize,
     trailers: Option<HeaderMap>,
     /// All of it came.
     ended: bool,
@@ -42,13 +44,21 @@ pub(super) struct Upload {
 
 /// A body of which some has come already, and was released.
 pub(super) fn upload(stream: u32, bell: &Arc<Bell>, first: Bytes, ended: bool) -> (Feed, Upload) {
-    let mut state = State { ended, ..State::default() };
-    let known = first.len();
-    if known > 0 {
+    let mut state = State { ended, released: first.len(), ..State::default() };
+    if !first.is_empty() {
         state.pieces.push_back(first);
     }
     let state = Arc::new(Mutex::new(state));
     (Feed(state.clone()), Upload { state, bell: bell.clone(), stream })
+}
+
+impl State {
+    /// How many of so many bytes are to be released.
+    fn taken(&mut self, bytes: usize) -> usize {
+        let before = self.released.min(bytes);
+        self.released -= before;
+        bytes - before
+    }
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -96,8 +106,11 @@ impl Body for Upload {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let mut state = lock(&self.state);
         if let Some(piece) = state.pieces.pop_front() {
+            let taken = state.taken(piece.len());
             drop(state);
-            self.bell.take(self.stream, piece.len());
+            if taken > 0 {
+                self.bell.take(self.stream, taken);
+            }
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         if state.ended {
@@ -120,10 +133,11 @@ impl Drop for Upload {
     fn drop(&mut self) {
         let mut state = lock(&self.state);
         state.unwanted = true;
-        let left: usize = state.pieces.drain(..).map(|piece| piece.len()).sum();
+        let left = state.pieces.drain(..).map(|piece| piece.len()).sum();
+        let taken = state.taken(left);
         drop(state);
-        if left > 0 {
-            self.bell.take(self.stream, left);
+        if taken > 0 {
+            self.bell.take(self.stream, taken);
         }
     }
 }
