@@ -93,6 +93,9 @@ targets! {
     "device-window", "a device's window of an intake, and numbers that come", buttress_events::intake::fuzz_window, seeds::windows, &[], 80_000, 256;
     "etcd-gateway", "a body of etcd's JSON gateway", buttress_coordination::edge::etcd::fuzz::fuzz_gateway, seeds::etcd_bodies, JSON, 20_000, 2048;
     "etcd-txn", "an encoded etcd transaction", buttress_coordination::edge::etcd::fuzz::fuzz_txn, seeds::etcd_txns, &["\x12", "\x1a", "\x22"], 40_000, 2048;
+    "http2-connection", "what a client of HTTP/2 sends, whole and in pieces", buttress_http2::fuzz::fuzz_connection, buttress_http2::fuzz::connections, &["\0\0\x04\x08\0", "\0\0\0\x04\x01\0\0\0\0", "\0\0\0\0\x01"], 30_000, 4096;
+    "http2-headers", "compressed headers, one block after the other", buttress_http2::fuzz::fuzz_hpack, buttress_http2::fuzz::blocks, &["\x20", "\x40", "\0\x02"], 60_000, 2048;
+    "http2-huffman", "the Huffman code of header texts", buttress_http2::fuzz::fuzz_huffman, buttress_http2::fuzz::texts, &[], 60_000, 256;
     "function-manifest", "a function's manifest", buttress_functions::fuzz::fuzz_manifest, seeds::manifests, JSON, 50_000, 2048;
     "function-resource", "a stored function or model resource", buttress_functions::fuzz::fuzz_resources, seeds::resources, JSON, 50_000, 4096;
     "function-query", "the query of a deployment", buttress_functions::fuzz::fuzz_query, seeds::queries, &["path=", "%", "&"], 50_000, 512;

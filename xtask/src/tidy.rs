@@ -48,7 +48,8 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("buttress-events", &["buttress-core", "buttress-wire"]),
     ("buttress-functions", &["buttress-core", "buttress-wire"]),
     ("buttress-etcd-proto", &[]),
-    ("buttress-coordination", &["buttress-core", "buttress-wire", "buttress-etcd-proto"]),
+    ("buttress-http2", &[]),
+    ("buttress-coordination", &["buttress-core", "buttress-wire", "buttress-etcd-proto", "buttress-http2"]),
     ("buttress-bridge", &["buttress-core", "buttress-wire", "buttress-etcd-proto"]),
     ("buttress-gateway", &["buttress-core", "buttress-policy", "buttress-resources"]),
     (
@@ -104,6 +105,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "buttress-gateway",
             "buttress-resources",
             "buttress-saga",
+            "buttress-http2",
         ],
     ),
     ("xtask", &[]),
@@ -121,6 +123,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("buttress-saga", &["serde", "serde_json", "sha2"]),
     ("buttress-policy", &[]),
     ("buttress-resources", &["saphyr-parser", "schemars", "serde", "serde_json"]),
+    ("buttress-http2", &["bytes"]),
     ("buttress-sim", &["bytes", "mimalloc"]),
 ];
 

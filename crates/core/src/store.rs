@@ -29,6 +29,9 @@ pub struct Row {
     pub table: Table,
     pub key: Bytes,
     pub value: Option<Bytes>,
+    /// There is no row of this key before this change, and whoever makes it knows. A store that deletes such a row before it
+    /// has written it anywhere need not write that it was deleted. `false` is always right.
+    pub fresh: bool,
 }
 
 /// One record batch, already patched with its base offset and leader epoch.

@@ -400,6 +400,7 @@ fn without_results(store: &MemStore) -> MemStore {
             table: *table,
             key: key.clone(),
             value: Some(value.clone()),
+            fresh: false,
         };
         store.rows(*table).iter().filter(move |(key, _)| kept(key)).map(row)
     });

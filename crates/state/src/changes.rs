@@ -109,11 +109,16 @@ pub(crate) struct Changes {
 
 impl Changes {
     pub(crate) fn put(&mut self, table: Table, key: Bytes, value: Bytes) {
-        self.rows.push(Row { table, key, value: Some(value) });
+        self.rows.push(Row { table, key, value: Some(value), fresh: false });
+    }
+
+    /// Puts a row of a key that has none.
+    pub(crate) fn put_fresh(&mut self, table: Table, key: Bytes, value: Bytes) {
+        self.rows.push(Row { table, key, value: Some(value), fresh: true });
     }
 
     pub(crate) fn delete(&mut self, table: Table, key: Bytes) {
-        self.rows.push(Row { table, key, value: None });
+        self.rows.push(Row { table, key, value: None, fresh: false });
     }
 
     pub(crate) fn trim(&mut self, log: LogId, before: Offset) {

@@ -68,6 +68,7 @@ pub fn fuzz_rows(data: &[u8]) {
         table: Table::ALL[table],
         key: Bytes::copy_from_slice(key),
         value: Some(Bytes::copy_from_slice(value)),
+        fresh: false,
     });
     let mut store = MemStore::new();
     store.write(WriteBatch { index: Index(1), term: Term(1), rows: rows.collect(), ..WriteBatch::default() });

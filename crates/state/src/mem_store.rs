@@ -100,6 +100,7 @@ impl Store for MemStore {
         self.applied = (batch.index, batch.term);
         for row in batch.rows {
             let table = &mut self.tables[row.table as usize];
+            assert!(!row.fresh || !table.contains_key(&row.key), "a row that is fresh was not there before");
             match row.value {
                 Some(value) => {
                     table.insert(row.key, value);

@@ -45,6 +45,7 @@ use members::{AskedBy, Group};
 
 use super::{
     Config, MemberDone, MemberRequest, Options,
+    follow::Followed,
     handle::stopped,
     shared::{Counters, Inspection, LeaderSeen, Shared, Time},
     snapshots,
@@ -281,7 +282,9 @@ impl Core {
             let notify = notify.clone();
             let path = config.data_dir.join("store");
             let disk = options.disk(&path)?;
-            DiskStore::open_on(disk, path, identity.clone(), options.store.clone(), move |event| {
+            let early = config.node.0 % 3;
+            let options = crate::store::Options { checkpoint_early_thirds: early, ..options.store.clone() };
+            DiskStore::open_on(disk, path, identity.clone(), options, move |event| {
                 let _ = notify.send(match event {
                     StoreEvent::Checkpointed { index, term } => Notice::Checkpointed { index, term },
                     StoreEvent::Room => Notice::StoreHasRoom,
@@ -348,6 +351,7 @@ impl Core {
             cursors: RwLock::default(),
             revision: watch::Sender::new(Revision(0)),
             ring: Arc::default(),
+            followed: Followed::default(),
             reader,
             counters: Counters::default(),
             leaders: Mutex::default(),
@@ -1132,6 +1136,7 @@ impl Core {
         });
         for applied in &applied {
             self.shared.ring.push(&applied.effects.kvs, |key, at| machine.was(key, at));
+            self.shared.followed.changed(&applied.effects.kvs);
         }
         let revision = machine.revision();
         self.shared.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
@@ -1340,6 +1345,7 @@ impl Core {
         *self.shared.cursors.write().expect("no holder panics") = cursors;
         let revision = machine.revision();
         self.shared.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
+        self.shared.followed.all_changed(revision);
         grown
     }
 

@@ -28,6 +28,7 @@ use buttress_state::{Changed, KeyEvents, Page, PageLimits, ReadError};
 use super::{
     MemberDone, MemberRequest,
     core_loop::{Command, Machine, unknown_at_stop},
+    follow::Follow,
     ring::{Watching, passes},
     shared::{Counters, Inspection, LeaderSeen, Shared},
 };
@@ -524,10 +525,17 @@ impl Handle {
             let hint = format!("at most {ENTRY_BYTES_MAX} bytes and {ENTRY_PARTS_MAX} parts; split it");
             return Err(SubmitError::Failed(Error::new(Code::TOO_LARGE, message).hint(hint)));
         }
-        let room = self.room.clone().acquire_many_owned(size as u32);
-        let Ok(Ok(room)) = tokio::time::timeout(ROOM_WAIT, room).await else {
-            let error = Error::new(Code::OVERLOADED, "too many bytes wait for their commit").retryable();
-            return Err(SubmitError::Failed(error.hint("retry after a pause")));
+        // Mostly there is room, and then nothing waits and no timer is made.
+        let room = match self.room.clone().try_acquire_many_owned(size as u32) {
+            Ok(room) => room,
+            Err(_) => {
+                let room = self.room.clone().acquire_many_owned(size as u32);
+                let Ok(Ok(room)) = tokio::time::timeout(ROOM_WAIT, room).await else {
+                    let error = Error::new(Code::OVERLOADED, "too many bytes wait for their commit").retryable();
+                    return Err(SubmitError::Failed(error.hint("retry after a pause")));
+                };
+                room
+            }
         };
         let (reply, answer) = oneshot::channel();
         self.shared.counters.submitted.fetch_add(1, Ordering::Relaxed);
@@ -612,12 +620,11 @@ impl Ledger for Handle {
 
     fn watch(&self, range: KeyRange, from: Option<Revision>) -> BoxFuture<'_, Result<Box<dyn Watch>, Error>> {
         Box::pin(async move {
-            let revisions = self.shared.revision.subscribe();
-            let next = match from {
-                Some(revision) => revision,
-                None => Revision(revisions.borrow().0 + 1),
-            };
-            let watch = NodeWatch { commands: self.commands.clone(), revisions, range, next };
+            let now = || *self.shared.revision.borrow();
+            let follow = self.shared.followed.follow(range.clone(), now);
+            let latest = follow.latest();
+            let next = from.unwrap_or_else(|| Revision(now().0 + 1));
+            let watch = NodeWatch { commands: self.commands.clone(), latest, range, next, _follow: follow };
             Ok(Box::new(watch) as Box<dyn Watch>)
         })
     }
@@ -802,20 +809,22 @@ impl Cluster for Handle {
     }
 }
 
-/// A watch that asks for history when the revision has moved. It holds no queue: a slow watcher reads later, from disk if
+/// A watch that asks for history when its range has changed. It holds no queue: a slow watcher reads later, from disk if
 /// need be, and never grows memory.
 struct NodeWatch {
     commands: mpsc::Sender<Command>,
-    revisions: tokio::sync::watch::Receiver<Revision>,
+    /// The latest revision that may have changed the range.
+    latest: tokio::sync::watch::Receiver<Revision>,
     range: KeyRange,
     next: Revision,
+    _follow: Arc<Follow>,
 }
 
 impl Watch for NodeWatch {
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Vec<KeyEvent>>, Error>> {
         Box::pin(async move {
             loop {
-                let seen = *self.revisions.borrow_and_update();
+                let seen = *self.latest.borrow_and_update();
                 if seen >= self.next {
                     let (range, from) = (self.range.clone(), self.next);
                     let (reply, answer) = oneshot::channel();
@@ -835,10 +844,10 @@ impl Watch for NodeWatch {
                     continue;
                 }
                 tokio::select! {
-                    moved = self.revisions.changed() => if moved.is_err() {
+                    moved = self.latest.changed() => if moved.is_err() {
                         return Ok(None);
                     },
-                    // The handle keeps the revisions alive, but the node has stopped.
+                    // The watch keeps the revisions alive, but the node has stopped.
                     () = self.commands.closed() => return Ok(None),
                 }
             }

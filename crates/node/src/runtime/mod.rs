@@ -11,6 +11,7 @@
 
 mod admin;
 mod core_loop;
+mod follow;
 mod give_way;
 mod handle;
 mod plan;

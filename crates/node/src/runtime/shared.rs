@@ -17,7 +17,7 @@ use buttress_core::{
     ledger::{ClusterView, CursorView, TopicView},
 };
 
-use super::{WallClock, ring::Ring};
+use super::{WallClock, follow::Followed, ring::Ring};
 use crate::{
     store::{LogReader, StoreHandle},
     transport,
@@ -150,6 +150,8 @@ pub(super) struct Shared {
     pub revision: watch::Sender<Revision>,
     /// The latest changes of keys.
     pub ring: Arc<Ring>,
+    /// Ranges of keys of which somebody wants to hear when they change.
+    pub followed: Followed,
     /// Follows the store when a snapshot replaces it.
     pub reader: LogReader,
     pub counters: Counters,

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     fn batch(index: u64, value: &'static str) -> WriteBatch {
-        let row = Row { table: Table::Keys, key: "k".into(), value: Some(value.into()) };
+        let row = Row { table: Table::Keys, key: "k".into(), value: Some(value.into()), fresh: false };
         WriteBatch { index: Index(index), term: Term(1), rows: vec![row], ..WriteBatch::default() }
     }
 

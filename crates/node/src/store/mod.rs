@@ -26,7 +26,7 @@ mod tests;
 mod worker;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::PathBuf,
     sync::{
         Arc, Mutex, RwLock,
@@ -69,6 +69,10 @@ pub struct Options {
     pub checkpoint_bytes: u64,
     /// … or this long after the one before, if anything was applied since.
     pub checkpoint_ms: u64,
+    /// How many thirds of that the first checkpoint of a run comes early; 0, 1 or 2. Nodes apply the same entries, so all of
+    /// them would write their checkpoints at the same moments, and on one machine, or one disk behind several, that is when
+    /// everybody waits.
+    pub checkpoint_early_thirds: u64,
     /// A write waits while more than this is not filed yet. Hosts hold back proposals long before.
     pub pending_bytes_max: u64,
 }
@@ -81,6 +85,7 @@ impl Default for Options {
             tail_bytes: 2 * 1024 * 1024,
             checkpoint_bytes: 32 * 1024 * 1024,
             checkpoint_ms: 3000,
+            checkpoint_early_thirds: 0,
             pending_bytes_max: 128 * 1024 * 1024,
         }
     }
@@ -141,10 +146,14 @@ pub struct DiskStore {
     applied: (Index, Term),
     meta: Bytes,
     active: [Overlay; 3],
+    /// Keys of rows in `active` that neither a checkpoint nor what is frozen has anything of.
+    fresh: [HashSet<Bytes>; 3],
     active_bytes: u64,
     appended_bytes: u64,
     frozen: Option<Arc<Frozen>>,
     checkpointed: Index,
+    /// When it was first asked whether a checkpoint is due.
+    opened_ms: Option<u64>,
     last_checkpoint_ms: Option<u64>,
 }
 
@@ -258,10 +267,12 @@ impl DiskStore {
             applied: (head.index, head.term),
             meta: head.meta,
             active: Default::default(),
+            fresh: Default::default(),
             active_bytes: 0,
             appended_bytes: 0,
             frozen: None,
             checkpointed: head.index,
+            opened_ms: None,
             last_checkpoint_ms: None,
         })
     }
@@ -287,12 +298,15 @@ impl DiskStore {
     /// store's thread does the work; [`StoreEvent::Checkpointed`] says when it is done.
     pub fn maybe_checkpoint(&mut self, now_ms: u64) -> bool {
         self.reap();
-        let last = *self.last_checkpoint_ms.get_or_insert(now_ms);
+        let last = self.last_checkpoint_ms.unwrap_or(*self.opened_ms.get_or_insert(now_ms));
         if self.frozen.is_some() || self.applied.0 <= self.checkpointed {
             return false;
         }
-        let due = self.active_bytes + self.appended_bytes >= self.core.options.checkpoint_bytes
-            || now_ms.saturating_sub(last) >= self.core.options.checkpoint_ms;
+        let options = &self.core.options;
+        let early = if self.last_checkpoint_ms.is_some() { 0 } else { options.checkpoint_early_thirds };
+        let wait = |whole: u64| whole - whole / 3 * early;
+        let due = self.active_bytes + self.appended_bytes >= wait(options.checkpoint_bytes)
+            || now_ms.saturating_sub(last) >= wait(options.checkpoint_ms);
         if due {
             self.freeze();
             self.last_checkpoint_ms = Some(now_ms);
@@ -347,6 +361,7 @@ impl DiskStore {
             bytes: std::mem::take(&mut self.active_bytes),
             done: AtomicBool::new(false),
         });
+        self.fresh = Default::default();
         self.appended_bytes = 0;
         self.checkpointed = self.applied.0;
         lock(&self.shared.queue).work.push_back(Work::Checkpoint(frozen.clone()));
@@ -472,9 +487,22 @@ impl Store for DiskStore {
         self.core.digests.write(&batch);
         for row in batch.rows {
             let bytes = (row.key.len() + row.value.as_ref().map_or(0, Bytes::len) + ROW_OVERHEAD_BYTES) as u64;
+            let at = table_at(row.table);
+            if row.value.is_none() && self.fresh[at].remove(&row.key) {
+                // Nobody has seen it but this overlay, so nothing need say that it is gone.
+                let gone = self.active[at].remove(&row.key).flatten().map_or(0, |value| value.len());
+                let bytes = (row.key.len() + gone + ROW_OVERHEAD_BYTES) as u64;
+                self.active_bytes = self.active_bytes.saturating_sub(bytes);
+                continue;
+            }
             // A row that is written again is counted again: the count only says when a checkpoint is due.
             self.active_bytes += bytes;
-            self.active[table_at(row.table)].insert(row.key, row.value);
+            let key = row.fresh.then(|| row.key.clone());
+            let before = self.active[at].insert(row.key, row.value);
+            // Where the overlay has something of it already, that may hide a row below.
+            if let Some(key) = key.filter(|_| before.is_none()) {
+                self.fresh[at].insert(key);
+            }
         }
         self.core.stats.overlay_bytes.store(self.active_bytes, SeqCst);
 

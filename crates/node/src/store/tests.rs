@@ -44,6 +44,7 @@ fn tiny() -> Options {
         tail_bytes: 600,
         checkpoint_bytes: 3000,
         checkpoint_ms: 50,
+        checkpoint_early_thirds: 0,
         pending_bytes_max: 4000,
     }
 }
@@ -74,6 +75,7 @@ fn row(table: Table, key: &str, value: Option<&str>) -> Row {
         table,
         key: Bytes::copy_from_slice(key.as_bytes()),
         value: value.map(|v| Bytes::copy_from_slice(v.as_bytes())),
+        fresh: false,
     }
 }
 
@@ -861,4 +863,40 @@ proptest! {
         prop_assert!(frames::Frame::decode(&bytes).is_none_or(|f| !f.verify(LogId(9), &bytes)));
         fuzz::fuzz_frame(&bytes);
     }
+}
+
+#[test]
+fn a_fresh_row_that_is_deleted_leaves_nothing_and_hides_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, mut model) = (open(dir.path()), Model::default());
+    let fresh = |key: &str, value: &str| Row { fresh: true, ..row(Table::Meta, key, Some(value)) };
+    let gone = |key: &str| row(Table::Meta, key, None);
+    let steps: [Vec<Row>; 8] = [
+        vec![fresh("a", "1"), fresh("b", "1"), fresh("c", "1")],
+        // Never written: nothing is left of it.
+        vec![gone("a")],
+        vec![fresh("a", "2"), row(Table::Meta, "b", Some("2"))],
+        vec![gone("b")],
+        // Written by the checkpoint in between: the deletes must be written too, and what comes back and goes again does not
+        // bring back what was there before.
+        vec![gone("a"), gone("c")],
+        vec![fresh("c", "3")],
+        vec![gone("c")],
+        vec![fresh("d", "1")],
+    ];
+    for (index, rows) in (1..).zip(steps) {
+        let batch = write(index, rows, vec![]);
+        model.write(&batch);
+        store.write(batch);
+        check(&store, &model, &format!("entry {index}"));
+        if index == 2 {
+            assert!(!store.active[rows::table_at(Table::Meta)].contains_key(&b"a"[..]), "no trace of it");
+        }
+        if index == 4 || index == 8 {
+            store.checkpoint_now().unwrap();
+            check(&store, &model, &format!("the checkpoint at {index}"));
+        }
+    }
+    drop(store);
+    check(&open(dir.path()), &model, "after a start");
 }

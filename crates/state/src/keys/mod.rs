@@ -264,7 +264,7 @@ impl Keys {
         let mut keys = Self { revision, compacted, ..Self::default() };
         scan_all(store, Table::Keys, &[], None, |key, value| {
             let (place, row) = parse_row(key, value)?;
-            keys.note(place, &row);
+            keys.note(place, row.key.clone(), |_, _| row);
             Ok(())
         })?;
         Ok(keys)
@@ -280,16 +280,17 @@ impl Keys {
         }
     }
 
-    /// Enters a change into the index.
-    fn note(&mut self, place: Place, row: &KeyRow) {
+    /// Enters a change into the index, and gives the row that `make` makes of the key and what is there of it.
+    fn note(&mut self, place: Place, key: Bytes, make: impl FnOnce(Bytes, Option<Live>) -> KeyRow) -> KeyRow {
         // Looked up once where the key is known: in a large index the look costs most of a change.
-        let (known, history) = match self.index.entry(row.key.clone()) {
+        let (known, history) = match self.index.entry(key.clone()) {
             Entry::Occupied(entry) => (Some(entry.key().clone()), entry.into_mut()),
             Entry::Vacant(entry) => {
                 drop(entry);
-                (None, self.index.entry(Bytes::copy_from_slice(&row.key)).or_default())
+                (None, self.index.entry(Bytes::copy_from_slice(&key)).or_default())
             }
         };
+        let row = make(key, history.live);
         // Copies, so that neither the index nor its queues keep whole entries or rows in memory for the sake of their keys.
         let key = || known.clone().unwrap_or_else(|| Bytes::copy_from_slice(&row.key));
         debug_assert!(history.changes.back().is_none_or(|last| last.place < place), "changes of a key only rise");
@@ -329,13 +330,20 @@ impl Keys {
                 self.attached.entry(lease).or_default().insert(Bytes::copy_from_slice(&row.key));
             }
         }
+        row
     }
 
-    fn change(&mut self, step: &mut Step, row: KeyRow, changes: &mut Changes) {
+    fn change(
+        &mut self,
+        step: &mut Step,
+        key: Bytes,
+        make: impl FnOnce(Bytes, Option<Live>) -> KeyRow,
+        changes: &mut Changes,
+    ) {
         let place = Place { main: step.main, sub: step.sub };
         step.sub += 1;
+        let row = self.note(place, key, make);
         changes.put(Table::Keys, place.row_key(), row.encode());
-        self.note(place, &row);
         step.kvs.push(row.kv(place));
         step.events.push(KeyEvent { revision: Revision(step.main), key: row.key, value: row.value });
     }
@@ -348,17 +356,19 @@ impl Keys {
         lease: Option<LeaseId>,
         changes: &mut Changes,
     ) {
-        let (create, version) = match self.live(&key) {
-            Some(live) => (live.create, live.version + 1),
-            None => (Revision(step.main), 1),
+        let new = Revision(step.main);
+        let make = |key, live: Option<Live>| {
+            let (create, version) = live.map_or((new, 1), |live| (live.create, live.version + 1));
+            KeyRow { key, value: Some(value), create, version, lease }
         };
-        self.change(step, KeyRow { key, value: Some(value), create, version, lease }, changes);
+        self.change(step, key, make, changes);
     }
 
     /// Deletes the key where it exists; otherwise nothing changes.
     pub(crate) fn delete(&mut self, step: &mut Step, key: Bytes, changes: &mut Changes) {
         if self.live(&key).is_some() {
-            self.change(step, KeyRow { key, value: None, create: Revision(0), version: 0, lease: None }, changes);
+            let make = |key, _| KeyRow { key, value: None, create: Revision(0), version: 0, lease: None };
+            self.change(step, key, make, changes);
         }
     }
 

@@ -133,7 +133,8 @@ impl Requests {
         w.varint(client.floor);
         w.varint(index.0);
         w.raw(&outcome);
-        changes.put(Table::Meta, row_key(request.client, request.number), w.finish());
+        // Most are forgotten again before anybody has written them.
+        changes.put_fresh(Table::Meta, row_key(request.client, request.number), w.finish());
         client.results.insert(request.number, outcome);
     }
 

@@ -14,7 +14,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
-use hyper::body::{Body as HttpBody, Frame, Incoming};
+use hyper::body::{Body as HttpBody, Frame};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 use tonic::{Code, Status, body::Body};
@@ -252,7 +252,11 @@ fn unframe(pending: &mut BytesMut) -> Vec<Bytes> {
 
 impl Etcd {
     /// Answers a path below `/v3/`.
-    pub(super) async fn json(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    pub(super) async fn json<B>(self: Arc<Self>, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError> + Send,
+    {
         let path = request.uri().path();
         let path = path.strip_prefix("/v3/").or_else(|| path.strip_prefix("/v3beta/")).unwrap_or_default();
         let Some(route) = self.gateway.routes.get(path).cloned() else {
@@ -297,7 +301,11 @@ fn call<B>(route: &Route, body: B) -> Request<B> {
     request
 }
 
-async fn whole(body: Incoming) -> Result<Bytes, Status> {
+async fn whole<B>(body: B) -> Result<Bytes, Status>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<tonic::codegen::StdError>,
+{
     match Limited::new(body, OBJECT_BYTES_MAX).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
@@ -308,12 +316,16 @@ async fn whole(body: Incoming) -> Result<Bytes, Status> {
 }
 
 /// The encoded messages of a body of JSON objects, as they come.
-fn messages(body: Incoming, input: MessageDescriptor) -> impl Stream<Item = Result<Bytes, Status>> + Send {
+fn messages<B>(body: B, input: MessageDescriptor) -> impl Stream<Item = Result<Bytes, Status>> + Send + use<B>
+where
+    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<tonic::codegen::StdError> + Send,
+{
     let state = (body, Objects::default());
     let objects = stream::try_unfold(state, |(mut body, mut objects)| async move {
         loop {
             let Some(piece) = body.frame().await else { return Ok::<_, Status>(None) };
-            let piece = piece.map_err(|error| Status::invalid_argument(error.to_string()))?;
+            let piece = piece.map_err(|error| Status::invalid_argument(error.into().to_string()))?;
             let Ok(data) = piece.into_data() else { continue };
             let found = objects.feed(&data)?;
             if !found.is_empty() {

@@ -1,10 +1,12 @@
 //! The port: connections, routing, and the pages that are no API.
 //!
-//! HTTP/1.1 and HTTP/2 with prior knowledge are told apart by their first bytes. What has gRPC's content type goes to
+//! HTTP/1.1 and HTTP/2 with prior knowledge are told apart by their first bytes; the one is hyper's, the other
+//! [ours](super::connection). What has gRPC's content type goes to
 //! the services; `/v3/…` to the JSON gateway; the rest are pages that etcd has on its client port too.
 
 use std::{
     convert::Infallible,
+    io,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
@@ -12,23 +14,25 @@ use std::{
 };
 
 use buttress_core::{Consistency, ledger::MemberRole};
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use buttress_http2::PREFACE;
+use bytes::{Buf, Bytes};
 use futures::StreamExt;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
-use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
+use http_body_util::{BodyExt, Full};
 use hyper::{
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
+    server::conn::http1,
     service::service_fn,
 };
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    net::TcpListener,
+    sync::watch,
 };
-use prost::Message;
-use tokio::{net::TcpListener, sync::watch};
 use tonic::{Code, Status, body::Body, server::Grpc};
 
-use super::{Etcd, VERSION, convert::REQUEST_BYTES_MAX, error, watches::WatchCodec};
+use super::{Etcd, VERSION, connection, convert::REQUEST_BYTES_MAX, error, watches::WatchCodec};
 use crate::pb::{
     etcdserverpb::{
         auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
@@ -42,18 +46,7 @@ use crate::pb::{
 pub(super) const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX + 512 * 1024;
 /// A client that says nothing at all, or does not finish the head of an HTTP/1.1 request, is cut off after this time.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
-/// Calls and streams at a time on one connection. A client that watches from thousands of streams fits.
-const STREAMS_MAX: u32 = 4096;
-/// What may be under way to us on a stream before we have taken it, and on a connection: 1 MiB for all of its streams.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-/// Answers that a stream's client has not made room for yet.
-const SEND_BUFFER_BYTES: usize = 64 * 1024;
-/// A connection on which nothing comes is asked whether anybody is there, and closed without an answer in time: so a
-/// half-open one does not live for ever.
-const PING_INTERVAL: Duration = Duration::from_secs(60);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-const GRPC: &[u8] = b"application/grpc";
+pub(super) const GRPC: &[u8] = b"application/grpc";
 /// How the generated services begin to say that bytes are no message.
 const NO_MESSAGE_OF_OURS: &str = "failed to decode Protobuf message";
 /// How long calls that run when the node stops may take to be answered.
@@ -65,18 +58,6 @@ pub async fn serve(etcd: Arc<Etcd>, listener: TcpListener) {
     let limit = etcd.options.connections_max;
     let room = Arc::new(tokio::sync::Semaphore::new(limit));
     let mut stopping = etcd.stopping.clone();
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .max_concurrent_streams(STREAMS_MAX)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_send_buf_size(SEND_BUFFER_BYTES);
-    let builder = Arc::new(builder);
     let term = etcd.clone();
     let mut term = std::pin::pin!(term.follow_term());
     loop {
@@ -90,7 +71,7 @@ pub async fn serve(etcd: Arc<Etcd>, listener: TcpListener) {
             }
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
+        let mut stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(plane = "coordination", %error, "accepting a connection failed");
@@ -103,47 +84,115 @@ pub async fn serve(etcd: Arc<Etcd>, listener: TcpListener) {
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let (etcd, builder, mut stopping) = (etcd.clone(), builder.clone(), stopping.clone());
+        let (etcd, stopping) = (etcd.clone(), stopping.clone());
         tokio::spawn(async move {
-            // Nobody waits for long for the first byte of a client that says nothing.
-            let mut byte = [0];
-            let first = tokio::time::timeout(HEAD_DEADLINE, stream.peek(&mut byte));
-            let spoke = tokio::select! {
-                first = first => matches!(first, Ok(Ok(1))),
-                () = turned(&mut stopping) => false,
-            };
-            if !spoke {
-                return;
-            }
-            etcd.counters.connections.fetch_add(1, Ordering::Relaxed);
-            let service = service_fn(|request| {
-                let etcd = etcd.clone();
-                async move { Ok::<_, Infallible>(etcd.answer(request).await) }
-            });
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
-            let mut connection = std::pin::pin!(connection);
-            let served = tokio::select! {
-                served = connection.as_mut() => served,
-                () = turned(&mut stopping) => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+            if let Some((first, length)) = first_bytes(&mut stream, stopping.clone()).await {
+                etcd.counters.connections.fetch_add(1, Ordering::Relaxed);
+                let first = &first[..length];
+                let served = match first == PREFACE {
+                    true => connection::serve(etcd.clone(), stream, first, stopping).await,
+                    false => http1(etcd.clone(), stream, first, stopping).await,
+                };
+                if let Err(error) = served {
+                    tracing::debug!(plane = "coordination", %error, "connection ended");
                 }
-            };
-            if let Err(error) = served {
-                tracing::debug!(plane = "coordination", %error, "connection ended");
+                etcd.counters.connections.fetch_sub(1, Ordering::Relaxed);
             }
-            etcd.counters.connections.fetch_sub(1, Ordering::Relaxed);
             drop(permit);
         });
     }
 }
 
-async fn turned(stop: &mut watch::Receiver<bool>) {
+/// What a client says first: HTTP/2's preface, or as much as shows that it is none. `None` where it says nothing: nobody
+/// waits for that for long.
+async fn first_bytes<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    mut stopping: watch::Receiver<bool>,
+) -> Option<([u8; PREFACE.len()], usize)> {
+    let read = async {
+        let (mut bytes, mut length) = ([0; PREFACE.len()], 0);
+        while length < bytes.len() && PREFACE.starts_with(&bytes[..length]) {
+            match stream.read(&mut bytes[length..]).await {
+                Ok(0) | Err(_) => return None,
+                Ok(read) => length += read,
+            }
+        }
+        Some((bytes, length))
+    };
+    tokio::select! {
+        read = tokio::time::timeout(HEAD_DEADLINE, read) => read.ok().flatten(),
+        () = turned(&mut stopping) => None,
+    }
+}
+
+async fn http1<S>(etcd: Arc<Etcd>, stream: S, first: &[u8], mut stopping: watch::Receiver<bool>) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(|request: Request<Incoming>| {
+        let etcd = etcd.clone();
+        async move { Ok::<_, Infallible>(etcd.answer(request).await) }
+    });
+    let io = TokioIo::new(Begun { first: Bytes::copy_from_slice(first), stream });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
+    let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = turned(&mut stopping) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    served.map_err(|error| error.to_string())
+}
+
+/// A socket of which something was read already.
+struct Begun<S> {
+    first: Bytes,
+    stream: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Begun<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let length = self.first.len().min(buffer.remaining());
+        buffer.put_slice(&self.first.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Begun<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+pub(super) async fn turned(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
 impl Etcd {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    /// Answers a request, whichever version of HTTP it came with.
+    pub(super) async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError> + Send,
+    {
         let media = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
         if request.version() == Version::HTTP_2 {
             if media == GRPC {
@@ -167,56 +216,17 @@ impl Etcd {
         self.page(&request).await
     }
 
-    async fn call(self: &Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    async fn call<B>(self: &Arc<Self>, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError> + Send,
+    {
         if request.method() != Method::POST {
             let method = request.method();
             let text = format!("Received a HEADERS frame with :method \"{method}\" which should be POST");
             return refused(StatusCode::METHOD_NOT_ALLOWED, Status::internal(text));
         }
-        match Unary::of(request.uri().path()) {
-            Some(call) => self.unary(call, request).await,
-            None => self.grpc(request, "grpc").await,
-        }
-    }
-
-    /// Answers one of the calls that clients make all the time, with as little as it takes: the message is decoded where it
-    /// was received, and the answer is one piece. Where there is anything unusual about the request, the generated service
-    /// gets it as it came.
-    async fn unary(self: &Arc<Self>, call: Unary, request: Request<Incoming>) -> Response<Body> {
-        let (head, mut body) = request.into_parts();
-        let (mut whole, mut ended) = (Bytes::new(), body.is_end_stream());
-        while !ended && may_be_one_message(&whole) {
-            match body.frame().await {
-                None => ended = true,
-                Some(Ok(frame)) => {
-                    let data = frame.into_data().unwrap_or_default();
-                    whole = if whole.is_empty() { data } else { join(whole, &data) };
-                    ended = body.is_end_stream();
-                }
-                Some(Err(error)) => return Status::from_error(Box::new(error)).into_http(),
-            }
-        }
-        let plain = !head.headers.contains_key("grpc-encoding") && !head.headers.contains_key("hasleader");
-        let Some(message) = only_message(&whole).filter(|_| plain && ended) else {
-            let came = futures::stream::iter((!whole.is_empty()).then(|| Ok(Frame::data(whole))));
-            let body = StreamBody::new(came.chain(BodyStream::new(body)));
-            return self.grpc(Request::from_parts(head, body), "grpc").await;
-        };
-        self.counters.call("kv", "grpc");
-        let answered = match call {
-            Unary::Range => unary(message, |request| self.range(request)).await,
-            Unary::Put => unary(message, |request| self.put(request)).await,
-            Unary::DeleteRange => unary(message, |request| self.delete_range(request)).await,
-            Unary::Txn => unary(message, |request| self.txn(request)).await,
-        };
-        match answered {
-            Ok(answer) => {
-                let mut response = Response::new(Body::new(Answer::Message(answer)));
-                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-                response
-            }
-            Err(status) => status.into_http(),
-        }
+        self.grpc(request, "grpc").await
     }
 
     /// Answers a gRPC call, whatever carried it.
@@ -278,7 +288,7 @@ impl Etcd {
         }
     }
 
-    async fn page(&self, request: &Request<Incoming>) -> Response<Body> {
+    async fn page<B>(&self, request: &Request<B>) -> Response<Body> {
         let known = ["/health", "/livez", "/readyz", "/version", "/metrics"].contains(&request.uri().path());
         if !known {
             return text(StatusCode::NOT_FOUND, "404 page not found\n");
@@ -355,7 +365,7 @@ fn reworded(response: Response<Body>) -> Response<Body> {
     }
 }
 
-fn no_message() -> Status {
+pub(super) fn no_message() -> Status {
     Status::internal("grpc: error unmarshalling request: proto: cannot parse invalid wire-format data")
 }
 
@@ -369,9 +379,9 @@ where
     }
 }
 
-/// The calls of [`Etcd::unary`].
+/// The calls that clients make all the time.
 #[derive(Clone, Copy)]
-enum Unary {
+pub(super) enum Unary {
     Range,
     Put,
     DeleteRange,
@@ -379,89 +389,37 @@ enum Unary {
 }
 
 impl Unary {
-    fn of(path: &str) -> Option<Self> {
-        Some(match path.strip_prefix("/etcdserverpb.KV/")? {
-            "Range" => Self::Range,
-            "Put" => Self::Put,
-            "DeleteRange" => Self::DeleteRange,
-            "Txn" => Self::Txn,
-            _ => return None,
-        })
+    pub fn of(path: &str) -> Option<Self> {
+        [Self::Range, Self::Put, Self::DeleteRange, Self::Txn].into_iter().find(|call| call.path() == path)
+    }
+
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Range => "/etcdserverpb.KV/Range",
+            Self::Put => "/etcdserverpb.KV/Put",
+            Self::DeleteRange => "/etcdserverpb.KV/DeleteRange",
+            Self::Txn => "/etcdserverpb.KV/Txn",
+        }
     }
 }
 
 /// A message with gRPC's head: whether it is compressed, and its length.
-const HEAD_BYTES: usize = 5;
+pub(super) const HEAD_BYTES: usize = 5;
 
 /// Whether these are the first bytes of a body that holds one message of an allowed size, as it is. So no more than that is
 /// kept of a body.
-fn may_be_one_message(bytes: &[u8]) -> bool {
+pub(super) fn may_be_one_message(bytes: &[u8]) -> bool {
     bytes.first_chunk::<HEAD_BYTES>().is_none_or(|[compressed, length @ ..]| {
         let length = u32::from_be_bytes(*length) as usize;
         *compressed == 0 && length <= MESSAGE_BYTES_MAX && bytes.len() <= HEAD_BYTES + length
     })
 }
 
-/// The message of a body that holds just one, which is not compressed.
-fn only_message(body: &Bytes) -> Option<Bytes> {
-    let [compressed, length @ ..] = *body.first_chunk::<HEAD_BYTES>()?;
-    let whole = compressed == 0 && u32::from_be_bytes(length) as usize == body.len() - HEAD_BYTES;
-    whole.then(|| body.slice(HEAD_BYTES..))
-}
-
-fn join(first: Bytes, then: &[u8]) -> Bytes {
-    // The pieces before are ours alone after the first time, so they are not copied again.
-    let mut joined = first.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-    joined.extend_from_slice(then);
-    joined.freeze()
-}
-
-/// Makes one call: bytes in, bytes out.
-async fn unary<Q, A, F>(message: Bytes, call: impl FnOnce(Q) -> F) -> Result<Bytes, Status>
-where
-    Q: Message + Default,
-    A: Message,
-    F: Future<Output = Result<A, Status>>,
-{
-    let request = Q::decode(message).map_err(|_| no_message())?;
-    let answer = call(request).await?;
-    let length = answer.encoded_len();
-    let told = u32::try_from(length).map_err(|_| Status::resource_exhausted("grpc: the answer is too large"))?;
-    let mut bytes = BytesMut::with_capacity(HEAD_BYTES + length);
-    bytes.put_u8(0);
-    bytes.put_u32(told);
-    answer.encode(&mut bytes).expect("the buffer has room for it");
-    Ok(bytes.freeze())
-}
-
-/// What is still to be sent: the message, and the trailer that says that the call went well.
-enum Answer {
-    Message(Bytes),
-    Trailer,
-    Nothing,
-}
-
-impl HttpBody for Answer {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let (frame, next) = match std::mem::replace(&mut *self, Self::Nothing) {
-            Self::Message(message) => (Frame::data(message), Self::Trailer),
-            Self::Trailer => {
-                let mut trailers = http::HeaderMap::with_capacity(1);
-                trailers.insert("grpc-status", HeaderValue::from_static("0"));
-                (Frame::trailers(trailers), Self::Nothing)
-            }
-            Self::Nothing => return Poll::Ready(None),
-        };
-        *self = next;
-        Poll::Ready(Some(Ok(frame)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Nothing)
-    }
+/// The message of a body that holds just one, which is not compressed and of an allowed size.
+pub(super) fn only_message(body: &[u8]) -> Option<&[u8]> {
+    let ([compressed, length @ ..], message) = body.split_first_chunk::<HEAD_BYTES>()?;
+    let length = u32::from_be_bytes(*length) as usize;
+    (*compressed == 0 && length == message.len() && length <= MESSAGE_BYTES_MAX).then_some(message)
 }
 
 #[derive(Clone, Copy)]

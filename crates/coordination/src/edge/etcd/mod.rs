@@ -6,7 +6,9 @@
 
 mod auth;
 mod bolt;
+mod calls;
 mod cluster;
+mod connection;
 mod convert;
 mod counters;
 mod election;
@@ -21,6 +23,7 @@ mod lock;
 mod maintenance;
 mod queue;
 mod snapshot;
+mod upload;
 mod watches;
 
 #[cfg(test)]

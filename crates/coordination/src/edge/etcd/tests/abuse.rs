@@ -184,3 +184,101 @@ async fn a_message_that_is_not_one_is_refused() {
     assert_eq!(world.local.with(|machine| machine.revision().0), 1, "nothing was written");
     serves(&world).await;
 }
+
+/// Reads frames until one is wanted; `None` where the connection ends before.
+async fn until(stream: &mut TcpStream, wanted: impl Fn(u8, u8, u32, &[u8]) -> bool) -> Option<Vec<u8>> {
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.ok()?;
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).await.ok()?;
+        if wanted(head[3], head[4], u32::from_be_bytes(head[5..].try_into().unwrap()), &payload) {
+            return Some(payload);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_answer_a_ping_is_cut_off() {
+    let world = World::start().await;
+    let mut stream = open(&world).await;
+    let asked = until(&mut stream, |kind, flags, _, _| kind == PING && flags == 0).await.expect("it is asked first");
+    // As long as it answers it may stay.
+    stream.write_all(&frame(PING, 1, 0, &asked)).await.unwrap();
+    until(&mut stream, |kind, flags, _, _| kind == PING && flags == 0).await.expect("it is asked again");
+    assert_eq!(until(&mut stream, |_, _, _, _| true).await, None, "and cut off without an answer");
+}
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_gets_all_of_a_large_answer() {
+    let world = World::start().await;
+    let value = "v".repeat(1_400_000);
+    world.put("large", &value).await;
+    let mut stream = open(&world).await;
+    let message = pb::RangeRequest { key: bytes("large"), ..Default::default() };
+    let message = prost::Message::encode_to_vec(&message);
+    let body = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+    // The body comes in two pieces, so that it is put together.
+    let (first, second) = body.split_at(4);
+    for bytes in [
+        frame(HEADERS, END_HEADERS, 1, &head("/etcdserverpb.KV/Range")),
+        frame(DATA, 0, 1, first),
+        frame(DATA, END_STREAM, 1, second),
+    ] {
+        stream.write_all(&bytes).await.unwrap();
+        stream.flush().await.unwrap();
+    }
+    let mut came = Vec::new();
+    soon("a large answer", async {
+        loop {
+            let mut ended = false;
+            let data = until(&mut stream, |kind, flags, id, _| {
+                ended = kind == HEADERS && flags & END_STREAM != 0;
+                id == 1 && (kind == DATA || ended)
+            });
+            let data = data.await.expect("the connection lives");
+            if ended {
+                return;
+            }
+            came.extend_from_slice(&data);
+            // Room for as much again, and never for more than a window.
+            let room = (data.len() as u32).to_be_bytes();
+            let more = [frame(WINDOW_UPDATE, 0, 0, &room), frame(WINDOW_UPDATE, 0, 1, &room)].concat();
+            stream.write_all(&more).await.unwrap();
+        }
+    })
+    .await;
+    let answer = <pb::RangeResponse as prost::Message>::decode(&came[5..]).unwrap();
+    assert_eq!(answer.kvs[0].value, value);
+}
+
+#[tokio::test]
+async fn a_call_that_is_reset_is_dropped_with_its_place_in_a_line() {
+    use crate::pb::v3lockpb as lock;
+    let world = World::start().await;
+    let held = lock::LockRequest { name: bytes("door"), lease: 0 };
+    let key = world.lock().lock(held).await.unwrap().into_inner().key;
+    let mut stream = open(&world).await;
+    let message = prost::Message::encode_to_vec(&lock::LockRequest { name: bytes("door"), lease: 0 });
+    let body = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+    let call = [frame(HEADERS, END_HEADERS, 1, &head("/v3lockpb.Lock/Lock")), frame(DATA, END_STREAM, 1, &body)];
+    stream.write_all(&call.concat()).await.unwrap();
+    let waiting = async || {
+        let request = pb::RangeRequest { key: bytes("door/"), range_end: end_of("door/"), ..Default::default() };
+        world.kv().range(request).await.unwrap().into_inner().kvs.len()
+    };
+    soon("a second place in the line", async {
+        while waiting().await < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    stream.write_all(&frame(RST_STREAM, 0, 1, &8u32.to_be_bytes())).await.unwrap();
+    soon("the place is given up", async {
+        while waiting().await > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    world.lock().unlock(lock::UnlockRequest { key }).await.unwrap();
+}

@@ -160,6 +160,29 @@ async fn pages_say_how_the_node_is() {
 }
 
 #[tokio::test]
+async fn pages_and_the_gateway_answer_over_http2_too() {
+    use http_body_util::{BodyExt, Full};
+    use tonic::codegen::Service;
+    let world = World::start().await;
+    let ask = async |method: &str, path: &str, body: &str| {
+        let body = tonic::body::Body::new(Full::new(bytes::Bytes::copy_from_slice(body.as_bytes())));
+        let request = http::Request::builder().method(method).uri(path).body(body).unwrap();
+        let answer = soon("the answer", world.channel.clone().call(request)).await.unwrap();
+        let length = answer.headers().get("content-length").map(|length| length.to_str().unwrap().to_owned());
+        let status = answer.status().as_u16();
+        let text = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, length, String::from_utf8(text.to_vec()).unwrap())
+    };
+    assert_eq!(ask("GET", "/livez", "").await, (200, Some("3".into()), "ok\n".into()));
+    assert_eq!(ask("HEAD", "/livez", "").await, (200, Some("3".into()), String::new()));
+    assert_eq!(ask("POST", "/livez", "a body that nobody reads").await.0, 405);
+    assert_eq!(ask("GET", "/nothing", "").await.0, 404);
+    let (status, _, body) = ask("POST", "/v3/kv/put", r#"{"key":"Zm9v","value":"YmFy"}"#).await;
+    assert_eq!((status, body.contains("\"revision\":\"2\"")), (200, true), "{body}");
+    assert_eq!(ask("GET", "/etcdserverpb.KV/Range", "").await.0, 415, "a call without gRPC's media type");
+}
+
+#[tokio::test]
 async fn every_path_of_the_gateway_leads_somewhere() {
     let world = World::start().await;
     for path in world.etcd.gateway.paths() {
