@@ -52,6 +52,8 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("buttress-coordination", &["buttress-core", "buttress-wire", "buttress-etcd-proto", "buttress-http2"]),
     ("buttress-bridge", &["buttress-core", "buttress-wire", "buttress-etcd-proto"]),
     ("buttress-gateway", &["buttress-core", "buttress-policy", "buttress-resources"]),
+    // What a user's service takes in: it must not bring the rest along.
+    ("buttress-tower", &["buttress-policy"]),
     (
         "buttress",
         &[

@@ -1,0 +1,7 @@
+//! The layers from outside, in virtual time: tokio's clock stands still until everything waits.
+
+mod dropped;
+mod parity;
+mod policies;
+mod server;
+mod support;
