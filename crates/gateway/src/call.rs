@@ -13,7 +13,13 @@
 //!
 //! The place of a call is given back when its answer's body has ended.
 
-use std::{cell::RefCell, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use buttress_core::Code;
 use buttress_policy::{
@@ -25,6 +31,7 @@ use http_body::Frame;
 use tokio::time::Instant;
 
 use crate::{
+    access_log::{self, End, Ended as Ending},
     body::{Body, Broken},
     forward::{self, Added},
     parse::{Fields, Kind, RequestHead},
@@ -133,12 +140,22 @@ impl Drop for Queued {
 }
 
 /// What is remembered of a call while it runs; nothing of it allocates unless something goes wrong.
-struct Story<'a> {
-    core: &'a Core,
+pub struct Story<'a> {
+    core: &'a Rc<Core>,
     request: &'a RequestHead,
-    client: &'a str,
+    client: &'a Client<'a>,
+    /// Who asks, where a rule found out.
+    caller: Option<String>,
     id: &'a RequestId,
+    /// What goes on as `traceparent`.
+    traceparent: &'a [u8],
     began: Instant,
+    at_ms: u64,
+    /// Counts the request until its answer takes it along.
+    running: Option<Running>,
+    /// Attempts that were begun, and who got the last one.
+    sent: u32,
+    asked: Option<Arc<Member>>,
     /// The route and which of its matches; none where no route takes the request.
     route: Option<(&'a Route, Option<usize>)>,
     backend: Option<Arc<Backend>>,
@@ -167,7 +184,7 @@ impl Story<'_> {
             method: self.request.method.to_string(),
             path: cut(&self.request.path),
             authority: cut(&self.request.authority),
-            client: self.client.to_owned(),
+            client: self.client.address.to_owned(),
             route,
             matched,
             backend,
@@ -184,46 +201,133 @@ impl Story<'_> {
     }
 }
 
+impl Story<'_> {
+    pub fn id(&self) -> &RequestId {
+        self.id
+    }
+
+    pub fn traceparent(&self) -> &[u8] {
+        self.traceparent
+    }
+
+    /// The answer begins: the figures hear of it, and what is to be written when it ends goes along with its body.
+    fn answered(&mut self, reply: &mut Reply) {
+        let Some(mut running) = self.running.take() else { return };
+        running.told(reply.status);
+        let code = reply.code.or(reply.failed.then_some(Code::UPSTREAM_FAILED.0));
+        if let Some(code) = code {
+            self.core.shard.coded(code);
+        }
+        if self.core.lines.is_some() {
+            let grpc = reply.fields.text(Kind::GrpcStatus).and_then(|text| text.parse().ok());
+            // Nothing follows the head, or nobody reads what does.
+            let whole = self.request.method == http::Method::HEAD || (reply.tunnel.is_none() && reply.body.is_empty());
+            running.watch = Some(self.watch(&running, reply.status, grpc, code, whole));
+        }
+        let body = std::mem::replace(&mut reply.body, Body::empty());
+        reply.body = body.on_end(running);
+    }
+
+    fn watch(
+        &self,
+        running: &Running,
+        status: u16,
+        grpc: Option<u16>,
+        code: Option<&'static str>,
+        whole: bool,
+    ) -> Box<Watch> {
+        let line = self.core.lines.as_ref().map(|lines| {
+            lines.begin(&access_log::About {
+                unix_ms: self.at_ms,
+                method: self.request.method.as_str(),
+                authority: &self.request.authority,
+                path: &self.request.path,
+                protocol: self.client.protocol(self.request.minor),
+                status,
+                route: self.route.map_or("", |(route, _)| &route.name),
+                matched: self.route.map(|(route, at)| (route.place.file.as_str(), line_of(route, at))),
+                backend: self.backend.as_ref().map_or("", |backend| &backend.name),
+                endpoint: self.asked.as_ref().map_or("", |member| member.endpoint.address.as_str()),
+                attempts: self.sent,
+                head_us: self.began.elapsed().as_micros() as u64,
+                client: self.client.address,
+                caller: self.caller.as_deref(),
+                request_id: self.id.as_str(),
+                trace_id: &self.traceparent[3..35],
+                user_agent: self.request.fields.named("user-agent").unwrap_or_default(),
+            })
+        });
+        let ended = if whole { Ending::Whole } else { Ending::Left };
+        let end = End { grpc_status: grpc, code, bytes_in: 0, bytes_out: 0, whole_us: 0, ended };
+        Box::new(Watch { line, end, taken: running.taken.clone() })
+    }
+}
+
+impl Drop for Story<'_> {
+    fn drop(&mut self) {
+        // The client left before there was an answer: 499, as nginx calls it.
+        if let Some(mut running) = self.running.take() {
+            running.told(499);
+            if self.core.lines.is_some() {
+                running.watch = Some(self.watch(&running, 499, None, None, false));
+            }
+        }
+    }
+}
+
 /// Where the match stands that took a request.
 fn matched(route: &Route, at: Option<usize>) -> String {
-    let line =
-        at.and_then(|at| route.match_lines.get(at).copied()).filter(|line| *line > 0).unwrap_or(route.place.line);
-    crate::table::Place { file: route.place.file.clone(), line }.to_string()
+    crate::table::Place { file: route.place.file.clone(), line: line_of(route, at) }.to_string()
+}
+
+fn line_of(route: &Route, at: Option<usize>) -> u32 {
+    at.and_then(|at| route.match_lines.get(at).copied()).filter(|line| *line > 0).unwrap_or(route.place.line)
 }
 
 /// Answers a request.
 pub async fn handle(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<'_>, id: RequestId) -> Reply {
     let began = Instant::now();
     let table = core.table();
+    let made;
+    let traceparent = match forward::traceparent(&request) {
+        Some(came) => came,
+        None => {
+            made = core.numbers.traceparent();
+            &made[..]
+        }
+    };
+    let found = table.find(&request);
+    let taken = (core.lines.is_some() && !body.is_empty()).then(Rc::default);
+    let body = body.counted(taken.clone());
     let mut story = Story {
         core,
         request: &request,
-        client: client.address,
+        client: &client,
+        caller: None,
         id: &id,
+        traceparent,
         began,
-        route: None,
+        at_ms: if core.lines.is_some() { core.unix_ms() } else { 0 },
+        running: Some(Running::new(core, found.map(|(route, _)| &route.figures), began, taken)),
+        sent: 0,
+        asked: None,
+        route: found.map(|(route, at)| (&**route, at)),
         backend: None,
         admission: [None; 2],
         attempts: Vec::new(),
         deadline_ms: 0.0,
         deadline_left_ms: 0.0,
     };
-    let Some((route, at)) = table.find(&request) else {
-        core.shard.unmatched.add(1);
-        let detail = "no route takes this host, path, method and these fields";
-        return ours(
-            &story,
-            Code::ROUTE_NONE,
-            (404, 12),
-            detail,
-            "a route whose match describes it; see buttress route test",
-        );
+    let mut reply = match found {
+        Some((route, at)) => routed(core, route, at, body, &client, &mut story).await,
+        None => {
+            core.shard.unmatched.add(1);
+            let detail = "no route takes this host, path, method and these fields";
+            let would_pass = "a route whose match describes it; see buttress route test";
+            ours(&story, Code::ROUTE_NONE, (404, 12), detail, would_pass)
+        }
     };
-    story.route = Some((route, at));
-    let mut running = Running::new(core, &route.figures, began);
-    let mut reply = routed(core, route, at, body, &client, &mut story).await;
-    running.told(reply.status);
-    reply.body = reply.body.on_end(running);
+    story.answered(&mut reply);
     reply
 }
 
@@ -269,6 +373,7 @@ async fn routed(
         }
     }
     let caller: Option<&str> = None;
+    story.caller = caller.map(str::to_owned);
     for limit in &route.limits {
         if let Err(why) = limit.take(core.now(), request, client, caller) {
             return refuse(story, &why, false);
@@ -288,7 +393,7 @@ async fn routed(
     let chosen = route.choose(request, core.numbers.draw());
     let reply = through(core, &route.backends[chosen], &asked, replay.as_ref(), client, story).await;
     if let Some(mirror) = &route.mirror {
-        mirror.copy(core, request, &asked, replay.as_ref(), client, story.id);
+        mirror.copy(core, request, &asked, replay.as_ref(), client, story);
     }
     if !reply.failed {
         return reply;
@@ -484,7 +589,7 @@ async fn attempt(
     asked: &Asked<'_>,
     replay: Option<&Rc<RefCell<Replay>>>,
     client: &Client<'_>,
-    id: &RequestId,
+    (id, traceparent): (&RequestId, &[u8]),
 ) -> Ended {
     let Begun { trying, pick, member, upstream, began, timeout, number, left, hedge } = begun;
     let sent = {
@@ -495,7 +600,7 @@ async fn attempt(
         let added = Added {
             id,
             address: client.address,
-            traceparent: core.numbers.traceparent(),
+            traceparent,
             attempt: number,
             left_ms: left.map(|left| left.min(timeout).as_millis() as u64),
             endpoint: &upstream.endpoint.address,
@@ -548,7 +653,8 @@ async fn attempt_or_hedge(
     client: &Client<'_>,
     story: &mut Story<'_>,
 ) -> Ended {
-    let (request, id, backend) = (story.request, story.id, place.backend.clone());
+    let (request, backend) = (story.request, place.backend.clone());
+    let id = (story.id, story.traceparent);
     let after = backend.policy.hedge(core.now(), place.call());
     let first = attempt(core, begun, request, asked, replay, client, id);
     let Ok(after) = after else { return first.await };
@@ -565,6 +671,7 @@ async fn attempt_or_hedge(
     }
     let Ok(second) = begin(core, place, true) else { return first.await };
     core.shard.hedges.add(1);
+    story.sent += 1;
     let mut second = pin!(attempt(core, second, request, asked, replay, client, id));
     let (ended, first_is_over) = tokio::select! {
         ended = &mut first => (ended, true),
@@ -611,8 +718,15 @@ async fn tries(
                 };
             }
         };
+        story.sent += 1;
+        if core.lines.is_some() {
+            story.asked = Some(begun.member.clone());
+        }
         let ended = attempt_or_hedge(core, &mut place, begun, asked, replay, client, story).await;
         story.deadline_left_ms = left_ms(place.call(), ended.ended);
+        if core.lines.is_some() {
+            story.asked = Some(ended.member.clone());
+        }
         // The frequent case, which allocates nothing but what the answer needs.
         if ended.outcome.succeeded() == Some(true) {
             let again = !story.attempts.is_empty();
@@ -677,7 +791,7 @@ fn finish(story: &Story<'_>, member: &Member, mut reply: Reply, place: Place, op
         method: story.request.method.clone(),
         path: story.request.path.clone(),
         authority: story.request.authority.clone(),
-        client: story.client.into(),
+        client: story.client.address.into(),
         route,
         matched,
         endpoint: member.endpoint.address.as_str().into(),
@@ -795,33 +909,85 @@ fn keep_failure(story: &Story<'_>, reply: &Reply, grpc_status: Option<u16>, why:
     story.keep(reply.status, grpc_status, Decision { code, says, would_pass: why.would_pass().to_string() });
 }
 
-/// A request that runs, for the figures; told once, when its answer begins, and over when that has ended.
+/// A request that runs, for the figures and the access log; told once, when its answer begins, and over when that has ended.
 pub struct Running {
-    figures: Arc<RouteFigures>,
-    core: usize,
+    /// Of its route; none where no route takes it.
+    figures: Option<Arc<RouteFigures>>,
+    core: Rc<Core>,
     began: Instant,
     told: bool,
+    /// Bytes of the request's body.
+    taken: Option<Rc<Cell<u64>>>,
+    watch: Option<Box<Watch>>,
+}
+
+/// What is written down when an answer has ended.
+struct Watch {
+    line: Option<access_log::Line>,
+    end: End,
+    taken: Option<Rc<Cell<u64>>>,
 }
 
 impl Running {
-    fn new(core: &Core, figures: &Arc<RouteFigures>, began: Instant) -> Self {
-        figures.golden[core.at].running.add(1);
-        Self { figures: figures.clone(), core: core.at, began, told: false }
+    fn new(core: &Rc<Core>, figures: Option<&Arc<RouteFigures>>, began: Instant, taken: Option<Rc<Cell<u64>>>) -> Self {
+        if let Some(figures) = figures {
+            figures.golden[core.at].running.add(1);
+        }
+        Self { figures: figures.cloned(), core: core.clone(), began, told: false, taken, watch: None }
     }
 
     fn told(&mut self, status: u16) {
         self.told = true;
-        self.figures.golden[self.core].done(status, self.began.elapsed().as_micros() as u64);
+        if let Some(figures) = &self.figures {
+            figures.golden[self.core.at].done(status, self.began.elapsed().as_micros() as u64);
+        }
+    }
+
+    pub fn body_went_on(&mut self, frame: &Frame<Bytes>, last: bool) {
+        let Some(watch) = &mut self.watch else { return };
+        if let Some(data) = frame.data_ref() {
+            watch.end.bytes_out += data.len() as u64;
+        }
+        if let Some(trailers) = frame.trailers_ref() {
+            let grpc = trailers.get("grpc-status").and_then(|status| status.to_str().ok()?.parse().ok());
+            watch.end.grpc_status = grpc.or(watch.end.grpc_status);
+        }
+        if last {
+            watch.end.ended = Ending::Whole;
+        }
+    }
+
+    pub fn body_ended(&mut self, broken: Option<&Broken>) {
+        if broken.is_some() {
+            self.core.shard.coded(Code::UPSTREAM_CUT.0);
+        }
+        let Some(watch) = &mut self.watch else { return };
+        watch.end.ended = Ending::Whole;
+        if broken.is_some() {
+            (watch.end.ended, watch.end.code) = (Ending::Cut, Some(Code::UPSTREAM_CUT.0));
+        }
+    }
+
+    /// An upgraded connection has ended after so many bytes each way.
+    pub fn tunnelled(&mut self, from_client: u64, to_client: u64) {
+        let Some(watch) = &mut self.watch else { return };
+        (watch.end.bytes_in, watch.end.bytes_out) = (from_client, to_client);
+        watch.end.ended = Ending::Whole;
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if !self.told {
-            // The client left before there was an answer: 499, as nginx calls it.
-            self.told(499);
+        if let Some(figures) = &self.figures {
+            figures.golden[self.core.at].running.take(1);
         }
-        self.figures.golden[self.core].running.take(1);
+        let Some(watch) = self.watch.take() else { return };
+        let Watch { line, mut end, taken } = *watch;
+        end.whole_us = self.began.elapsed().as_micros() as u64;
+        end.bytes_in += taken.map_or(0, |taken| taken.get());
+        if let (Some(lines), Some(line)) = (&self.core.lines, line) {
+            lines.end(line, &end);
+        }
     }
 }
 

@@ -59,6 +59,8 @@ pub struct Options {
     /// Round robin, and no policy: what the data path costs alone.
     pub bare: bool,
     pub timeouts: Timeouts,
+    /// Where a line for each request goes.
+    pub access_log: Option<crate::access_log::To>,
     /// For whatever is drawn by chance.
     pub seed: u64,
 }

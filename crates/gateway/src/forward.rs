@@ -31,7 +31,7 @@ pub struct Added<'a> {
     pub id: &'a RequestId,
     /// Of the client.
     pub address: &'a str,
-    pub traceparent: [u8; 55],
+    pub traceparent: &'a [u8],
     /// Which attempt of this hop or of the one before; not written for the first.
     pub attempt: u32,
     /// What is left of the deadline, in milliseconds.
@@ -132,7 +132,7 @@ pub fn write_head(request: &RequestHead, added: &Added<'_>, out: &mut BytesMut) 
     out.put_slice(b"\r\n");
     line(out, b"x-forwarded-proto", request.fields.get(Kind::ForwardedProto).unwrap_or(b"http"));
     line(out, b"x-request-id", added.id.as_str().as_bytes());
-    line(out, b"traceparent", traceparent(request, added));
+    line(out, b"traceparent", added.traceparent);
     out.put_slice(b"via: 1.1 buttress\r\n");
     if added.attempt > 1 {
         let _ = write!(out, "{ATTEMPT_FIELD}: {}\r\n", added.attempt);
@@ -155,8 +155,9 @@ fn body_is_usual(method: &Method) -> bool {
     [Method::POST, Method::PUT, Method::PATCH].contains(method)
 }
 
-fn traceparent<'a>(request: &'a RequestHead, added: &'a Added<'_>) -> &'a [u8] {
-    request.fields.get(Kind::Traceparent).filter(|value| traceparent_ok(value)).unwrap_or(&added.traceparent)
+/// The trace that a request belongs to, where it says so in a form that may go on.
+pub fn traceparent(request: &RequestHead) -> Option<&[u8]> {
+    request.fields.get(Kind::Traceparent).filter(|value| traceparent_ok(value))
 }
 
 /// The same request for an upstream that speaks HTTP/2.
@@ -189,7 +190,7 @@ pub fn http2(request: &RequestHead, added: &Added<'_>, body: Body) -> Result<htt
         ("x-forwarded-for", &chain[..]),
         ("x-forwarded-proto", proto),
         ("x-request-id", added.id.as_str().as_bytes()),
-        ("traceparent", traceparent(request, added)),
+        ("traceparent", added.traceparent),
     ] {
         headers.insert(name, HeaderValue::from_bytes(value)?);
     }
@@ -275,7 +276,7 @@ mod tests {
         let added = Added {
             id: &id,
             address: "192.0.2.7",
-            traceparent: *b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
+            traceparent: b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
             attempt: 1,
             left_ms: None,
             endpoint: "up:1",

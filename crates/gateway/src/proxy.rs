@@ -14,6 +14,7 @@ use bytes::BytesMut;
 use tokio::time::Instant;
 
 use crate::{
+    access_log::{self, End, Ended, Lines},
     body::{Body, Broken, Flow},
     call,
     forward::{self, Added},
@@ -39,6 +40,8 @@ pub struct Core {
     upstreams: RefCell<HashMap<u64, Rc<Upstream>>>,
     pub numbers: Numbers,
     pub shard: Arc<Shard>,
+    /// Of the access log, where there is one.
+    pub lines: Option<Lines>,
     /// Mirrored requests under way.
     pub copies: Cell<usize>,
     next: Cell<usize>,
@@ -49,7 +52,9 @@ impl Core {
     pub fn new(shared: Arc<Shared>, at: usize, seed: u64) -> Self {
         let shard = shared.shards[at].clone();
         let (upstreams, numbers) = (RefCell::default(), Numbers::new(seed));
-        Self { shared, at, upstreams, numbers, shard, copies: Cell::new(0), next: Cell::new(0), sample: Cell::new(0) }
+        let lines = shared.log.clone().map(Lines::new);
+        let (copies, next, sample) = (Cell::new(0), Cell::new(0), Cell::new(0));
+        Self { shared, at, upstreams, numbers, shard, lines, copies, next, sample }
     }
 
     /// What requests are routed by at this moment.
@@ -92,6 +97,22 @@ impl Core {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
     }
 
+    /// A request was not taken, because it was no HTTP.
+    pub fn refused(&self, refusal: &Refusal, client: &Client<'_>) {
+        self.shard.refused.add(1);
+        self.shard.coded(refusal.code.0);
+        let Some(lines) = &self.lines else { return };
+        let line = lines.begin(&access_log::About {
+            unix_ms: self.unix_ms(),
+            protocol: client.protocol(1),
+            status: refusal.status,
+            client: client.address,
+            ..access_log::About::default()
+        });
+        let code = Some(refusal.code.0);
+        lines.end(line, &End { code, ended: Ended::Whole, ..End::default() });
+    }
+
     /// Whether this success is one of the few that are remembered.
     pub fn sampled(&self) -> bool {
         self.sample.set(self.sample.get() + 1);
@@ -103,6 +124,17 @@ impl Core {
 pub struct Client<'a> {
     pub address: &'a str,
     pub http2: bool,
+}
+
+impl Client<'_> {
+    /// What it speaks; HTTP/1 with this minor version.
+    pub fn protocol(&self, minor: u8) -> &'static str {
+        match (self.http2, minor) {
+            (true, _) => "HTTP/2",
+            (false, 0) => "HTTP/1.0",
+            (false, _) => "HTTP/1.1",
+        }
+    }
 }
 
 /// Sends a request to an endpoint, and its response back.
@@ -123,10 +155,11 @@ async fn bare(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<
     let endpoints = backend.endpoints.load_full();
     let upstream = &core.upstream(&endpoints.members[core.turn(endpoints.members.len())]);
     let replay = (!body.is_empty()).then(|| Replay::new(body));
+    let made = core.numbers.traceparent();
     let added = Added {
         id: &id,
         address: client.address,
-        traceparent: core.numbers.traceparent(),
+        traceparent: forward::traceparent(&request).unwrap_or(&made),
         attempt: 1,
         left_ms: None,
         endpoint: &upstream.endpoint.address,

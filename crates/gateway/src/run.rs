@@ -76,6 +76,11 @@ impl Running {
         for thread in self.threads {
             let _ = thread.join();
         }
+        if let Some(log) = &self.shared.log
+            && !log.close()
+        {
+            tracing::warn!("the access log did not take its last lines in time");
+        }
     }
 }
 
@@ -116,6 +121,14 @@ async fn core(
             sweeping.sweep(Instant::now());
         }
     });
+    if core.lines.is_some() {
+        let core = core.clone();
+        tokio::task::spawn_local(async move {
+            if let Some(lines) = &core.lines {
+                lines.flushing().await;
+            }
+        });
+    }
     loop {
         let accepted = tokio::select! {
             biased;

@@ -212,7 +212,7 @@ impl Http1 {
                 Ok(request) => request,
                 Err(NoRequest::Over) => return,
                 Err(NoRequest::Refused(refusal)) => {
-                    self.core.shard.refused.add(1);
+                    self.core.refused(&refusal, &Client { address: &self.address, http2: false });
                     let hop = Hop { minor: 1, head_request: false, keep_alive: false };
                     let _ = self.write_reply(refused(&refusal), hop).await;
                     return self.linger().await;
@@ -382,7 +382,7 @@ impl Http1 {
     async fn tunnel(self, reply: Reply, hop: Hop, mut upstream: TcpStream, first: BytesMut) {
         let Self { core, source, mut write, listed, .. } = self;
         let mut head = BytesMut::new();
-        let reply = Reply { tunnel: None, ..reply };
+        let mut reply = Reply { tunnel: None, ..reply };
         write_upgrade(&reply, hop, &mut head);
         head.extend_from_slice(&first);
         let Some(Source { read, bytes, .. }) = Rc::into_inner(source).map(RefCell::into_inner) else { return };
@@ -393,7 +393,10 @@ impl Http1 {
             tokio::io::copy_bidirectional(&mut client, &mut upstream).await
         };
         core.shard.tunnels.add(1);
-        let _: io::Result<_> = joined.await;
+        let first = first.len() as u64;
+        if let Ok((from_client, to_client)) = joined.await {
+            reply.body.tunnelled(from_client, to_client + first);
+        }
         drop(listed);
     }
 }
@@ -426,7 +429,7 @@ async fn serve_http2(core: Rc<Core>, listed: Listed, stream: Rewound, address: S
                     handle(&core, head, body, Client { address: &address, http2: true }).await
                 }
                 Err(refusal) => {
-                    core.shard.refused.add(1);
+                    core.refused(&refusal, &Client { address: &address, http2: true });
                     refused(&refusal)
                 }
             };

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     time::Instant,
 };
 
@@ -11,6 +14,7 @@ use buttress_core::{Code, Error};
 use buttress_policy::Time;
 
 use crate::{
+    access_log::Log,
     compile::{Declared, Wrong, compile},
     config::Options,
     metrics::Shard,
@@ -24,21 +28,27 @@ pub struct Shared {
     pub address: SocketAddr,
     pub shards: Vec<Arc<Shard>>,
     pub records: Records,
+    pub log: Option<Arc<Log>>,
     pub table: ArcSwap<Table>,
     pub started: Instant,
+    /// Changes of the routes that were refused, and whether the last one was.
+    pub rejected: AtomicU64,
+    pub stale: AtomicBool,
     /// Held by whoever changes the table.
     changing: Mutex<()>,
 }
 
 impl Shared {
     /// # Errors
-    /// `ROUTES_INVALID` with everything that is wrong.
+    /// `ROUTES_INVALID` with everything that is wrong, `CONFIG` where the access log cannot be opened.
     pub fn new(options: Options, address: SocketAddr, routes: &[Declared]) -> Result<Self, Error> {
         let cores = options.threads.max(1);
         let table = compile(routes, None, cores).map_err(|wrong| refused(&wrong))?.install(Time::ZERO);
         let shards = (0..cores).map(|_| Arc::default()).collect();
         let (records, table, started) = (Records::default(), ArcSwap::from_pointee(table), Instant::now());
-        Ok(Self { options, address, shards, records, table, started, changing: Mutex::default() })
+        let log = options.access_log.as_ref().map(Log::start).transpose()?;
+        let (rejected, stale, changing) = Default::default();
+        Ok(Self { options, address, shards, records, log, table, started, rejected, stale, changing })
     }
 
     /// Routes requests by these from now on; those under way end as they began. Tells the table's generation.
@@ -47,10 +57,18 @@ impl Shared {
     /// Everything that is wrong; the table stays as it is.
     pub fn load(&self, routes: &[Declared]) -> Result<u64, Vec<Wrong>> {
         let _one_after_the_other = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = compile(routes, Some(&self.table.load()), self.shards.len())?.install(self.now());
+        let compiled = compile(routes, Some(&self.table.load()), self.shards.len()).inspect_err(|_| self.reject())?;
+        let next = compiled.install(self.now());
         let generation = next.generation;
         self.table.store(Arc::new(next));
+        self.stale.store(false, Relaxed);
         Ok(generation)
+    }
+
+    /// A change of the routes was refused; the old ones stay in force.
+    pub fn reject(&self) {
+        self.rejected.fetch_add(1, Relaxed);
+        self.stale.store(true, Relaxed);
     }
 
     /// The policies' clock: the time since the start.

@@ -89,7 +89,7 @@ pub const PROXY_ADMIN: &str = "127.0.0.1:7390";
 
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  buttress proxy --to 127.0.0.1:3000\n  buttress proxy --to 10.0.0.1:80 --to 10.0.0.2:80 --listen 0.0.0.0:8080\n  buttress proxy --to h2c://127.0.0.1:50051"
+    after_help = "Examples:\n  buttress proxy --to 127.0.0.1:3000\n  buttress proxy --to 10.0.0.1:80 --to 10.0.0.2:80 --listen 0.0.0.0:8080\n  buttress proxy --to h2c://127.0.0.1:50051\n  buttress proxy --to 127.0.0.1:3000 --access-log access.log"
 )]
 pub struct ProxyArgs {
     /// An endpoint of the service: HOST:PORT, or h2c://HOST:PORT where it speaks HTTP/2 without TLS. gRPC always does.
@@ -110,6 +110,9 @@ pub struct ProxyArgs {
     /// Threads that carry traffic [default: one for each core].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
+    /// A line of JSON for each request goes to this file, or to stdout: -. SIGUSR1 opens the file anew.
+    #[arg(long, value_name = "FILE|-", conflicts_with = "bare")]
+    pub access_log: Option<String>,
     /// Forward in turn and do nothing else: no policies, no metrics, no records.
     #[arg(long)]
     pub bare: bool,

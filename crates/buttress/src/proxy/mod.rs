@@ -10,12 +10,18 @@ use std::{net::SocketAddr, sync::Arc};
 
 use buttress_core::{Code, Error};
 use buttress_gateway::{
+    access_log::To,
     compile::everything,
     config::{Endpoint, Options, Timeouts},
     run::start,
+    shared::Shared,
 };
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
+};
 
 use crate::{
     cli::{
@@ -44,12 +50,14 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     };
     raise_descriptors();
     let timeouts = Timeouts { drain: args.drain, ..Timeouts::default() };
-    let options = Options { listen: args.listen, threads, bare: args.bare, timeouts, seed: seed()? };
+    let access_log = args.access_log.as_deref().map(To::parse);
+    let options = Options { listen: args.listen, threads, bare: args.bare, timeouts, access_log, seed: seed()? };
     let admin = admin_listener(args.admin).await?;
     let admin_address = admin.local_addr()?;
     let end = interrupted();
     let running = start(options, &routes)?;
     announce(args, running.address, admin_address)?;
+    let reopening = reopens(&running.shared)?;
     let serving = tokio::spawn(admin::serve(admin, Arc::clone(&running.shared)));
     end.await;
     eprintln!("draining: no new connections, {} at most for what runs", show_duration(args.drain));
@@ -64,7 +72,20 @@ async fn proxy(args: &ProxyArgs) -> Answer {
         }
     }
     serving.abort();
+    reopening.abort();
     Ok(true)
+}
+
+/// Opens the access log anew at SIGUSR1, which a rotation of logs sends when it has moved the file.
+fn reopens(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
+    let (shared, mut asked) = (shared.clone(), signal(SignalKind::user_defined1())?);
+    Ok(tokio::spawn(async move {
+        while asked.recv().await.is_some() {
+            if let Some(log) = &shared.log {
+                log.reopen();
+            }
+        }
+    }))
 }
 
 fn show_duration(duration: std::time::Duration) -> String {
@@ -93,6 +114,11 @@ fn announce(args: &ProxyArgs, address: SocketAddr, admin: SocketAddr) -> std::io
     match args.output {
         Output::Json => {
             show::json(&json!({"listen": address.to_string(), "admin": admin.to_string(), "to": args.to}))?;
+        }
+        // Where stdout is the access log, people read stderr.
+        Output::Table if args.access_log.as_deref() == Some("-") => {
+            eprintln!("proxy: http://{address}  to {}", args.to.join(", "));
+            eprintln!("page:  http://{admin}/  metrics: http://{admin}/metrics");
         }
         Output::Table => {
             println!("proxy: http://{address}  to {}", args.to.join(", "));
