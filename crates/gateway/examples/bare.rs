@@ -11,6 +11,7 @@ fn main() {
         bare: args.get(2).is_none_or(|how| how != "full"),
         timeouts: Default::default(),
         access_log: args.get(3).map(|to| buttress_gateway::access_log::To::parse(to)),
+        otlp: None,
         seed: 1,
     };
     let route = buttress_gateway::compile::everything(&args[1..2], None);

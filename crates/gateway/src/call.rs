@@ -34,6 +34,7 @@ use crate::{
     access_log::{self, End, Ended as Ending},
     body::{Body, Broken},
     forward::{self, Added},
+    otlp::Traces,
     parse::{Fields, Kind, RequestHead},
     proxy::{Client, Core, answered, failure_code, send},
     record::{self, Decision, Record, cut},
@@ -42,6 +43,7 @@ use crate::{
     request_id::RequestId,
     rules::{Rewrite, drawn},
     table::{Backend, Endpoints, Member, Route, RouteFigures},
+    trace::{self, Span, Told, Tracing},
     upstream::{Failure, FailureKind, Got, Upstream},
 };
 
@@ -147,8 +149,9 @@ pub struct Story<'a> {
     /// Who asks, where a rule found out.
     caller: Option<String>,
     id: &'a RequestId,
-    /// What goes on as `traceparent`.
+    /// What goes on as `traceparent` where nothing is exported.
     traceparent: &'a [u8],
+    trace: Option<Rc<Tracing>>,
     began: Instant,
     at_ms: u64,
     /// Counts the request until its answer takes it along.
@@ -206,8 +209,14 @@ impl Story<'_> {
         self.id
     }
 
+    /// For a copy of the request, which is no attempt of it.
     pub fn traceparent(&self) -> &[u8] {
         self.traceparent
+    }
+
+    /// Whether something is written down of the request when it ends.
+    fn watched(&self) -> bool {
+        self.core.lines.is_some() || self.trace.is_some()
     }
 
     /// The answer begins: the figures hear of it, and what is to be written when it ends goes along with its body.
@@ -218,7 +227,7 @@ impl Story<'_> {
         if let Some(code) = code {
             self.core.shard.coded(code);
         }
-        if self.core.lines.is_some() {
+        if self.watched() {
             let grpc = reply.fields.text(Kind::GrpcStatus).and_then(|text| text.parse().ok());
             // Nothing follows the head, or nobody reads what does.
             let whole = self.request.method == http::Method::HEAD || (reply.tunnel.is_none() && reply.body.is_empty());
@@ -253,13 +262,28 @@ impl Story<'_> {
                 client: self.client.address,
                 caller: self.caller.as_deref(),
                 request_id: self.id.as_str(),
-                trace_id: &self.traceparent[3..35],
+                trace_id: self.trace.as_ref().map_or(&self.traceparent[3..35], |trace| &trace.id()[..]),
                 user_agent: self.request.fields.named("user-agent").unwrap_or_default(),
             })
         });
+        let told = self.trace.as_ref().map(|trace| {
+            let about = trace::About {
+                method: &self.request.method,
+                path: &self.request.path,
+                authority: &self.request.authority,
+                protocol: self.client.protocol(self.request.minor),
+                status,
+                route: self.route.map(|(route, _)| route.name.clone()),
+                backend: self.backend.as_ref().map(|backend| backend.name.clone()),
+                client: self.client.address,
+                request_id: self.id,
+                user_agent: self.request.fields.named("user-agent").unwrap_or_default(),
+            };
+            (trace.traces.clone(), Box::new(trace.told(about)))
+        });
         let ended = if whole { Ending::Whole } else { Ending::Left };
         let end = End { grpc_status: grpc, code, bytes_in: 0, bytes_out: 0, whole_us: 0, ended };
-        Box::new(Watch { line, end, taken: running.taken.clone() })
+        Box::new(Watch { line, told, end, taken: running.taken.clone() })
     }
 }
 
@@ -268,7 +292,7 @@ impl Drop for Story<'_> {
         // The client left before there was an answer: 499, as nginx calls it.
         if let Some(mut running) = self.running.take() {
             running.told(499);
-            if self.core.lines.is_some() {
+            if self.watched() {
                 running.watch = Some(self.watch(&running, 499, None, None, false));
             }
         }
@@ -288,8 +312,10 @@ fn line_of(route: &Route, at: Option<usize>) -> u32 {
 pub async fn handle(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<'_>, id: RequestId) -> Reply {
     let began = Instant::now();
     let table = core.table();
+    let came = forward::traceparent(&request);
+    let trace = Tracing::begin(core, came, began).map(Rc::new);
     let made;
-    let traceparent = match forward::traceparent(&request) {
+    let traceparent = match came {
         Some(came) => came,
         None => {
             made = core.numbers.traceparent();
@@ -297,7 +323,8 @@ pub async fn handle(core: &Rc<Core>, request: RequestHead, body: Body, client: C
         }
     };
     let found = table.find(&request);
-    let taken = (core.lines.is_some() && !body.is_empty()).then(Rc::default);
+    let watched = core.lines.is_some() || trace.is_some();
+    let taken = (watched && !body.is_empty()).then(Rc::default);
     let body = body.counted(taken.clone());
     let mut story = Story {
         core,
@@ -306,6 +333,7 @@ pub async fn handle(core: &Rc<Core>, request: RequestHead, body: Body, client: C
         caller: None,
         id: &id,
         traceparent,
+        trace,
         began,
         at_ms: if core.lines.is_some() { core.unix_ms() } else { 0 },
         running: Some(Running::new(core, found.map(|(route, _)| &route.figures), began, taken)),
@@ -589,9 +617,14 @@ async fn attempt(
     asked: &Asked<'_>,
     replay: Option<&Rc<RefCell<Replay>>>,
     client: &Client<'_>,
-    (id, traceparent): (&RequestId, &[u8]),
+    (id, traceparent, trace): (&RequestId, &[u8], Option<&Rc<Tracing>>),
 ) -> Ended {
     let Begun { trying, pick, member, upstream, began, timeout, number, left, hedge } = begun;
+    let span = trace.map(|trace| {
+        let span = core.numbers.draw() | 1;
+        let backend = &trying.backend.name;
+        (Span::begin(trace, span, &member, backend, number, hedge), trace.traceparent(span))
+    });
     let sent = {
         let figures = &member.figures[core.at];
         core.shard.attempts.add(1);
@@ -600,7 +633,7 @@ async fn attempt(
         let added = Added {
             id,
             address: client.address,
-            traceparent,
+            traceparent: span.as_ref().map_or(traceparent, |(_, ours)| &ours[..]),
             attempt: number,
             left_ms: left.map(|left| left.min(timeout).as_millis() as u64),
             endpoint: &upstream.endpoint.address,
@@ -614,6 +647,9 @@ async fn attempt(
     };
     let ended = core.now();
     let (outcome, status, grpc_status, open) = judge(&sent, forward::is_grpc(request), core.unix_ms());
+    if let Some((span, _)) = span {
+        span.end(status, grpc_status, sent.as_ref().err().map(|failure| failure.kind.to_string()));
+    }
     let figures = &member.figures[core.at];
     figures.golden.done(status.unwrap_or(502), ended.since(began).as_micros() as u64);
     if outcome.succeeded() == Some(false) {
@@ -654,7 +690,8 @@ async fn attempt_or_hedge(
     story: &mut Story<'_>,
 ) -> Ended {
     let (request, backend) = (story.request, place.backend.clone());
-    let id = (story.id, story.traceparent);
+    let trace = story.trace.clone();
+    let id = (story.id, story.traceparent, trace.as_ref());
     let after = backend.policy.hedge(core.now(), place.call());
     let first = attempt(core, begun, request, asked, replay, client, id);
     let Ok(after) = after else { return first.await };
@@ -924,6 +961,7 @@ pub struct Running {
 /// What is written down when an answer has ended.
 struct Watch {
     line: Option<access_log::Line>,
+    told: Option<(Arc<Traces>, Box<Told>)>,
     end: End,
     taken: Option<Rc<Cell<u64>>>,
 }
@@ -982,11 +1020,17 @@ impl Drop for Running {
             figures.golden[self.core.at].running.take(1);
         }
         let Some(watch) = self.watch.take() else { return };
-        let Watch { line, mut end, taken } = *watch;
+        let Watch { line, told, mut end, taken } = *watch;
         end.whole_us = self.began.elapsed().as_micros() as u64;
         end.bytes_in += taken.map_or(0, |taken| taken.get());
         if let (Some(lines), Some(line)) = (&self.core.lines, line) {
             lines.end(line, &end);
+        }
+        if let Some((traces, mut told)) = told {
+            told.end(&end);
+            if told.counts() {
+                traces.tell(told);
+            }
         }
     }
 }

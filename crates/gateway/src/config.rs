@@ -61,6 +61,8 @@ pub struct Options {
     pub timeouts: Timeouts,
     /// Where a line for each request goes.
     pub access_log: Option<crate::access_log::To>,
+    /// Where spans go.
+    pub otlp: Option<crate::otlp::To>,
     /// For whatever is drawn by chance.
     pub seed: u64,
 }

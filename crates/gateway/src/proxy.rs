@@ -97,6 +97,10 @@ impl Core {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
     }
 
+    pub fn unix_ns(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+    }
+
     /// A request was not taken, because it was no HTTP.
     pub fn refused(&self, refusal: &Refusal, client: &Client<'_>) {
         self.shard.refused.add(1);

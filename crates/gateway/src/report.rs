@@ -216,6 +216,20 @@ impl Shared {
             let name = "buttress_traffic_access_log_failures_total";
             one(name, "counter", "Writes of the access log that failed.", figures.failures.load(Relaxed));
         }
+        if let Some(traces) = &self.traces {
+            let figures = &traces.figures;
+            let name = "buttress_traffic_spans_exported_total";
+            one(name, "counter", "Spans that the collector took.", figures.exported.load(Relaxed));
+            let name = "buttress_traffic_spans_dropped_total";
+            one(
+                name,
+                "counter",
+                "Spans that it did not take, or for which there was no room.",
+                figures.dropped.load(Relaxed),
+            );
+            let name = "buttress_traffic_spans_failures_total";
+            one(name, "counter", "Requests to the collector that failed.", figures.failures.load(Relaxed));
+        }
         let mut codes: BTreeMap<&'static str, u64> = BTreeMap::new();
         for shard in &self.shards {
             for (code, count) in &*shard.codes.lock().unwrap_or_else(PoisonError::into_inner) {

@@ -76,6 +76,9 @@ impl Running {
         for thread in self.threads {
             let _ = thread.join();
         }
+        if let Some(exporter) = &self.shared.exporter {
+            exporter.close();
+        }
         if let Some(log) = &self.shared.log
             && !log.close()
         {

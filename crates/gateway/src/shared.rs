@@ -18,6 +18,7 @@ use crate::{
     compile::{Declared, Wrong, compile},
     config::Options,
     metrics::Shard,
+    otlp::{Exporter, Traces},
     record::Records,
     table::Table,
 };
@@ -29,6 +30,8 @@ pub struct Shared {
     pub shards: Vec<Arc<Shard>>,
     pub records: Records,
     pub log: Option<Arc<Log>>,
+    pub traces: Option<Arc<Traces>>,
+    pub exporter: Option<Exporter>,
     pub table: ArcSwap<Table>,
     pub started: Instant,
     /// Changes of the routes that were refused, and whether the last one was.
@@ -47,8 +50,9 @@ impl Shared {
         let shards = (0..cores).map(|_| Arc::default()).collect();
         let (records, table, started) = (Records::default(), ArcSwap::from_pointee(table), Instant::now());
         let log = options.access_log.as_ref().map(Log::start).transpose()?;
+        let (traces, exporter) = options.otlp.clone().map(Traces::start).transpose()?.unzip();
         let (rejected, stale, changing) = Default::default();
-        Ok(Self { options, address, shards, records, log, table, started, rejected, stale, changing })
+        Ok(Self { options, address, shards, records, log, traces, exporter, table, started, rejected, stale, changing })
     }
 
     /// Routes requests by these from now on; those under way end as they began. Tells the table's generation.

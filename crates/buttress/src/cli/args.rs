@@ -113,6 +113,12 @@ pub struct ProxyArgs {
     /// A line of JSON for each request goes to this file, or to stdout: -. SIGUSR1 opens the file anew.
     #[arg(long, value_name = "FILE|-", conflicts_with = "bare")]
     pub access_log: Option<String>,
+    /// Spans go to this collector: OTLP over HTTP, as JSON. OTEL_SERVICE_NAME names the service.
+    #[arg(long, value_name = "http://HOST:PORT", conflicts_with = "bare")]
+    pub otlp: Option<String>,
+    /// The share of the traces that begin here that is exported; failures are, whatever it is.
+    #[arg(long, default_value = "1%", value_name = "SHARE", value_parser = fate::share)]
+    pub trace_sample: f64,
     /// Forward in turn and do nothing else: no policies, no metrics, no records.
     #[arg(long)]
     pub bare: bool,

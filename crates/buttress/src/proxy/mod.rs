@@ -13,6 +13,7 @@ use buttress_gateway::{
     access_log::To,
     compile::everything,
     config::{Endpoint, Options, Timeouts},
+    otlp,
     run::start,
     shared::Shared,
 };
@@ -51,7 +52,11 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     raise_descriptors();
     let timeouts = Timeouts { drain: args.drain, ..Timeouts::default() };
     let access_log = args.access_log.as_deref().map(To::parse);
-    let options = Options { listen: args.listen, threads, bare: args.bare, timeouts, access_log, seed: seed()? };
+    let service = std::env::var("OTEL_SERVICE_NAME").ok().filter(|name| !name.is_empty());
+    let service = service.as_deref().unwrap_or("buttress-proxy");
+    let otlp = args.otlp.as_deref().map(|to| otlp::To::parse(to, args.trace_sample, service)).transpose()?;
+    let (listen, bare) = (args.listen, args.bare);
+    let options = Options { listen, threads, bare, timeouts, access_log, otlp, seed: seed()? };
     let admin = admin_listener(args.admin).await?;
     let admin_address = admin.local_addr()?;
     let end = interrupted();

@@ -148,7 +148,7 @@ impl Proxy {
     pub fn routing(routes: &[Declared], change: impl FnOnce(&mut Options)) -> Self {
         let listen = "127.0.0.1:0".parse().unwrap();
         let timeouts = Timeouts::default();
-        let mut options = Options { listen, threads: 1, bare: false, timeouts, access_log: None, seed: 1 };
+        let mut options = Options { listen, threads: 1, bare: false, timeouts, access_log: None, otlp: None, seed: 1 };
         change(&mut options);
         let running = start(options, routes).unwrap();
         Self { address: running.address, running: Some(running) }
