@@ -9,7 +9,7 @@
 //! | X-Forwarded-For | the client's address is added behind what is there | |
 //! | X-Forwarded-Proto | kept, or `http` | behind a balancer that ends TLS, it knows and we do not |
 //! | X-Request-Id | kept where it is harmless, or made | names the request in records and in the answer |
-//! | traceparent | kept where it is valid, or begun, not sampled | W3C trace context |
+//! | traceparent | kept where it is valid, or begun; of the attempt's span where spans are exported | W3C trace context; [`crate::trace`] |
 
 use std::{fmt::Write as _, time::Duration};
 
