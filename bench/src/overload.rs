@@ -14,6 +14,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     fs,
+    net::SocketAddr,
     path::Path,
     process::Command,
     rc::Rc,
@@ -28,7 +29,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{Semaphore, watch},
     task::LocalSet,
     time::{Instant, sleep, sleep_until, timeout},
@@ -57,6 +58,8 @@ const AFTER: u64 = 20;
 const ATTEMPTS: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
+/// That clients come from, all of the loopback network.
+const ADDRESSES: u64 = 200;
 /// The share of what it was before that counts as back, over so many seconds.
 const BACK: f64 = 0.95;
 const BACK_SECONDS: usize = 3;
@@ -159,6 +162,15 @@ struct Seen {
 }
 
 impl Seen {
+    /// A new connection. Who leaves has a port in TIME_WAIT for a minute, and one address has too few of them for all that leave
+    /// here, so they come from many.
+    async fn connect(&self) -> std::io::Result<TcpStream> {
+        let socket = TcpSocket::new_v4()?;
+        let host = 1 + (self.sent.get() % ADDRESSES) as u8;
+        socket.bind(SocketAddr::from(([127, 0, 1, host], 0)))?;
+        socket.connect(SocketAddr::from(([127, 0, 0, 1], self.port))).await
+    }
+
     /// One attempt: whether it was answered with 200 in time.
     async fn attempt(&self) -> bool {
         self.sent.set(self.sent.get() + 1);
@@ -166,7 +178,7 @@ impl Seen {
             let kept = self.idle.borrow_mut().pop_back();
             let mut stream = match kept {
                 Some(stream) => stream,
-                None => TcpStream::connect(("127.0.0.1", self.port)).await.ok()?,
+                None => self.connect().await.ok()?,
             };
             let _ = stream.set_nodelay(true);
             stream.write_all(b"GET /orders HTTP/1.1\r\nHost: upstream\r\n\r\n").await.ok()?;
