@@ -2,13 +2,16 @@
 //!
 //! An nginx with one worker is the origin. Each proxy has one thread that carries traffic, keeps connections to the origin,
 //! and is otherwise as its package has it; h2load is the client. What counts is processor time for each request: it survives a
-//! busy machine, which requests in a second do not. Two of the sides are ours: `bare` forwards and does nothing else, `full`
-//! is what `buttress proxy` does by itself.
+//! busy machine, which requests in a second do not. Three of the sides are ours: `bare` forwards and does nothing else, `full`
+//! is what `buttress proxy` does by itself, `logged` has the access log on. HAProxy and nginx are there without and with theirs:
+//! HAProxy sends its `option httplog` as datagrams to a socket that is read here, nginx writes a file with a buffer, as we do.
 
 use std::{
     fs,
+    io::{BufWriter, Write as _},
     net::TcpStream,
-    path::Path,
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -27,15 +30,15 @@ const START_MAX: Duration = Duration::from_secs(20);
 const BODY: &str = "{\"order\":4711,\"items\":[1,2,3],\"state\":\"paid\",\"note\":\"a small answer, as most are\"}";
 
 /// A process that ends with this one.
-struct Process {
+pub struct Process {
     child: Child,
     /// Those whose processor time counts.
     pids: Vec<u32>,
-    port: u16,
+    pub port: u16,
 }
 
 impl Process {
-    fn start(mut command: Command, folder: &Path, port: u16, worker: Option<&str>) -> Result<Self> {
+    pub fn start(mut command: Command, folder: &Path, port: u16, worker: Option<&str>) -> Result<Self> {
         let log = fs::File::create(folder.join(format!("{port}.log")))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| {
@@ -56,7 +59,7 @@ impl Process {
         Ok(process)
     }
 
-    fn cpu_seconds(&self) -> Result<f64> {
+    pub fn cpu_seconds(&self) -> Result<f64> {
         self.pids.iter().map(|pid| cpu_seconds(&pid.to_string())).sum()
     }
 
@@ -77,13 +80,13 @@ impl Drop for Process {
     }
 }
 
-fn nginx(folder: &Path, name: &str, port: u16, server: &str) -> Result<Process> {
+fn nginx(folder: &Path, name: &str, port: u16, log: &str, server: &str) -> Result<Process> {
     let at = folder.join(name);
     fs::create_dir_all(&at)?;
     let config = format!(
         "worker_processes 1;\ndaemon off;\npid {at}/pid;\nerror_log {at}/error.log crit;\n\
          events {{ worker_connections 4096; }}\n\
-         http {{\n  access_log off;\n  keepalive_requests 100000000;\n  client_body_temp_path {at}/a;\n  proxy_temp_path {at}/b;\n  \
+         http {{\n  access_log {log};\n  keepalive_requests 100000000;\n  client_body_temp_path {at}/a;\n  proxy_temp_path {at}/b;\n  \
          fastcgi_temp_path {at}/c;\n  uwsgi_temp_path {at}/d;\n  scgi_temp_path {at}/e;\n{server}\n}}\n",
         at = at.display(),
     );
@@ -95,28 +98,51 @@ fn nginx(folder: &Path, name: &str, port: u16, server: &str) -> Result<Process> 
     Process::start(command, folder, port, Some("nginx: worker process"))
 }
 
-fn origin(folder: &Path, port: u16) -> Result<Process> {
+pub fn origin(folder: &Path, port: u16) -> Result<Process> {
     let server = format!(
         "  server {{ listen 127.0.0.1:{port}; location / {{ default_type application/json; return 200 '{BODY}'; }} }}"
     );
-    nginx(folder, "origin", port, &server)
+    nginx(folder, "origin", port, "off", &server)
 }
 
-fn nginx_proxy(folder: &Path, port: u16, origin: u16) -> Result<Process> {
+fn nginx_proxy(folder: &Path, port: u16, origin: u16, logged: bool) -> Result<Process> {
     let server = format!(
         "  upstream origin {{ server 127.0.0.1:{origin}; keepalive 128; keepalive_requests 100000000; }}\n  \
          server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://origin; proxy_http_version 1.1; \
          proxy_set_header Connection \"\"; }} }}"
     );
-    nginx(folder, "nginx", port, &server)
+    let name = if logged { "nginx_logged" } else { "nginx" };
+    let file = folder.join(format!("{name}.access.log"));
+    let log = format!("{} combined buffer=32k flush=100ms", file.display());
+    nginx(folder, name, port, if logged { &log } else { "off" }, &server)
 }
 
-fn haproxy(folder: &Path, port: u16, origin: u16) -> Result<Process> {
-    let file = folder.join("haproxy.cfg");
+/// Where HAProxy sends its log: a socket whose datagrams are read and written to a file, as a syslog daemon does.
+fn syslog(folder: &Path) -> Result<PathBuf> {
+    let path = folder.join("log.socket");
+    let socket = UnixDatagram::bind(&path)?;
+    let mut file = BufWriter::new(fs::File::create(folder.join("haproxy.access.log"))?);
+    std::thread::spawn(move || {
+        let mut datagram = [0; 4096];
+        while let Ok(read) = socket.recv(&mut datagram) {
+            if file.write_all(&datagram[..read]).and_then(|()| file.write_all(b"\n")).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(path)
+}
+
+pub fn haproxy(folder: &Path, port: u16, origin: u16, log: Option<&Path>) -> Result<Process> {
+    let file = folder.join(format!("haproxy-{port}.cfg"));
+    let (to, how) = match log {
+        Some(log) => (format!("  log {} local0 info\n", log.display()), "  log global\n  option httplog\n"),
+        None => (String::new(), ""),
+    };
     fs::write(
         &file,
         format!(
-            "global\n  nbthread 1\n  maxconn 4096\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  \
+            "global\n  nbthread 1\n  maxconn 4096\n{to}defaults\n  mode http\n{how}  timeout connect 5s\n  timeout client 60s\n  \
              timeout server 60s\n  option http-keep-alive\nfrontend in\n  bind 127.0.0.1:{port}\n  default_backend out\n\
              backend out\n  http-reuse always\n  server origin 127.0.0.1:{origin}\n"
         ),
@@ -126,25 +152,34 @@ fn haproxy(folder: &Path, port: u16, origin: u16) -> Result<Process> {
     Process::start(command, folder, port, None)
 }
 
-fn ours(binary: &Path, folder: &Path, port: u16, origin: u16, bare: bool) -> Result<Process> {
+#[derive(Clone, Copy, PartialEq)]
+pub enum How {
+    Bare,
+    Full,
+    Logged,
+}
+
+pub fn ours(binary: &Path, folder: &Path, port: u16, origin: u16, how: How) -> Result<Process> {
     let mut command = Command::new(binary);
     command.args(["proxy", "--threads", "1", "--admin", "127.0.0.1:0", "--drain", "1s"]);
     command.args(["--listen", &format!("127.0.0.1:{port}"), "--to", &format!("127.0.0.1:{origin}")]);
-    if bare {
-        command.arg("--bare");
+    match how {
+        How::Bare => drop(command.arg("--bare")),
+        How::Full => {}
+        How::Logged => drop(command.arg("--access-log").arg(folder.join("buttress.access.log"))),
     }
     Process::start(command, folder, port, None)
 }
 
 #[derive(Clone, Copy, Default)]
-struct Round {
-    done: u64,
-    seconds: f64,
+pub struct Round {
+    pub done: u64,
+    pub seconds: f64,
     cpu: f64,
 }
 
 /// One run of the client against a proxy.
-fn round(process: &Process, seconds: f64, connections: usize) -> Result<Round> {
+pub fn round(process: &Process, seconds: f64, connections: usize) -> Result<Round> {
     let before = process.cpu_seconds()?;
     let started = Instant::now();
     let output = Command::new("h2load")
@@ -171,13 +206,18 @@ pub fn run(args: &[String]) -> Result<()> {
     let connections = options.clients[0];
     let folder = folder()?;
     let path = folder.path();
-    let first = free_ports(5)?;
+    let first = free_ports(8)?;
     let origin = origin(path, first)?;
+    let log = syslog(path)?;
+    let binary = &options.binary;
     let sides = [
-        ("haproxy", haproxy(path, first + 1, origin.port)?),
-        ("nginx", nginx_proxy(path, first + 2, origin.port)?),
-        ("buttress_bare", ours(&options.binary, path, first + 3, origin.port, true)?),
-        ("buttress_full", ours(&options.binary, path, first + 4, origin.port, false)?),
+        ("haproxy", haproxy(path, first + 1, origin.port, None)?),
+        ("nginx", nginx_proxy(path, first + 2, origin.port, false)?),
+        ("buttress_bare", ours(binary, path, first + 3, origin.port, How::Bare)?),
+        ("buttress_full", ours(binary, path, first + 4, origin.port, How::Full)?),
+        ("haproxy_logged", haproxy(path, first + 5, origin.port, Some(&log))?),
+        ("nginx_logged", nginx_proxy(path, first + 6, origin.port, true)?),
+        ("buttress_logged", ours(binary, path, first + 7, origin.port, How::Logged)?),
     ];
     let idle = sides[3].1.resident_mib()?;
     let mut rounds = vec![Vec::new(); sides.len()];
@@ -188,7 +228,7 @@ pub fn run(args: &[String]) -> Result<()> {
         }
     }
     let say = |line: String| if options.json { eprintln!("{line}") } else { println!("{line}") };
-    say(format!("{:<14}  {:>12}  {:>12}  {:>10}", "", "cpu µs/req", "requests/s", "RSS MiB"));
+    say(format!("{:<15}  {:>12}  {:>12}  {:>10}", "", "cpu µs/req", "requests/s", "RSS MiB"));
     let mut told = json!({"connections": connections, "rounds": options.rounds, "seconds": options.seconds});
     let mut micros = Vec::new();
     for ((name, process), rounds) in sides.iter().zip(&rounds) {
@@ -199,16 +239,21 @@ pub fn run(args: &[String]) -> Result<()> {
         let done: u64 = rounds.iter().map(|round| round.done).sum();
         let rate = done as f64 / rounds.iter().map(|round| round.seconds).sum::<f64>().max(1e-9);
         let resident = process.resident_mib()?;
-        say(format!("{name:<14}  {median:>12.2}  {rate:>12.0}  {resident:>10.1}"));
+        say(format!("{name:<15}  {median:>12.2}  {rate:>12.0}  {resident:>10.1}"));
         told[*name] = json!({"cpu_us": median, "cpu_us_rounds": each, "per_second": rate, "rss_mib": resident});
         micros.push(median);
     }
     let ratio = |at: usize, other: usize| if micros[other] > 0.0 { micros[at] / micros[other] } else { 0.0 };
     told["ratio"] = json!({
         "cpu_bare": ratio(2, 0), "cpu_full": ratio(3, 0), "cpu_bare_to_nginx": ratio(2, 1), "cpu_full_to_nginx": ratio(3, 1),
-        "rss_idle_mb": idle * 1.048_576,
+        "cpu_logged": ratio(6, 4), "cpu_logged_to_nginx": ratio(6, 5), "rss_idle_mb": idle * 1.048_576,
     });
-    say(format!("ratio to haproxy: bare {:.2}, full {:.2}; idle {idle:.1} MiB", ratio(2, 0), ratio(3, 0)));
+    say(format!(
+        "ratio to haproxy: bare {:.2}, full {:.2}, both with a log {:.2}; idle {idle:.1} MiB",
+        ratio(2, 0),
+        ratio(3, 0),
+        ratio(6, 4)
+    ));
     if options.json {
         println!("{}", Value::to_string(&told));
     }

@@ -14,9 +14,11 @@ mod function;
 mod figures;
 mod fn_kafka;
 mod gateway;
+mod half_load;
 mod kv;
 mod log;
 mod options;
+mod overload;
 mod policy;
 mod sides;
 mod watch;
@@ -44,6 +46,8 @@ cargo xtask bench log                         produce with acks=all to three nod
 cargo xtask bench log --partitions 64 --rounds 1  one of its cases
 cargo xtask bench fn-kafka                    a function on a Kafka, exactly once, beside a transactional loop in Java
 cargo xtask bench gateway                     processor time for each request through a proxy, beside HAProxy and nginx
+cargo xtask bench overload [--load 2]         goodput through a brown-out under overload: direct, HAProxy, buttress proxy
+cargo xtask bench half-load                   what a proxy adds to p99 at half of the capacity: direct, HAProxy, buttress proxy
 cargo xtask bench fn                          functions: requests/s beside wasmtime serve's library path, cold start, batches
 cargo xtask bench policy                      what the decisions of the traffic plane cost, in ns
 cargo xtask bench append                      commits of 1 MiB to one node beside a loop of append and fdatasync
@@ -58,6 +62,8 @@ fn main() -> anyhow::Result<()> {
         Some((command, rest)) if command == "log" => log::run(rest),
         Some((command, rest)) if command == "fn-kafka" => fn_kafka::run(rest),
         Some((command, rest)) if command == "gateway" => gateway::run(rest),
+        Some((command, rest)) if command == "half-load" => half_load::run(rest),
+        Some((command, rest)) if command == "overload" => overload::run(rest),
         Some((command, rest)) if command == "policy" => policy::run(rest),
         #[cfg(feature = "inside")]
         Some((command, rest)) if command == "fn" => function::run(rest),

@@ -3,7 +3,7 @@
 //!     cargo xtask tidy                     the rules of the tree, as checks
 //!     cargo xtask guests [--check]         rebuild the example functions' components
 //!     cargo xtask protos                   generate the code of the gRPC services from crates/coordination/proto
-//!     cargo xtask bench kv|watch|log|fn-kafka|gateway|fn|append|policy [--output json]   side by side; --help says more
+//!     cargo xtask bench kv|watch|log|fn-kafka|gateway|overload|half-load|fn|append|policy [--output json]   side by side; --help says more
 //!     cargo xtask sim --seeds N | SEED | --minimise SEED | --regressions
 //!     cargo xtask sim --mutants [--seeds N] [--fixed N] [--only a,b] [--first-only] [--output json]
 //!     cargo xtask fuzz --list | --short | [TARGET…] [--seconds N] [--keep]
@@ -49,7 +49,7 @@ fn run(args: &[String]) -> anyhow::Result<()> {
         ["model", rest @ ..] => model(rest),
         ["conformance", rest @ ..] => conformance::run(rest),
         _ => bail!(
-            "usage: cargo xtask tidy | guests [--check] | protos | bench kv|watch|log|fn-kafka|gateway|fn|append|policy [--output json] | sim … | fuzz … | model [--output json] | conformance …"
+            "usage: cargo xtask tidy | guests [--check] | protos | bench kv|watch|log|fn-kafka|gateway|overload|half-load|fn|append|policy [--output json] | sim … | fuzz … | model [--output json] | conformance …"
         ),
     }
 }
@@ -70,7 +70,7 @@ fn protos() -> anyhow::Result<()> {
 }
 
 /// Benchmarks of whole processes: they start the binary, and need no part of it in their own process.
-const CLUSTER_BENCHES: [&str; 5] = ["kv", "watch", "log", "fn-kafka", "gateway"];
+const CLUSTER_BENCHES: [&str; 7] = ["kv", "watch", "log", "fn-kafka", "gateway", "overload", "half-load"];
 
 /// Benchmarks live in a package of their own, so that nothing else builds what they compare with.
 fn bench(args: &[&str]) -> anyhow::Result<()> {

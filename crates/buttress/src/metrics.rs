@@ -51,7 +51,8 @@ pub fn process_metrics(out: &mut String) {
     if let Some(resident) = kib("VmRSS:") {
         let _ = writeln!(
             out,
-            "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {}",
+            "# HELP process_resident_memory_bytes Resident memory of this process.\n\
+             # TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {}",
             resident * 1024
         );
     }
@@ -59,7 +60,8 @@ pub fn process_metrics(out: &mut String) {
         // Linux counts in hundredths of a second for every architecture it tells programs about.
         let _ = writeln!(
             out,
-            "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total {}",
+            "# HELP process_cpu_seconds_total Processor time of this process.\n\
+             # TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total {}",
             ticks as f64 / 100.0
         );
     }

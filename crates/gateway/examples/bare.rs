@@ -1,4 +1,4 @@
-//! The data path alone, for a profiler: `bare LISTEN ENDPOINT`, or with the policies: `bare LISTEN ENDPOINT full`.
+//! The data path alone, for a profiler: `bare LISTEN ENDPOINT`, or with the policies: `bare LISTEN ENDPOINT full [ACCESS-LOG]`.
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -12,6 +12,8 @@ fn main() {
         bare: args.get(2).is_none_or(|how| how != "full"),
         timeouts: Default::default(),
         edge: buttress_gateway::config::Edge::default(),
+        access_log: args.get(3).map(|to| buttress_gateway::access_log::To::parse(to)),
+        otlp: None,
         seed: 1,
     };
     let route = buttress_gateway::compile::everything(&args[1..2], None);

@@ -4,7 +4,7 @@
 //! reader leaves bytes in the kernel's buffers, and the sender's window closes.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     io,
     pin::{Pin, pin},
     rc::Rc,
@@ -63,7 +63,9 @@ pub struct Body {
     flow: Flow,
     ticket: Option<Box<Ticket>>,
     /// Ends with the body.
-    _running: Option<Running>,
+    running: Option<Running>,
+    /// Counts bytes that went through.
+    count: Option<Rc<Cell<u64>>>,
 }
 
 pub enum Flow {
@@ -81,7 +83,7 @@ pub enum Flow {
 
 impl From<Flow> for Body {
     fn from(flow: Flow) -> Self {
-        Self { flow, ticket: None, _running: None }
+        Self { flow, ticket: None, running: None, count: None }
     }
 }
 
@@ -99,7 +101,18 @@ impl Body {
     }
 
     pub fn on_end(self, running: Running) -> Self {
-        Self { _running: Some(running), ..self }
+        Self { running: Some(running), ..self }
+    }
+
+    pub fn counted(self, count: Option<Rc<Cell<u64>>>) -> Self {
+        Self { count, ..self }
+    }
+
+    /// An upgraded connection has ended after so many bytes each way.
+    pub fn tunnelled(&mut self, from_client: u64, to_client: u64) {
+        if let Some(running) = &mut self.running {
+            running.tunnelled(from_client, to_client);
+        }
     }
 
     /// Whether all of it is here.
@@ -108,7 +121,13 @@ impl Body {
     }
 
     pub fn is_empty(&self) -> bool {
-        match &self.flow {
+        self.flow.is_empty()
+    }
+}
+
+impl Flow {
+    fn is_empty(&self) -> bool {
+        match self {
             Flow::Empty => true,
             Flow::Full(bytes) => bytes.is_empty(),
             Flow::Http2(incoming) => http_body::Body::is_end_stream(incoming),
@@ -138,6 +157,19 @@ impl http_body::Body for Body {
                 Some(Err(broken)) => ticket.body_ended(Some(broken)),
                 Some(Ok(frame)) => ticket.body_went_on(frame),
             }
+        }
+        if let Some(running) = &mut this.running {
+            match &frame {
+                None => running.body_ended(None),
+                Some(Err(broken)) => running.body_ended(Some(broken)),
+                // Of HTTP/2 nobody asks for more after the last frame.
+                Some(Ok(frame)) => running.body_went_on(frame, frame.is_trailers() || this.flow.is_empty()),
+            }
+        }
+        if let (Some(count), Some(Ok(frame))) = (&this.count, &frame)
+            && let Some(data) = frame.data_ref()
+        {
+            count.set(count.get() + data.len() as u64);
         }
         Poll::Ready(frame)
     }

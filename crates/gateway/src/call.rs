@@ -13,7 +13,13 @@
 //!
 //! The place of a call is given back when its answer's body has ended.
 
-use std::{cell::RefCell, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use buttress_core::Code;
 use buttress_policy::{
@@ -25,9 +31,11 @@ use http_body::Frame;
 use tokio::time::Instant;
 
 use crate::{
+    access_log::{self, End, Ended as Ending},
     auth::{Caller, FRESHER_PATIENCE, Gate},
     body::{Body, Broken},
     forward::{self, Added},
+    otlp::Traces,
     parse::{Fields, Kind, RequestHead},
     proxy::{Client, Core, answered, failure_code, send},
     record::{self, Decision, Record, cut},
@@ -36,6 +44,7 @@ use crate::{
     request_id::RequestId,
     rules::{Rewrite, drawn},
     table::{Backend, Endpoints, Member, Route, RouteFigures},
+    trace::{self, Span, Told, Tracing},
     upstream::{Failure, FailureKind, Got, Upstream},
 };
 
@@ -134,12 +143,23 @@ impl Drop for Queued {
 }
 
 /// What is remembered of a call while it runs; nothing of it allocates unless something goes wrong.
-struct Story<'a> {
-    core: &'a Core,
+pub struct Story<'a> {
+    core: &'a Rc<Core>,
     request: &'a RequestHead,
-    client: &'a str,
+    client: &'a Client<'a>,
+    /// Who asks, where a rule found out.
+    caller: Option<String>,
     id: &'a RequestId,
+    /// What goes on as `traceparent` where nothing is exported.
+    traceparent: &'a [u8],
+    trace: Option<Rc<Tracing>>,
     began: Instant,
+    at_ms: u64,
+    /// Counts the request until its answer takes it along.
+    running: Option<Running>,
+    /// Attempts that were begun, and who got the last one.
+    sent: u32,
+    asked: Option<Arc<Member>>,
     /// The route and which of its matches; none where no route takes the request.
     route: Option<(&'a Route, Option<usize>)>,
     backend: Option<Arc<Backend>>,
@@ -168,7 +188,7 @@ impl Story<'_> {
             method: self.request.method.to_string(),
             path: cut(&self.request.path),
             authority: cut(&self.request.authority),
-            client: self.client.to_owned(),
+            client: self.client.address.to_owned(),
             route,
             matched,
             backend,
@@ -185,46 +205,158 @@ impl Story<'_> {
     }
 }
 
+impl Story<'_> {
+    pub fn id(&self) -> &RequestId {
+        self.id
+    }
+
+    /// For a copy of the request, which is no attempt of it.
+    pub fn traceparent(&self) -> &[u8] {
+        self.traceparent
+    }
+
+    /// Whether something is written down of the request when it ends.
+    fn watched(&self) -> bool {
+        self.core.lines.is_some() || self.trace.is_some()
+    }
+
+    /// The answer begins: the figures hear of it, and what is to be written when it ends goes along with its body.
+    fn answered(&mut self, reply: &mut Reply) {
+        let Some(mut running) = self.running.take() else { return };
+        running.told(reply.status);
+        let code = reply.code.or(reply.failed.then_some(Code::UPSTREAM_FAILED.0));
+        if let Some(code) = code {
+            self.core.shard.coded(code);
+        }
+        if self.watched() {
+            let grpc = reply.fields.text(Kind::GrpcStatus).and_then(|text| text.parse().ok());
+            // Nothing follows the head, or nobody reads what does.
+            let whole = self.request.method == http::Method::HEAD || (reply.tunnel.is_none() && reply.body.is_empty());
+            running.watch = Some(self.watch(&running, reply.status, grpc, code, whole));
+        }
+        let body = std::mem::replace(&mut reply.body, Body::empty());
+        reply.body = body.on_end(running);
+    }
+
+    fn watch(
+        &self,
+        running: &Running,
+        status: u16,
+        grpc: Option<u16>,
+        code: Option<&'static str>,
+        whole: bool,
+    ) -> Box<Watch> {
+        let line = self.core.lines.as_ref().map(|lines| {
+            lines.begin(&access_log::About {
+                unix_ms: self.at_ms,
+                method: self.request.method.as_str(),
+                authority: &self.request.authority,
+                path: &self.request.path,
+                protocol: self.client.protocol(self.request.minor),
+                status,
+                route: self.route.map_or("", |(route, _)| &route.name),
+                matched: self.route.map(|(route, at)| (route.place.file.as_str(), line_of(route, at))),
+                backend: self.backend.as_ref().map_or("", |backend| &backend.name),
+                endpoint: self.asked.as_ref().map_or("", |member| member.endpoint.address.as_str()),
+                attempts: self.sent,
+                head_us: self.began.elapsed().as_micros() as u64,
+                client: self.client.address,
+                caller: self.caller.as_deref(),
+                request_id: self.id.as_str(),
+                trace_id: self.trace.as_ref().map_or(&self.traceparent[3..35], |trace| &trace.id()[..]),
+                user_agent: self.request.fields.named("user-agent").unwrap_or_default(),
+            })
+        });
+        let told = self.trace.as_ref().map(|trace| {
+            let about = trace::About {
+                method: &self.request.method,
+                path: &self.request.path,
+                authority: &self.request.authority,
+                protocol: self.client.protocol(self.request.minor),
+                status,
+                route: self.route.map(|(route, _)| route.name.clone()),
+                backend: self.backend.as_ref().map(|backend| backend.name.clone()),
+                client: self.client.address,
+                request_id: self.id,
+                user_agent: self.request.fields.named("user-agent").unwrap_or_default(),
+            };
+            (trace.traces.clone(), Box::new(trace.told(about)))
+        });
+        let ended = if whole { Ending::Whole } else { Ending::Left };
+        let end = End { grpc_status: grpc, code, bytes_in: 0, bytes_out: 0, whole_us: 0, ended };
+        Box::new(Watch { line, told, end, taken: running.taken.clone() })
+    }
+}
+
+impl Drop for Story<'_> {
+    fn drop(&mut self) {
+        // The client left before there was an answer: 499, as nginx calls it.
+        if let Some(mut running) = self.running.take() {
+            running.told(499);
+            if self.watched() {
+                running.watch = Some(self.watch(&running, 499, None, None, false));
+            }
+        }
+    }
+}
+
 /// Where the match stands that took a request.
 fn matched(route: &Route, at: Option<usize>) -> String {
-    let line =
-        at.and_then(|at| route.match_lines.get(at).copied()).filter(|line| *line > 0).unwrap_or(route.place.line);
-    crate::table::Place { file: route.place.file.clone(), line }.to_string()
+    crate::table::Place { file: route.place.file.clone(), line: line_of(route, at) }.to_string()
+}
+
+fn line_of(route: &Route, at: Option<usize>) -> u32 {
+    at.and_then(|at| route.match_lines.get(at).copied()).filter(|line| *line > 0).unwrap_or(route.place.line)
 }
 
 /// Answers a request.
 pub async fn handle(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<'_>, id: RequestId) -> Reply {
     let began = Instant::now();
     let table = core.table();
+    let came = forward::traceparent(&request);
+    let trace = Tracing::begin(core, came, began).map(Rc::new);
+    let made;
+    let traceparent = match came {
+        Some(came) => came,
+        None => {
+            made = core.numbers.traceparent();
+            &made[..]
+        }
+    };
+    let found = table.find(&request);
+    let watched = core.lines.is_some() || trace.is_some();
+    let taken = (watched && !body.is_empty()).then(Rc::default);
+    let body = body.counted(taken.clone());
     let mut story = Story {
         core,
         request: &request,
-        client: client.address,
+        client: &client,
+        caller: None,
         id: &id,
+        traceparent,
+        trace,
         began,
-        route: None,
+        at_ms: if core.lines.is_some() { core.unix_ms() } else { 0 },
+        running: Some(Running::new(core, found.map(|(route, _)| &route.figures), began, taken)),
+        sent: 0,
+        asked: None,
+        route: found.map(|(route, at)| (&**route, at)),
         backend: None,
         admission: [None; 2],
         attempts: Vec::new(),
         deadline_ms: 0.0,
         deadline_left_ms: 0.0,
     };
-    let Some((route, at)) = table.find(&request) else {
-        core.shard.unmatched.add(1);
-        let detail = "no route takes this host, path, method and these fields";
-        return ours(
-            &story,
-            Code::ROUTE_NONE,
-            (404, 12),
-            detail,
-            "a route whose match describes it; see buttress route test",
-        );
+    let mut reply = match found {
+        Some((route, at)) => routed(core, route, at, body, &client, &mut story).await,
+        None => {
+            core.shard.unmatched.add(1);
+            let detail = "no route takes this host, path, method and these fields";
+            let would_pass = "a route whose match describes it; see buttress route test";
+            ours(&story, Code::ROUTE_NONE, (404, 12), detail, would_pass)
+        }
     };
-    story.route = Some((route, at));
-    let mut running = Running::new(core, &route.figures, began);
-    let mut reply = routed(core, route, at, body, &client, &mut story).await;
-    running.told(reply.status);
-    reply.body = reply.body.on_end(running);
+    story.answered(&mut reply);
     reply
 }
 
@@ -281,6 +413,7 @@ async fn routed(
         withheld: route.gate.as_ref().and_then(|gate| gate.withheld()),
     };
     let caller = caller.as_ref().map(|caller| &*caller.name);
+    story.caller = caller.map(str::to_owned);
     for limit in &route.limits {
         if let Err(why) = limit.take(core.now(), request, client, caller) {
             return refuse(story, &why, false);
@@ -301,7 +434,7 @@ async fn routed(
     let chosen = route.choose(request, core.numbers.draw());
     let reply = through(core, &route.backends[chosen], &asked, replay.as_ref(), client, story).await;
     if let Some(mirror) = &route.mirror {
-        mirror.copy(core, request, &asked, replay.as_ref(), client, story.id);
+        mirror.copy(core, request, &asked, replay.as_ref(), client, story);
     }
     if !reply.failed {
         return reply;
@@ -544,9 +677,14 @@ async fn attempt(
     asked: &Asked<'_>,
     replay: Option<&Rc<RefCell<Replay>>>,
     client: &Client<'_>,
-    id: &RequestId,
+    (id, traceparent, trace): (&RequestId, &[u8], Option<&Rc<Tracing>>),
 ) -> Ended {
     let Begun { trying, pick, member, upstream, began, timeout, number, left, hedge } = begun;
+    let span = trace.map(|trace| {
+        let span = core.numbers.draw() | 1;
+        let backend = &trying.backend.name;
+        (Span::begin(trace, span, &member, backend, number, hedge), trace.traceparent(span))
+    });
     let sent = {
         let figures = &member.figures[core.at];
         core.shard.attempts.add(1);
@@ -555,7 +693,7 @@ async fn attempt(
         let added = Added {
             id,
             client,
-            traceparent: core.numbers.traceparent(),
+            traceparent: span.as_ref().map_or(traceparent, |(_, ours)| &ours[..]),
             attempt: number,
             left_ms: left.map(|left| left.min(timeout).as_millis() as u64),
             endpoint: &upstream.endpoint.address,
@@ -571,6 +709,9 @@ async fn attempt(
     };
     let ended = core.now();
     let (outcome, status, grpc_status, open) = judge(&sent, forward::is_grpc(request), core.unix_ms());
+    if let Some((span, _)) = span {
+        span.end(status, grpc_status, sent.as_ref().err().map(|failure| failure.kind.to_string()));
+    }
     let figures = &member.figures[core.at];
     figures.golden.done(status.unwrap_or(502), ended.since(began).as_micros() as u64);
     if outcome.succeeded() == Some(false) {
@@ -610,7 +751,9 @@ async fn attempt_or_hedge(
     client: &Client<'_>,
     story: &mut Story<'_>,
 ) -> Ended {
-    let (request, id, backend) = (story.request, story.id, place.backend.clone());
+    let (request, backend) = (story.request, place.backend.clone());
+    let trace = story.trace.clone();
+    let id = (story.id, story.traceparent, trace.as_ref());
     let after = backend.policy.hedge(core.now(), place.call());
     let first = attempt(core, begun, request, asked, replay, client, id);
     let Ok(after) = after else { return first.await };
@@ -627,6 +770,7 @@ async fn attempt_or_hedge(
     }
     let Ok(second) = begin(core, place, true) else { return first.await };
     core.shard.hedges.add(1);
+    story.sent += 1;
     let mut second = pin!(attempt(core, second, request, asked, replay, client, id));
     let (ended, first_is_over) = tokio::select! {
         ended = &mut first => (ended, true),
@@ -673,8 +817,15 @@ async fn tries(
                 };
             }
         };
+        story.sent += 1;
+        if core.lines.is_some() {
+            story.asked = Some(begun.member.clone());
+        }
         let ended = attempt_or_hedge(core, &mut place, begun, asked, replay, client, story).await;
         story.deadline_left_ms = left_ms(place.call(), ended.ended);
+        if core.lines.is_some() {
+            story.asked = Some(ended.member.clone());
+        }
         // The frequent case, which allocates nothing but what the answer needs.
         if ended.outcome.succeeded() == Some(true) {
             let again = !story.attempts.is_empty();
@@ -739,7 +890,7 @@ fn finish(story: &Story<'_>, member: &Member, mut reply: Reply, place: Place, op
         method: story.request.method.clone(),
         path: story.request.path.clone(),
         authority: story.request.authority.clone(),
-        client: story.client.into(),
+        client: story.client.address.into(),
         route,
         matched,
         endpoint: member.endpoint.address.as_str().into(),
@@ -859,33 +1010,92 @@ fn keep_failure(story: &Story<'_>, reply: &Reply, grpc_status: Option<u16>, why:
     story.keep(reply.status, grpc_status, Decision { code, says, would_pass: why.would_pass().to_string() });
 }
 
-/// A request that runs, for the figures; told once, when its answer begins, and over when that has ended.
+/// A request that runs, for the figures and the access log; told once, when its answer begins, and over when that has ended.
 pub struct Running {
-    figures: Arc<RouteFigures>,
-    core: usize,
+    /// Of its route; none where no route takes it.
+    figures: Option<Arc<RouteFigures>>,
+    core: Rc<Core>,
     began: Instant,
     told: bool,
+    /// Bytes of the request's body.
+    taken: Option<Rc<Cell<u64>>>,
+    watch: Option<Box<Watch>>,
+}
+
+/// What is written down when an answer has ended.
+struct Watch {
+    line: Option<access_log::Line>,
+    told: Option<(Arc<Traces>, Box<Told>)>,
+    end: End,
+    taken: Option<Rc<Cell<u64>>>,
 }
 
 impl Running {
-    fn new(core: &Core, figures: &Arc<RouteFigures>, began: Instant) -> Self {
-        figures.golden[core.at].running.add(1);
-        Self { figures: figures.clone(), core: core.at, began, told: false }
+    fn new(core: &Rc<Core>, figures: Option<&Arc<RouteFigures>>, began: Instant, taken: Option<Rc<Cell<u64>>>) -> Self {
+        if let Some(figures) = figures {
+            figures.golden[core.at].running.add(1);
+        }
+        Self { figures: figures.cloned(), core: core.clone(), began, told: false, taken, watch: None }
     }
 
     fn told(&mut self, status: u16) {
         self.told = true;
-        self.figures.golden[self.core].done(status, self.began.elapsed().as_micros() as u64);
+        if let Some(figures) = &self.figures {
+            figures.golden[self.core.at].done(status, self.began.elapsed().as_micros() as u64);
+        }
+    }
+
+    pub fn body_went_on(&mut self, frame: &Frame<Bytes>, last: bool) {
+        let Some(watch) = &mut self.watch else { return };
+        if let Some(data) = frame.data_ref() {
+            watch.end.bytes_out += data.len() as u64;
+        }
+        if let Some(trailers) = frame.trailers_ref() {
+            let grpc = trailers.get("grpc-status").and_then(|status| status.to_str().ok()?.parse().ok());
+            watch.end.grpc_status = grpc.or(watch.end.grpc_status);
+        }
+        if last {
+            watch.end.ended = Ending::Whole;
+        }
+    }
+
+    pub fn body_ended(&mut self, broken: Option<&Broken>) {
+        if broken.is_some() {
+            self.core.shard.coded(Code::UPSTREAM_CUT.0);
+        }
+        let Some(watch) = &mut self.watch else { return };
+        watch.end.ended = Ending::Whole;
+        if broken.is_some() {
+            (watch.end.ended, watch.end.code) = (Ending::Cut, Some(Code::UPSTREAM_CUT.0));
+        }
+    }
+
+    /// An upgraded connection has ended after so many bytes each way.
+    pub fn tunnelled(&mut self, from_client: u64, to_client: u64) {
+        let Some(watch) = &mut self.watch else { return };
+        (watch.end.bytes_in, watch.end.bytes_out) = (from_client, to_client);
+        watch.end.ended = Ending::Whole;
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if !self.told {
-            // The client left before there was an answer: 499, as nginx calls it.
-            self.told(499);
+        if let Some(figures) = &self.figures {
+            figures.golden[self.core.at].running.take(1);
         }
-        self.figures.golden[self.core].running.take(1);
+        let Some(watch) = self.watch.take() else { return };
+        let Watch { line, told, mut end, taken } = *watch;
+        end.whole_us = self.began.elapsed().as_micros() as u64;
+        end.bytes_in += taken.map_or(0, |taken| taken.get());
+        if let (Some(lines), Some(line)) = (&self.core.lines, line) {
+            lines.end(line, &end);
+        }
+        if let Some((traces, mut told)) = told {
+            told.end(&end);
+            if told.counts() {
+                traces.tell(told);
+            }
+        }
     }
 }
 

@@ -77,8 +77,7 @@ pub fn compile(declared: &[Declared], old: Option<&Table>, world: &World<'_>) ->
             wrong.push(Wrong { route: one.name.clone(), place: one.place.clone(), field: "name".into(), says });
             continue;
         }
-        let mut compiling =
-            Compiling { one, wrong: &mut wrong, changes: &mut changes, sources: &sources, world };
+        let mut compiling = Compiling { one, wrong: &mut wrong, changes: &mut changes, sources: &sources, world };
         if let Some(route) = compiling.route(known.get(one.name.as_str()).copied()) {
             routes.push(Arc::new(route));
         }

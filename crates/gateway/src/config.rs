@@ -65,6 +65,10 @@ pub struct Options {
     pub bare: bool,
     pub timeouts: Timeouts,
     pub edge: Edge,
+    /// Where a line for each request goes.
+    pub access_log: Option<crate::access_log::To>,
+    /// Where spans go.
+    pub otlp: Option<crate::otlp::To>,
     /// For whatever is drawn by chance.
     pub seed: u64,
 }

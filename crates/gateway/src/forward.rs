@@ -9,11 +9,10 @@
 //! | X-Forwarded-For | the client's address is added behind what is there | |
 //! | X-Forwarded-Client-Cert | ends here unless it is to be kept; what a client proved to us is written in Envoy's form | anybody can write one |
 //! | X-Forwarded-Proto | kept, or `http`, or `https` where the client came with TLS | behind a balancer that ends TLS, it knows and we do not |
-//! | X-Forwarded-Proto | kept, or `http` | behind a balancer that ends TLS, it knows and we do not |
 //! | Buttress-Caller | ends here; written where the route knows who calls | else anybody could be anybody |
 //! | the field of an API key | ends here, where the route asks for one | a secret between the client and us |
 //! | X-Request-Id | kept where it is harmless, or made | names the request in records and in the answer |
-//! | traceparent | kept where it is valid, or begun, not sampled | W3C trace context |
+//! | traceparent | kept where it is valid, or begun; of the attempt's span where spans are exported | W3C trace context; [`crate::trace`] |
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -36,7 +35,7 @@ use crate::{
 pub struct Added<'a> {
     pub id: &'a RequestId,
     pub client: &'a Client<'a>,
-    pub traceparent: [u8; 55],
+    pub traceparent: &'a [u8],
     /// Which attempt of this hop or of the one before; not written for the first.
     pub attempt: u32,
     /// What is left of the deadline, in milliseconds.
@@ -159,7 +158,7 @@ pub fn write_head(request: &RequestHead, added: &Added<'_>, out: &mut BytesMut) 
         line(out, b"x-forwarded-client-cert", &certificate);
     }
     line(out, b"x-request-id", added.id.as_str().as_bytes());
-    line(out, b"traceparent", traceparent(request, added));
+    line(out, b"traceparent", added.traceparent);
     out.put_slice(b"via: 1.1 buttress\r\n");
     if added.attempt > 1 {
         let _ = write!(out, "{ATTEMPT_FIELD}: {}\r\n", added.attempt);
@@ -193,8 +192,9 @@ fn body_is_usual(method: &Method) -> bool {
     [Method::POST, Method::PUT, Method::PATCH].contains(method)
 }
 
-fn traceparent<'a>(request: &'a RequestHead, added: &'a Added<'_>) -> &'a [u8] {
-    request.fields.get(Kind::Traceparent).filter(|value| traceparent_ok(value)).unwrap_or(&added.traceparent)
+/// The trace that a request belongs to, where it says so in a form that may go on.
+pub fn traceparent(request: &RequestHead) -> Option<&[u8]> {
+    request.fields.get(Kind::Traceparent).filter(|value| traceparent_ok(value))
 }
 
 /// The same request for an upstream that speaks HTTP/2.
@@ -233,7 +233,7 @@ pub fn http2(request: &RequestHead, added: &Added<'_>, body: Body) -> Result<htt
         ("x-forwarded-for", &chain[..]),
         ("x-forwarded-proto", proto),
         ("x-request-id", added.id.as_str().as_bytes()),
-        ("traceparent", traceparent(request, added)),
+        ("traceparent", added.traceparent),
     ] {
         headers.insert(name, HeaderValue::from_bytes(value)?);
     }
@@ -319,7 +319,7 @@ mod tests {
         let added = Added {
             id: &id,
             client: &Client { address: "192.0.2.7", ..Client::default() },
-            traceparent: *b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
+            traceparent: b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
             attempt: 1,
             left_ms: None,
             endpoint: "up:1",
@@ -382,7 +382,7 @@ mod tests {
             id: &id,
             client: &Client { address: "192.0.2.7", ..Client::default() },
             tls: false,
-            traceparent: *b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
+            traceparent: b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
             attempt: 1,
             left_ms: None,
             endpoint: "up:1",

@@ -18,7 +18,7 @@ pub fn request(input: &[u8]) {
     let added = Added {
         id: &id,
         client: &crate::proxy::Client { address: "192.0.2.1", ..Default::default() },
-        traceparent: *b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
+        traceparent: b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
         attempt: 2,
         left_ms: Some(1000),
         endpoint: "up:80",

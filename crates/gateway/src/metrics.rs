@@ -1,6 +1,12 @@
 //! Figures of the data path. Each core counts for itself; whoever asks adds them up.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use crate::auth::Why;
 
@@ -110,6 +116,14 @@ pub struct Shard {
     pub hedges: Count,
     pub mirrored: Count,
     pub tunnels: Count,
+    /// Of answers that were no success, by their code. Locked when one is given and when all are added up.
+    pub codes: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Shard {
+    pub fn coded(&self, code: &'static str) {
+        *self.codes.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default() += 1;
+    }
 }
 
 /// The same figure of all cores.

@@ -6,12 +6,11 @@ use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 use http_body_util::BodyExt;
 
 use crate::{
-    call::Asked,
+    call::{Asked, Story},
     forward::{Added, Known},
     parse::RequestHead,
     proxy::{Client, Core, send},
     replay::Replay,
-    request_id::RequestId,
     rules::drawn,
     table::Member,
 };
@@ -35,7 +34,7 @@ impl Mirror {
         asked: &Asked<'_>,
         replay: Option<&Rc<RefCell<Replay>>>,
         client: &Client<'_>,
-        id: &RequestId,
+        story: &Story<'_>,
     ) {
         let whole = replay.is_none_or(|replay| replay.borrow().complete());
         if !whole || request.upgrade || !drawn(core.numbers.draw(), self.share) || core.copies.get() >= COPIES_MAX {
@@ -44,15 +43,16 @@ impl Mirror {
         core.copies.set(core.copies.get() + 1);
         core.shard.mirrored.add(1);
         let (core, request, replay, member) = (core.clone(), request.clone(), replay.cloned(), self.member.clone());
-        let (address, id, path, secure) = (client.address.to_owned(), id.clone(), asked.path.clone(), client.secure);
-        let rewrite = asked.rewrite.cloned();
+        let (address, id, path, secure) =
+            (client.address.to_owned(), story.id().clone(), asked.path.clone(), client.secure);
+        let (rewrite, traceparent) = (asked.rewrite.cloned(), story.traceparent().to_vec());
         let (caller, withheld) = (asked.known.caller.map(str::to_owned), asked.known.withheld.map(str::to_owned));
         tokio::task::spawn_local(async move {
             let upstream = core.upstream(&member);
             let added = Added {
                 id: &id,
                 client: &Client { address: &address, secure, ..Client::default() },
-                traceparent: core.numbers.traceparent(),
+                traceparent: &traceparent,
                 attempt: 1,
                 left_ms: None,
                 endpoint: &upstream.endpoint.address,

@@ -14,6 +14,7 @@ use bytes::BytesMut;
 use tokio::time::Instant;
 
 use crate::{
+    access_log::{self, End, Ended, Lines},
     auth::Tokens,
     body::{Body, Broken, Flow},
     call,
@@ -42,6 +43,8 @@ pub struct Core {
     /// Tokens of callers whose signature this core has seen to be good.
     pub tokens: RefCell<Tokens>,
     pub shard: Arc<Shard>,
+    /// Of the access log, where there is one.
+    pub lines: Option<Lines>,
     /// Mirrored requests under way.
     pub copies: Cell<usize>,
     next: Cell<usize>,
@@ -52,18 +55,9 @@ impl Core {
     pub fn new(shared: Arc<Shared>, at: usize, seed: u64) -> Self {
         let shard = shared.shards[at].clone();
         let (upstreams, numbers) = (RefCell::default(), Numbers::new(seed));
-        let tokens = RefCell::default();
-        Self {
-            shared,
-            at,
-            upstreams,
-            numbers,
-            tokens,
-            shard,
-            copies: Cell::new(0),
-            next: Cell::new(0),
-            sample: Cell::new(0),
-        }
+        let (tokens, lines) = (RefCell::default(), shared.log.clone().map(Lines::new));
+        let (copies, next, sample) = (Cell::new(0), Cell::new(0), Cell::new(0));
+        Self { shared, at, upstreams, numbers, tokens, shard, lines, copies, next, sample }
     }
 
     /// What requests are routed by at this moment.
@@ -109,6 +103,26 @@ impl Core {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
     }
 
+    pub fn unix_ns(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+    }
+
+    /// A request was not taken, because it was no HTTP.
+    pub fn refused(&self, refusal: &Refusal, client: &Client<'_>) {
+        self.shard.refused.add(1);
+        self.shard.coded(refusal.code.0);
+        let Some(lines) = &self.lines else { return };
+        let line = lines.begin(&access_log::About {
+            unix_ms: self.unix_ms(),
+            protocol: client.protocol(1),
+            status: refusal.status,
+            client: client.address,
+            ..access_log::About::default()
+        });
+        let code = Some(refusal.code.0);
+        lines.end(line, &End { code, ended: Ended::Whole, ..End::default() });
+    }
+
     /// Whether this success is one of the few that are remembered.
     pub fn sampled(&self) -> bool {
         self.sample.set(self.sample.get() + 1);
@@ -138,6 +152,17 @@ impl Client<'_> {
     }
 }
 
+impl Client<'_> {
+    /// What it speaks; HTTP/1 with this minor version.
+    pub fn protocol(&self, minor: u8) -> &'static str {
+        match (self.http2, minor) {
+            (true, _) => "HTTP/2",
+            (false, 0) => "HTTP/1.0",
+            (false, _) => "HTTP/1.1",
+        }
+    }
+}
+
 /// Sends a request to an endpoint, and its response back.
 pub async fn handle(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<'_>) -> Reply {
     let id = request.fields.get(Kind::RequestId).and_then(RequestId::kept);
@@ -156,10 +181,11 @@ async fn bare(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<
     let endpoints = backend.endpoints.load_full();
     let upstream = &core.upstream(&endpoints.members[core.turn(endpoints.members.len())]);
     let replay = (!body.is_empty()).then(|| Replay::new(body));
+    let made = core.numbers.traceparent();
     let added = Added {
         id: &id,
         client: &client,
-        traceparent: core.numbers.traceparent(),
+        traceparent: forward::traceparent(&request).unwrap_or(&made),
         attempt: 1,
         left_ms: None,
         endpoint: &upstream.endpoint.address,

@@ -1,6 +1,10 @@
 //! What an onlooker may read of a proxy: figures for Prometheus, a snapshot for the live page, the policies' state in words.
 
-use std::fmt::Write;
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    sync::{PoisonError, atomic::Ordering::Relaxed},
+};
 
 use buttress_policy::Time;
 use serde_json::{Value, json};
@@ -116,23 +120,25 @@ impl Shared {
     pub fn prometheus(&self, out: &mut String) {
         let (now, table) = (self.now(), self.table.load_full());
         let routes: Vec<(String, GoldenSum)> =
-            table.routes.iter().map(|route| (format!("route=\"{}\"", route.name), route.sum())).collect();
-        let _ = writeln!(out, "# TYPE buttress_traffic_requests_total counter");
-        classes(out, "buttress_traffic_requests_total", &routes);
-        histogram(out, "buttress_traffic_request_seconds", &routes);
+            table.routes.iter().map(|route| (format!("route=\"{}\"", value(&route.name)), route.sum())).collect();
+        let name = "buttress_traffic_requests_total";
+        classes(out, name, "Answers to clients, by hundreds of the status. A client that left first is 4xx.", &routes);
+        let name = "buttress_traffic_request_seconds";
+        histogram(out, name, "From a request's head to the begin of its answer.", &routes);
         self.auth_figures(&table, out);
-        let _ = writeln!(out, "# TYPE buttress_traffic_running gauge");
+        let name = "buttress_traffic_running";
+        head(out, name, "gauge", "Requests whose answer has not ended.");
         for (label, sum) in &routes {
-            let _ = writeln!(out, "buttress_traffic_running{{{label}}} {}", sum.running);
+            let _ = writeln!(out, "{name}{{{label}}} {}", sum.running);
         }
         let mut endpoints = Vec::new();
         let mut views = Vec::new();
         for route in &table.routes {
             for backend in &route.backends {
-                let label = format!("route=\"{}\",backend=\"{}\"", route.name, backend.name);
+                let label = format!("route=\"{}\",backend=\"{}\"", value(&route.name), value(&backend.name));
                 let list = backend.endpoints.load_full();
                 for (at, member) in list.members.iter().enumerate() {
-                    let label = format!("{label},endpoint=\"{}\"", member.endpoint.address);
+                    let label = format!("{label},endpoint=\"{}\"", value(&member.endpoint.address));
                     endpoints.push((label, member.sum(), endpoint_state(&list, at, now)));
                 }
                 views.push((label, backend.policy.view(now), list.set.count(now)));
@@ -140,50 +146,104 @@ impl Shared {
         }
         let golden: Vec<(String, GoldenSum)> =
             endpoints.iter().map(|(label, (golden, ..), _)| (label.clone(), golden.clone())).collect();
-        let _ = writeln!(out, "# TYPE buttress_traffic_endpoint_requests_total counter");
-        classes(out, "buttress_traffic_endpoint_requests_total", &golden);
-        histogram(out, "buttress_traffic_endpoint_seconds", &golden);
-        let mut each = |name: &str, kind: &str, pick: &dyn Fn(&Sums, &str) -> u64| {
-            let _ = writeln!(out, "# TYPE {name} {kind}");
+        let name = "buttress_traffic_endpoint_requests_total";
+        classes(out, name, "Attempts, by hundreds of the status. No answer counts as 502.", &golden);
+        histogram(out, "buttress_traffic_endpoint_seconds", "From an attempt to the begin of its answer.", &golden);
+        let mut each = |name: &str, kind: &str, help: &str, pick: &dyn Fn(&Sums, &str) -> u64| {
+            head(out, name, kind, help);
             for (label, sums, state) in &endpoints {
                 let _ = writeln!(out, "{name}{{{label}}} {}", pick(sums, state));
             }
         };
-        each("buttress_traffic_endpoint_running", "gauge", &|sums, _| sums.0.running);
-        each("buttress_traffic_endpoint_failures_total", "counter", &|sums, _| sums.1);
-        each("buttress_traffic_endpoint_connects_total", "counter", &|sums, _| sums.2);
-        each("buttress_traffic_endpoint_up", "gauge", &|_, state| (state == "in").into());
-        let mut each = |name: &str, pick: &dyn Fn(&buttress_policy::View, &buttress_policy::endpoint::Count) -> u64| {
-            let _ = writeln!(out, "# TYPE {name} gauge");
+        let name = "buttress_traffic_endpoint_running";
+        each(name, "gauge", "Attempts that wait for the begin of an answer.", &|sums, _| sums.0.running);
+        let name = "buttress_traffic_endpoint_failures_total";
+        each(name, "counter", "Attempts that the policies count as failures.", &|sums, _| sums.1);
+        each("buttress_traffic_endpoint_connects_total", "counter", "Connections made.", &|sums, _| sums.2);
+        let name = "buttress_traffic_endpoint_up";
+        each(name, "gauge", "1 where it is neither ejected nor down.", &|_, state| (state == "in").into());
+        type View<'a> = &'a dyn Fn(&buttress_policy::View, &buttress_policy::endpoint::Count) -> u64;
+        let mut each = |name: &str, help: &str, pick: View<'_>| {
+            head(out, name, "gauge", help);
             for (label, view, count) in &views {
                 let _ = writeln!(out, "{name}{{{label}}} {}", pick(view, count));
             }
         };
-        each("buttress_traffic_breaker_open", &|view, _| {
+        each("buttress_traffic_breaker_open", "1 while the backend's breaker is open or half open.", &|view, _| {
             view.breaker.is_some_and(|breaker| breaker.state.word().contains("open")).into()
         });
-        each("buttress_traffic_concurrency_limit", &|view, _| view.limit.into());
-        each("buttress_traffic_waiting", &|view, _| view.queued.into());
-        each("buttress_traffic_retry_budget_left", &|view, _| view.budget.left().into());
-        each("buttress_traffic_endpoints_ejected", &|_, count| count.ejected.into());
-        each("buttress_traffic_endpoints_down", &|_, count| count.down.into());
-        let _ = writeln!(
-            out,
-            "# TYPE buttress_traffic_table_generation gauge\nbuttress_traffic_table_generation {}",
-            table.generation
-        );
-        let mut one = |name: &str, kind: &str, pick: fn(&Shard) -> &Count| {
-            let _ = writeln!(out, "# TYPE {name} {kind}\n{name} {}", self.sum(pick));
+        let name = "buttress_traffic_concurrency_limit";
+        each(name, "Calls that may run at once, as the limiter stands.", &|view, _| view.limit.into());
+        each("buttress_traffic_waiting", "Calls that wait for a place.", &|view, _| view.queued.into());
+        let name = "buttress_traffic_retry_budget_left";
+        each(name, "Retries and hedges that the budget allows at this moment.", &|view, _| view.budget.left().into());
+        each("buttress_traffic_endpoints", "Endpoints in all.", &|_, count| {
+            (count.available + count.ejected + count.down).into()
+        });
+        let name = "buttress_traffic_endpoints_ejected";
+        each(name, "Endpoints that are left out because they failed.", &|_, count| count.ejected.into());
+        let name = "buttress_traffic_endpoints_down";
+        each(name, "Endpoints that are told to be down.", &|_, count| count.down.into());
+        let mut one = |name: &str, kind: &str, help: &str, count: u64| {
+            head(out, name, kind, help);
+            let _ = writeln!(out, "{name} {count}");
         };
-        one("buttress_traffic_connections", "gauge", |shard| &shard.connections);
-        one("buttress_traffic_connections_total", "counter", |shard| &shard.connections_total);
-        one("buttress_traffic_refused_total", "counter", |shard| &shard.refused);
-        one("buttress_traffic_unmatched_total", "counter", |shard| &shard.unmatched);
-        one("buttress_traffic_attempts_total", "counter", |shard| &shard.attempts);
-        one("buttress_traffic_retries_total", "counter", |shard| &shard.retries);
-        one("buttress_traffic_hedges_total", "counter", |shard| &shard.hedges);
-        one("buttress_traffic_mirrored_total", "counter", |shard| &shard.mirrored);
-        one("buttress_traffic_tunnels_total", "counter", |shard| &shard.tunnels);
+        let sum = |pick: fn(&Shard) -> &Count| self.sum(pick);
+        let generation = table.generation;
+        one("buttress_traffic_table_generation", "gauge", "Rises with every change of the routes.", generation);
+        let (name, rejected) = ("buttress_traffic_config_rejected_total", self.rejected.load(Relaxed));
+        one(name, "counter", "Changes of the routes that were refused.", rejected);
+        let (name, standing) = ("buttress_traffic_config_stale", self.stale.load(Relaxed));
+        one(name, "gauge", "1 while the newest routes were refused and older ones are in force.", standing.into());
+        one("buttress_traffic_connections", "gauge", "Connections of clients.", sum(|shard| &shard.connections));
+        let name = "buttress_traffic_connections_total";
+        one(name, "counter", "Connections of clients that were accepted.", sum(|shard| &shard.connections_total));
+        let name = "buttress_traffic_refused_total";
+        one(name, "counter", "What was no HTTP, or ambiguous.", sum(|shard| &shard.refused));
+        let name = "buttress_traffic_unmatched_total";
+        one(name, "counter", "Requests that no route takes.", sum(|shard| &shard.unmatched));
+        one("buttress_traffic_attempts_total", "counter", "Requests sent upstream.", sum(|shard| &shard.attempts));
+        let name = "buttress_traffic_retries_total";
+        one(name, "counter", "Attempts that were retries.", sum(|shard| &shard.retries));
+        let name = "buttress_traffic_hedges_total";
+        one(name, "counter", "Attempts beside a slow one.", sum(|shard| &shard.hedges));
+        let name = "buttress_traffic_mirrored_total";
+        one(name, "counter", "Copies sent to mirrors.", sum(|shard| &shard.mirrored));
+        one("buttress_traffic_tunnels_total", "counter", "Connections upgraded.", sum(|shard| &shard.tunnels));
+        if let Some(log) = &self.log {
+            let figures = log.figures();
+            let name = "buttress_traffic_access_log_lines_total";
+            one(name, "counter", "Lines written to the access log.", figures.written.load(Relaxed));
+            let name = "buttress_traffic_access_log_dropped_total";
+            one(name, "counter", "Lines that the access log could not take.", figures.dropped.load(Relaxed));
+            let name = "buttress_traffic_access_log_failures_total";
+            one(name, "counter", "Writes of the access log that failed.", figures.failures.load(Relaxed));
+        }
+        if let Some(traces) = &self.traces {
+            let figures = &traces.figures;
+            let name = "buttress_traffic_spans_exported_total";
+            one(name, "counter", "Spans that the collector took.", figures.exported.load(Relaxed));
+            let name = "buttress_traffic_spans_dropped_total";
+            one(
+                name,
+                "counter",
+                "Spans that it did not take, or for which there was no room.",
+                figures.dropped.load(Relaxed),
+            );
+            let name = "buttress_traffic_spans_failures_total";
+            one(name, "counter", "Requests to the collector that failed.", figures.failures.load(Relaxed));
+        }
+        let mut codes: BTreeMap<&'static str, u64> = BTreeMap::new();
+        for shard in &self.shards {
+            for (code, count) in &*shard.codes.lock().unwrap_or_else(PoisonError::into_inner) {
+                *codes.entry(code).or_default() += count;
+            }
+        }
+        let name = "buttress_traffic_codes_total";
+        head(out, name, "counter", "Answers that were no success, by the code that decided.");
+        for (code, count) in codes {
+            let _ = writeln!(out, "{name}{{code=\"{code}\"}} {count}");
+        }
         self.tls.prometheus(out);
         tcp::prometheus(&self.tcp, out);
     }
@@ -197,7 +257,10 @@ impl Shared {
         if gated.is_empty() {
             return;
         }
-        let _ = writeln!(out, "# TYPE buttress_traffic_auth_total counter");
+        let _ = writeln!(
+            out,
+            "# HELP buttress_traffic_auth_total Requests to routes that ask who calls, by what came of it.\n# TYPE buttress_traffic_auth_total counter"
+        );
         for route in gated {
             let mut line = |outcome: &str, pick: fn(&AuthFigures) -> &Count| {
                 let sum = route.figures.auth.iter().map(|figures| pick(figures).get()).fold(0, u64::wrapping_add);
@@ -217,7 +280,10 @@ impl Shared {
                 origin.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
             )
         };
-        let _ = writeln!(out, "# TYPE buttress_traffic_auth_keys gauge");
+        let _ = writeln!(
+            out,
+            "# HELP buttress_traffic_auth_keys Keys that were read from a file or an address.\n# TYPE buttress_traffic_auth_keys gauge"
+        );
         for (what, health) in &sources {
             let _ = writeln!(
                 out,
@@ -226,7 +292,10 @@ impl Shared {
                 health.keys.unwrap_or(0)
             );
         }
-        let _ = writeln!(out, "# TYPE buttress_traffic_auth_keys_stale gauge");
+        let _ = writeln!(
+            out,
+            "# HELP buttress_traffic_auth_keys_stale 1 where the last reading of keys failed.\n# TYPE buttress_traffic_auth_keys_stale gauge"
+        );
         for (what, health) in &sources {
             let stale = u8::from(health.problem.is_some() || health.keys.is_none());
             let _ = writeln!(out, "buttress_traffic_auth_keys_stale{{{}}} {stale}", label(what, &health.origin));
@@ -234,7 +303,17 @@ impl Shared {
     }
 }
 
-fn classes(out: &mut String, name: &str, series: &[(String, GoldenSum)]) {
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+/// A label's value.
+fn value(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+fn classes(out: &mut String, name: &str, help: &str, series: &[(String, GoldenSum)]) {
+    head(out, name, "counter", help);
     for (label, sum) in series {
         for (class, count) in sum.by_class.iter().enumerate() {
             let _ = writeln!(out, "{name}{{{label},status=\"{}xx\"}} {count}", class + 1);
@@ -254,8 +333,8 @@ fn golden_json(sum: &GoldenSum) -> Value {
     json!({"by_class": sum.by_class, "durations": durations, "running": sum.running})
 }
 
-fn histogram(out: &mut String, name: &str, series: &[(String, GoldenSum)]) {
-    let _ = writeln!(out, "# TYPE {name} histogram");
+fn histogram(out: &mut String, name: &str, help: &str, series: &[(String, GoldenSum)]) {
+    head(out, name, "histogram", help);
     for (label, sum) in series {
         let mut below = 0;
         for (bound, count) in BOUNDS_US.iter().zip(&sum.durations) {

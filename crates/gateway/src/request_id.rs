@@ -54,7 +54,7 @@ impl Numbers {
         RequestId::Made(hex(self.draw()))
     }
 
-    /// A W3C trace context that begins here, not sampled: nobody collects it yet.
+    /// A W3C trace context that begins here, not sampled: nothing is exported.
     ///
     /// Source: W3C Trace Context, level 1, 3.2.
     pub fn traceparent(&self) -> [u8; 55] {
@@ -67,7 +67,7 @@ impl Numbers {
     }
 }
 
-fn hex(number: u64) -> [u8; 16] {
+pub fn hex(number: u64) -> [u8; 16] {
     std::array::from_fn(|at| b"0123456789abcdef"[(number >> (60 - 4 * at)) as usize & 15])
 }
 

@@ -147,6 +147,14 @@ impl Running {
         for thread in self.threads {
             let _ = thread.join();
         }
+        if let Some(exporter) = &self.shared.exporter {
+            exporter.close();
+        }
+        if let Some(log) = &self.shared.log
+            && !log.close()
+        {
+            tracing::warn!("the access log did not take its last lines in time");
+        }
     }
 }
 
@@ -177,6 +185,14 @@ async fn core(shared: Arc<Shared>, at: usize, seed: u64, sockets: Sockets, mut s
             sweeping.sweep(Instant::now());
         }
     });
+    if core.lines.is_some() {
+        let core = core.clone();
+        tokio::task::spawn_local(async move {
+            if let Some(lines) = &core.lines {
+                lines.flushing().await;
+            }
+        });
+    }
     for (which, socket) in sockets.tcp.into_iter().enumerate() {
         let (core, stopped) = (core.clone(), stopped.clone());
         tokio::task::spawn_local(async move {

@@ -286,7 +286,7 @@ impl Http1 {
                 Ok(request) => request,
                 Err(NoRequest::Over) => return,
                 Err(NoRequest::Refused(refusal)) => {
-                    self.core.shard.refused.add(1);
+                    self.core.refused(&refusal, &self.known.client(&self.core, false, None));
                     let hop = Hop { minor: 1, head_request: false, keep_alive: false };
                     let _ = self.write_reply(refused(&refusal), hop).await;
                     return self.linger().await;
@@ -481,20 +481,31 @@ impl Http1 {
     /// Joins client and upstream after an upgrade, until both have closed.
     async fn tunnel(self, reply: Reply, hop: Hop, mut upstream: Stream, first: BytesMut) {
         let Self { core, source, mut write, listed, owed: mut head, .. } = self;
-        let reply = Reply { tunnel: None, ..reply };
+        let mut reply = Reply { tunnel: None, ..reply };
         write_upgrade(&reply, hop, &mut head);
         head.extend_from_slice(&first);
         let Some(Source { read, bytes, .. }) = Rc::into_inner(source).map(RefCell::into_inner) else { return };
+        let moved = Cell::new((0u64, 0u64));
         let joined = async {
             write.write_all(&head).await?;
             write.flush().await?;
             upstream.write_all(&bytes).await?;
             upstream.flush().await?;
             let mut client = read.reunite(write).ok_or(io::ErrorKind::NotConnected)?;
-            Ok(join(&mut client, &mut upstream, core.shared.options.timeouts.silence, |_, _| {}).await)
+            let silence = core.shared.options.timeouts.silence;
+            join(&mut client, &mut upstream, silence, |there, back| {
+                let (so_far, so_back) = moved.get();
+                moved.set((so_far + there, so_back + back));
+            })
+            .await;
+            Ok::<_, io::Error>(())
         };
         core.shard.tunnels.add(1);
-        let _: io::Result<_> = joined.await;
+        let first = first.len() as u64;
+        if joined.await.is_ok() {
+            let (from_client, to_client) = moved.get();
+            reply.body.tunnelled(from_client, to_client + first);
+        }
         drop(listed);
     }
 }
@@ -527,7 +538,7 @@ async fn serve_http2(core: Rc<Core>, listed: Listed, stream: Rewound, known: Kno
                     handle(&core, head, body, known.client(&core, true, None)).await
                 }
                 Err(refusal) => {
-                    core.shard.refused.add(1);
+                    core.refused(&refusal, &known.client(&core, true, None));
                     refused(&refusal)
                 }
             };

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     time::Instant,
 };
 
@@ -12,10 +15,12 @@ use buttress_policy::Time;
 use tokio::sync::Notify;
 
 use crate::{
+    access_log::Log,
     compile::{Declared, World, Wrong, compile, endpoints_of},
     config::Options,
     discover::{Found, Source, first_look},
     metrics::Shard,
+    otlp::{Exporter, Traces},
     record::Records,
     table::Table,
     tcp, tls,
@@ -27,19 +32,25 @@ pub struct Shared {
     pub address: SocketAddr,
     pub shards: Vec<Arc<Shard>>,
     pub records: Records,
+    pub log: Option<Arc<Log>>,
+    pub traces: Option<Arc<Traces>>,
+    pub exporter: Option<Exporter>,
     pub table: ArcSwap<Table>,
     pub tls: tls::State,
     pub tcp: Vec<tcp::Listener>,
     pub started: Instant,
     /// Told when the table is another one.
     pub changed: Notify,
+    /// Changes of the routes that were refused, and whether the last one was.
+    pub rejected: AtomicU64,
+    pub stale: AtomicBool,
     /// What DNS and the registry gave last. Held by whoever changes the table or its lists.
     found: Mutex<Found>,
 }
 
 impl Shared {
     /// # Errors
-    /// `ROUTES_INVALID` with everything that is wrong.
+    /// `ROUTES_INVALID` with everything that is wrong, `CERTIFICATE`, `CONFIG` where the access log cannot be opened.
     pub fn new(
         options: Options,
         address: SocketAddr,
@@ -54,16 +65,23 @@ impl Shared {
         let table = compile(routes, None, &world).map_err(|wrong| refused(&wrong))?.install(Time::ZERO);
         let shards = (0..cores).map(|_| Arc::default()).collect();
         let (records, table, started) = (Records::default(), ArcSwap::from_pointee(table), Instant::now());
+        let log = options.access_log.as_ref().map(Log::start).transpose()?;
+        let (traces, exporter) = options.otlp.clone().map(Traces::start).transpose()?.unzip();
         Ok(Self {
             options,
             address,
             shards,
             records,
+            log,
+            traces,
+            exporter,
             table,
             tls,
             tcp,
             started,
             changed: Notify::new(),
+            rejected: AtomicU64::new(0),
+            stale: AtomicBool::new(false),
             found: Mutex::new(found),
         })
     }
@@ -77,11 +95,19 @@ impl Shared {
         let mut found = self.lock();
         look_up_new(routes, &mut found);
         let world = World { found: &found, tls: &self.tls, cores: self.shards.len() };
-        let next = compile(routes, Some(&self.table.load()), &world)?.install(self.now());
+        let compiled = compile(routes, Some(&self.table.load()), &world).inspect_err(|_| self.reject())?;
+        let next = compiled.install(self.now());
         let generation = next.generation;
         self.table.store(Arc::new(next));
+        self.stale.store(false, Relaxed);
         self.changed.notify_one();
         Ok(generation)
+    }
+
+    /// A change of the routes was refused; the old ones stay in force.
+    pub fn reject(&self) {
+        self.rejected.fetch_add(1, Relaxed);
+        self.stale.store(true, Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Found> {

@@ -276,21 +276,30 @@ pub fn prometheus(listeners: &[Listener], out: &mut String) {
     if listeners.is_empty() {
         return;
     }
-    let _ = writeln!(out, "# TYPE buttress_traffic_tcp_connections gauge");
+    let _ = writeln!(
+        out,
+        "# HELP buttress_traffic_tcp_connections TCP connections that are joined.\n# TYPE buttress_traffic_tcp_connections gauge"
+    );
     for listener in listeners {
         for endpoint in listener.endpoints.iter() {
             let (at, name, count) = (listener.address, endpoint.name(), endpoint.inflight());
             let _ = writeln!(out, "buttress_traffic_tcp_connections{{listener=\"{at}\",endpoint=\"{name}\"}} {count}");
         }
     }
-    let _ = writeln!(out, "# TYPE buttress_traffic_tcp_connections_total counter");
+    let _ = writeln!(
+        out,
+        "# HELP buttress_traffic_tcp_connections_total TCP connections that were taken.\n# TYPE buttress_traffic_tcp_connections_total counter"
+    );
     for listener in listeners {
         for (end, count) in ENDS.iter().zip(&listener.figures.ends) {
             let (at, count) = (listener.address, count.load(Relaxed));
             let _ = writeln!(out, "buttress_traffic_tcp_connections_total{{listener=\"{at}\",end=\"{end}\"}} {count}");
         }
     }
-    let _ = writeln!(out, "# TYPE buttress_traffic_tcp_bytes_total counter");
+    let _ = writeln!(
+        out,
+        "# HELP buttress_traffic_tcp_bytes_total Bytes of TCP connections, by direction.\n# TYPE buttress_traffic_tcp_bytes_total counter"
+    );
     for listener in listeners {
         let figures = &listener.figures;
         for (direction, count) in [("received", &figures.received), ("sent", &figures.sent)] {
@@ -301,7 +310,10 @@ pub fn prometheus(listeners: &[Listener], out: &mut String) {
             );
         }
     }
-    let _ = writeln!(out, "# TYPE buttress_traffic_tcp_connect_failures_total counter");
+    let _ = writeln!(
+        out,
+        "# HELP buttress_traffic_tcp_connect_failures_total Connections to endpoints of TCP that could not be made.\n# TYPE buttress_traffic_tcp_connect_failures_total counter"
+    );
     for listener in listeners {
         for (name, count) in listener.options.endpoints.iter().zip(&listener.figures.connect_failures) {
             let (at, count) = (listener.address, count.load(Relaxed));

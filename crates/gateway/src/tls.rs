@@ -865,7 +865,10 @@ impl State {
         if self.server.is_none() && clients.is_empty() {
             return;
         }
-        let _ = writeln!(out, "# TYPE buttress_traffic_certificate_expiry_seconds gauge");
+        let _ = writeln!(
+            out,
+            "# HELP buttress_traffic_certificate_expiry_seconds Unix time at which a certificate ends.\n# TYPE buttress_traffic_certificate_expiry_seconds gauge"
+        );
         let server = self.server.iter().flat_map(|server| server.loaded().expiry.clone());
         let client = clients.iter().filter_map(|client| client.loaded().expiry.clone());
         for (file, until) in server.chain(client) {
@@ -875,18 +878,27 @@ impl State {
         let reloads = self.server.iter().map(|server| &server.reloads);
         let reloads: Vec<_> = reloads.chain(clients.iter().map(|client| &client.reloads)).collect();
         let sum = |pick: fn(&Reloads) -> &AtomicU64| reloads.iter().map(|of| pick(of).load(Relaxed)).sum::<u64>();
-        let _ = writeln!(out, "# TYPE buttress_traffic_certificate_reloads_total counter");
+        let _ = writeln!(
+            out,
+            "# HELP buttress_traffic_certificate_reloads_total New certificates, taken or refused.\n# TYPE buttress_traffic_certificate_reloads_total counter"
+        );
         for (outcome, count) in [("done", sum(|of| &of.done)), ("refused", sum(|of| &of.refused))] {
             let _ = writeln!(out, "buttress_traffic_certificate_reloads_total{{outcome=\"{outcome}\"}} {count}");
         }
         if let Some(server) = &self.server {
-            let _ = writeln!(out, "# TYPE buttress_traffic_handshakes_total counter");
+            let _ = writeln!(
+                out,
+                "# HELP buttress_traffic_handshakes_total Handshakes of TLS with clients, by what came of them.\n# TYPE buttress_traffic_handshakes_total counter"
+            );
             for (outcome, count) in OUTCOMES.iter().zip(&server.outcomes) {
                 let count = count.load(Relaxed);
                 let _ = writeln!(out, "buttress_traffic_handshakes_total{{outcome=\"{outcome}\"}} {count}");
             }
             let under_way = server.under_way.load(Relaxed);
-            let _ = writeln!(out, "# TYPE buttress_traffic_handshakes gauge\nbuttress_traffic_handshakes {under_way}");
+            let _ = writeln!(
+                out,
+                "# HELP buttress_traffic_handshakes Handshakes of TLS under way.\n# TYPE buttress_traffic_handshakes gauge\nbuttress_traffic_handshakes {under_way}"
+            );
         }
     }
 }

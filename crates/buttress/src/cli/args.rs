@@ -117,7 +117,7 @@ pub const PROXY_LISTEN: &str = "127.0.0.1:8080";
 
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  buttress proxy --to 127.0.0.1:3000\n  buttress proxy --to 10.0.0.1:80 --to 10.0.0.2:80 --listen 0.0.0.0:8080\n  buttress proxy --to h2c://127.0.0.1:50051\n  buttress proxy --to 127.0.0.1:3000 --tls-cert cert.pem --tls-key key.pem --listen 0.0.0.0:8443\n  buttress proxy --to https://orders.internal:8443 --upstream-ca ca.pem\n  buttress proxy --tcp 127.0.0.1:5432=10.0.0.1:5432,10.0.0.2:5432\n  buttress proxy --config routes.yaml\n  buttress proxy --store etcd://127.0.0.1:2379"
+    after_help = "Examples:\n  buttress proxy --to 127.0.0.1:3000\n  buttress proxy --to 10.0.0.1:80 --to 10.0.0.2:80 --listen 0.0.0.0:8080\n  buttress proxy --to h2c://127.0.0.1:50051\n  buttress proxy --to 127.0.0.1:3000 --tls-cert cert.pem --tls-key key.pem --listen 0.0.0.0:8443\n  buttress proxy --to https://orders.internal:8443 --upstream-ca ca.pem\n  buttress proxy --tcp 127.0.0.1:5432=10.0.0.1:5432,10.0.0.2:5432\n  buttress proxy --config routes.yaml --access-log access.log\n  buttress proxy --store etcd://127.0.0.1:2379"
 )]
 pub struct ProxyArgs {
     /// An endpoint of the service: HOST:PORT; https://HOST:PORT for TLS (h2s:// for HTTP/2 only); h2c://HOST:PORT for HTTP/2
@@ -150,6 +150,15 @@ pub struct ProxyArgs {
     pub threads: Option<u16>,
     #[command(flatten)]
     pub edge: EdgeArgs,
+    /// A line of JSON for each request goes to this file, or to stdout: -. SIGUSR1 opens the file anew.
+    #[arg(long, value_name = "FILE|-", conflicts_with = "bare")]
+    pub access_log: Option<String>,
+    /// Spans go to this collector: OTLP over HTTP, as JSON. OTEL_SERVICE_NAME names the service.
+    #[arg(long, value_name = "http://HOST:PORT", conflicts_with = "bare")]
+    pub otlp: Option<String>,
+    /// The share of the traces that begin here that is exported; failures are, whatever it is.
+    #[arg(long, default_value = "1%", value_name = "SHARE", value_parser = fate::share)]
+    pub trace_sample: f64,
     /// Forward in turn and do nothing else: no policies, no metrics, no records.
     #[arg(long)]
     pub bare: bool,

@@ -429,7 +429,8 @@ impl Run {
             let number = |value: &Value| value.as_u64().unwrap_or(0);
             let process = number(&stats["pid"]);
             if place.proxy {
-                let requests: u64 = stats["routes"][0]["golden"]["by_class"].as_array().into_iter().flatten().map(number).sum();
+                let requests: u64 =
+                    stats["routes"][0]["golden"]["by_class"].as_array().into_iter().flatten().map(number).sum();
                 counted.see(place, process, "requests", requests);
                 counted.see(place, process, "attempts", number(&stats["attempts"]));
                 view.retries = Some(counted.see(place, process, "retries", number(&stats["retries"])));

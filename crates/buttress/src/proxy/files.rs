@@ -148,7 +148,7 @@ pub async fn follow(files: Files, mut last: Vec<Source>, fixed: Vec<Declared>, s
         last = texts.clone();
         let (shared, fixed) = (shared.clone(), fixed.clone());
         let loaded = tokio::task::spawn_blocking(move || {
-            let (mut routes, _) = declared(&texts)?;
+            let (mut routes, _) = declared(&texts).inspect_err(|_| shared.reject())?;
             routes.extend(fixed);
             shared.load(&routes).map_err(|wrong| buttress_gateway::shared::refused(&wrong))
         });

@@ -15,14 +15,20 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use buttress_core::{Code, Error};
 use buttress_gateway::{
+    access_log::To,
     compile::{Declared, everything},
     config::{Edge, Endpoint, Options, Timeouts},
+    otlp,
     run::start,
     shared::Shared,
     tcp, tls,
 };
 use serde_json::json;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::{JoinHandle, JoinSet},
+};
 
 use files::Files;
 use state::State;
@@ -75,7 +81,12 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     let listen = args.listen.or(listened).unwrap_or_else(|| PROXY_LISTEN.parse().expect("the constant is an address"));
     // Who was told of connections alone has no port of HTTP.
     let tcp_only = args.to.is_empty() && args.config.is_empty() && args.store.is_none();
-    let options = Options { listen, tcp_only, threads, bare: args.bare, timeouts, edge, seed: seed()? };
+    let access_log = args.access_log.as_deref().map(To::parse);
+    let service = std::env::var("OTEL_SERVICE_NAME").ok().filter(|name| !name.is_empty());
+    let service = service.as_deref().unwrap_or("buttress-proxy");
+    let otlp = args.otlp.as_deref().map(|to| otlp::To::parse(to, args.trace_sample, service)).transpose()?;
+    let (bare, seed) = (args.bare, seed()?);
+    let options = Options { listen, tcp_only, threads, bare, timeouts, edge, access_log, otlp, seed };
     let admin = admin_listener(args.admin).await?;
     let admin_address = admin.local_addr()?;
     let end = interrupted();
@@ -93,6 +104,7 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     }
     announce(args, &running.shared, admin_address)?;
     let reloading = tokio::spawn(reload_when_asked(Arc::clone(&running.shared)));
+    let reopening = reopens(&running.shared)?;
     let serving = tokio::spawn(admin::serve(admin, shared, state));
     tokio::select! {
         () = end => {}
@@ -111,6 +123,7 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     }
     serving.abort();
     reloading.abort();
+    reopening.abort();
     following.shutdown().await;
     Ok(true)
 }
@@ -152,9 +165,20 @@ fn edge(args: &EdgeArgs) -> Result<Edge, Error> {
     })
 }
 
+/// Opens the access log anew at SIGUSR1, which a rotation of logs sends when it has moved the file.
+fn reopens(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
+    let (shared, mut asked) = (shared.clone(), signal(SignalKind::user_defined1())?);
+    Ok(tokio::spawn(async move {
+        while asked.recv().await.is_some() {
+            if let Some(log) = &shared.log {
+                log.reopen();
+            }
+        }
+    }))
+}
+
 /// Looks at certificates at once on SIGHUP, which would otherwise end the process.
 async fn reload_when_asked(shared: Arc<Shared>) {
-    use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut asked) = signal(SignalKind::hangup()) else { return };
     while asked.recv().await.is_some() {
         let shared = Arc::clone(&shared);
@@ -185,6 +209,14 @@ fn taken(address: SocketAddr, error: &std::io::Error) -> Error {
     Error::new(Code::PORT_TAKEN, format!("cannot listen on {address}: {error}")).hint("name another with --admin")
 }
 
+/// Where requests go, in words.
+fn ways(args: &ProxyArgs) -> String {
+    let mut ways: Vec<String> = args.config.iter().map(|path| format!("routes of {}", path.display())).collect();
+    ways.extend(args.store.iter().map(|url| format!("routes of {url}")));
+    ways.extend((!args.to.is_empty()).then(|| format!("to {}", args.to.join(", "))));
+    ways.join("; ")
+}
+
 fn announce(args: &ProxyArgs, shared: &Shared, admin: SocketAddr) -> std::io::Result<()> {
     let address = shared.address;
     let tcp: Vec<_> = shared.tcp.iter().map(|listener| (listener.address, &listener.options.endpoints)).collect();
@@ -198,14 +230,16 @@ fn announce(args: &ProxyArgs, shared: &Shared, admin: SocketAddr) -> std::io::Re
                 "tcp": tcp,
             }))?;
         }
+        // Where stdout is the access log, people read stderr.
+        Output::Table if args.access_log.as_deref() == Some("-") => {
+            let scheme = if shared.options.edge.tls.is_none() { "http" } else { "https" };
+            eprintln!("proxy: {scheme}://{address}  {}", ways(args));
+            eprintln!("page:  http://{admin}/  metrics: http://{admin}/metrics");
+        }
         Output::Table => {
             let scheme = if shared.options.edge.tls.is_none() { "http" } else { "https" };
-            let mut ways: Vec<String> =
-                args.config.iter().map(|path| format!("routes of {}", path.display())).collect();
-            ways.extend(args.store.iter().map(|url| format!("routes of {url}")));
-            ways.extend((!args.to.is_empty()).then(|| format!("to {}", args.to.join(", "))));
             if !shared.options.tcp_only {
-                println!("proxy: {scheme}://{address}  {}", ways.join("; "));
+                println!("proxy: {scheme}://{address}  {}", ways(args));
             }
             for (at, to) in &tcp {
                 println!("tcp:   {at}  to {}", to.join(", "));

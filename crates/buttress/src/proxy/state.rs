@@ -53,14 +53,11 @@ impl State {
     }
 
     pub fn prometheus(&self, out: &mut String) {
-        let refused = u64::from(self.lock().is_some());
-        for (name, kind, value) in [
-            ("buttress_traffic_config_loads_total", "counter", self.loaded.load(Relaxed)),
-            ("buttress_traffic_config_rejected_total", "counter", self.refused.load(Relaxed)),
-            ("buttress_traffic_config_rejected", "gauge", refused),
-        ] {
-            let _ = writeln!(out, "# TYPE {name} {kind}\n{name} {value}");
-        }
+        let (name, loads) = ("buttress_traffic_config_loads_total", self.loaded.load(Relaxed));
+        let _ = writeln!(
+            out,
+            "# HELP {name} Changes of the routes that were taken up.\n# TYPE {name} counter\n{name} {loads}"
+        );
     }
 }
 

@@ -392,6 +392,7 @@ impl Good {
             Err(error) => state.refused(&format!("loading the routes broke off: {error}")),
         }
         for (name, problem) in &problems {
+            shared.reject();
             state.refused(&format!("route \"{name}\": {problem}"));
         }
         self.routes.retain(|name, _| kept.contains_key(name));

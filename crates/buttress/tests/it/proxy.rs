@@ -139,12 +139,12 @@ fn routes_of_a_file_are_taken_up_while_running_and_wrong_ones_leave_the_old_ones
     std::fs::write(&file, answering("a", "/a", "one") + "---\n" + &answering("b", "/b", "two")).unwrap();
     until_body(&listen, "/b", "two");
     std::fs::write(&file, answering("a", "orders", "one")).unwrap();
-    until("the wrong routes are told", || get(&admin, "/metrics", "").contains("config_rejected 1\n").then_some(()));
+    until("the wrong routes are told", || get(&admin, "/metrics", "").contains("config_stale 1\n").then_some(()));
     assert!(get(&admin, "/v1/traffic", "").contains("does not begin with /"));
     assert!(get(&listen, "/b", "").ends_with("two"), "the routes from before hold");
     std::fs::write(&file, answering("a", "/a", "three")).unwrap();
     until_body(&listen, "/a", "three");
-    assert!(get(&admin, "/metrics", "").contains("config_rejected 0\n"));
+    assert!(get(&admin, "/metrics", "").contains("config_stale 0\n"));
     assert_eq!(proxy.stop(), Some(0));
 }
 
@@ -197,4 +197,50 @@ fn routes_services_and_limits_come_from_the_store_and_outlive_it() {
     assert!(get(&listen, "/s/1", "").starts_with("HTTP/1.1 200"), "what is known serves on without the store");
     assert!(get(&admin, "/v1/traffic", "").contains("good"));
     assert_eq!(proxy.stop(), Some(0));
+}
+
+#[test]
+fn the_access_log_is_opened_anew_at_sigusr1_and_may_be_stdout() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, old) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
+    let mock = Serving::start(&["mock", "--output", "json"]);
+    let to = mock.address("listen");
+    let base = ["proxy", "--to", &to, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--output", "json"];
+    let proxy = Serving::start(&[&base[..], &["--access-log", path.to_str().unwrap()]].concat());
+    let ask = |path: &str| assert!(get(&proxy.address("listen"), path, "").starts_with("HTTP/1.1 200"));
+    let lines = |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_default();
+    let until = |what: &str, holds: &dyn Fn() -> bool| {
+        for _ in 0..6000 {
+            if holds() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("{what} did not come true");
+    };
+    ask("/first");
+    until("the first line is there", &|| lines(&path).contains("\"path\":\"/first\""));
+    std::fs::rename(&path, &old).unwrap();
+    signal(proxy.child.id(), "USR1");
+    until("the name stands for a new file", &|| path.exists());
+    ask("/second");
+    // What is there when the proxy ends is written.
+    assert_eq!(proxy.stop(), Some(0));
+    assert!(lines(&path).contains("\"path\":\"/second\"") && !lines(&old).contains("/second"));
+
+    let mut proxy = Serving::start(&[&base[..], &["--access-log", "-"]].concat());
+    assert!(get(&proxy.address("listen"), "/third", "").starts_with("HTTP/1.1 200"));
+    let mut line = String::new();
+    BufReader::new(proxy.child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let told: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (&told["path"], &told["status"], &told["endpoint"]),
+        (&"/third".into(), &200.into(), &to.clone().into())
+    );
+
+    let missing = folder.path().join("none/access.log");
+    let refused = failed(&run(&[&base[..], &["--access-log", missing.to_str().unwrap()]].concat()));
+    assert!(refused.contains("access log") && refused.contains("hint:"), "{refused}");
+    let refused = failed(&run(&[&base[..], &["--otlp", "https://127.0.0.1:4318"]].concat()));
+    assert!(refused.contains("TLS to the collector"), "{refused}");
 }

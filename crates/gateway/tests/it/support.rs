@@ -151,7 +151,17 @@ impl Proxy {
     pub fn options() -> Options {
         let listen = "127.0.0.1:0".parse().unwrap();
         let (timeouts, edge) = (Timeouts::default(), Edge::default());
-        Options { listen, tcp_only: false, threads: 1, bare: false, timeouts, edge, seed: 1 }
+        Options {
+            listen,
+            tcp_only: false,
+            threads: 1,
+            bare: false,
+            timeouts,
+            edge,
+            access_log: None,
+            otlp: None,
+            seed: 1,
+        }
     }
 
     /// With these routes.

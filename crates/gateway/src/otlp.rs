@@ -1,0 +1,535 @@
+//! Spans on their way to a collector: OTLP over HTTP, as JSON, from one thread that no request waits for.
+//!
+//! JSON and not protobuf: every receiver of OTLP over HTTP has to take both, nothing must be generated, and whoever debugs can
+//! read it. It is three times the bytes; spans go to an agent on the same host, once a second.
+//!
+//! | what happens | what we do |
+//! |---|---|
+//! | 512 spans wait, or a second has gone by | they are sent, 512 at most at a time |
+//! | no connection, no answer in time, 429, 502, 503, 504 | sent again after 1 s, 2 s, 4 s … 30 s, or what `Retry-After` says; given up after six tries |
+//! | any other answer but 2xx | given up, told once |
+//! | 200 that says how many spans were rejected | those are counted as dropped |
+//! | the queue is full meanwhile | what comes is dropped and counted |
+//! | the proxy stops | what is there is sent once, for two seconds at most |
+//!
+//! Source: OTLP specification 1.3, "OTLP/HTTP": request, response, failures, JSON encoding (ids in hexadecimal, 64-bit numbers as text).
+
+use std::{
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use buttress_core::{Code, Error};
+use bytes::BytesMut;
+use http::Method;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::{
+    runtime::{Builder, LocalOptions},
+    sync::{
+        Notify,
+        mpsc::{Receiver, Sender, channel, error::TryRecvError},
+    },
+    time::{sleep, timeout},
+};
+
+use crate::{
+    access_log::Ended,
+    body::Body,
+    config::{Endpoint, Protocol},
+    frame::Encoder,
+    request_id::hex,
+    trace::{Attempt, Told},
+    upstream::{Asked, Upstream},
+};
+
+/// Spans of one request to the collector.
+const BATCH_SPANS: usize = 512;
+const BATCH_EVERY: Duration = Duration::from_secs(1);
+/// Requests that wait to be told of, each with its attempts: 8,192 of about 1 KiB are 8 MiB.
+const QUEUE_MAX: usize = 8192;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of an answer; what it says beyond is not read.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+const TRIES: u32 = 6;
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+/// Of a client's text.
+const TEXT_MAX: usize = 256;
+
+/// What is exported where.
+#[derive(Clone, Debug)]
+pub struct To {
+    /// `HOST:PORT`.
+    pub address: String,
+    /// `/v1/traces`, below whatever the collector is served under.
+    pub path: String,
+    /// The share of traces that begin here that is sampled, 0 to 1.
+    pub sample: f64,
+    /// `service.name`.
+    pub service: String,
+}
+
+impl To {
+    /// Reads `http://HOST:PORT` or `http://HOST:PORT/PATH`.
+    ///
+    /// # Errors
+    /// `CONFIG` where it is neither.
+    pub fn parse(text: &str, sample: f64, service: &str) -> Result<Self, Error> {
+        let wrong = |says: &str| {
+            Error::new(Code::CONFIG, format!("\"{text}\" {says}"))
+                .hint("give the address of an OTLP receiver over HTTP, for example http://127.0.0.1:4318")
+        };
+        let rest = match text.split_once("://") {
+            Some(("http", rest)) => rest,
+            Some(("https", _)) => return Err(wrong("asks for TLS to the collector, which is not there yet")),
+            _ => return Err(wrong("does not begin with http://")),
+        };
+        let (address, path) = rest.split_once('/').map_or((rest, ""), |(address, path)| (address, path));
+        let endpoint = Endpoint::parse(address).map_err(|_| wrong("is not a host and a port"))?;
+        let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+        if !path.bytes().all(safe) {
+            return Err(wrong("has a path with more than letters, digits and -._~/"));
+        }
+        let path = path.trim_end_matches('/');
+        let path = match path {
+            "" => "/v1/traces".to_owned(),
+            path if path.ends_with("v1/traces") => format!("/{path}"),
+            path => format!("/{path}/v1/traces"),
+        };
+        Ok(Self { address: endpoint.address, path, sample, service: service.to_owned() })
+    }
+}
+
+/// The way from the cores to the exporter.
+pub struct Traces {
+    queue: Sender<Box<Told>>,
+    /// Spans in the queue.
+    waiting: AtomicU64,
+    many: Notify,
+    closing: AtomicBool,
+    /// A draw below it is sampled.
+    below: u64,
+    pub figures: Figures,
+}
+
+#[derive(Debug, Default)]
+pub struct Figures {
+    pub exported: AtomicU64,
+    pub dropped: AtomicU64,
+    /// Requests to the collector that failed.
+    pub failures: AtomicU64,
+}
+
+/// Ends the exporter.
+pub struct Exporter {
+    traces: Arc<Traces>,
+    ended: std::sync::Mutex<mpsc::Receiver<()>>,
+}
+
+impl Exporter {
+    /// Has what is there sent, once.
+    pub fn close(&self) {
+        self.traces.closing.store(true, Relaxed);
+        self.traces.many.notify_one();
+        let ended = self.ended.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _ = ended.recv_timeout(CLOSE_MAX);
+    }
+}
+
+impl Traces {
+    /// Starts the thread that exports.
+    ///
+    /// # Errors
+    /// `LIMITS` where there is no thread to be had.
+    pub fn start(to: To) -> Result<(Arc<Self>, Exporter), Error> {
+        let (queue, waiting) = channel(QUEUE_MAX);
+        let traces = Arc::new(Self {
+            queue,
+            waiting: AtomicU64::new(0),
+            many: Notify::new(),
+            closing: AtomicBool::new(false),
+            below: below(to.sample),
+            figures: Figures::default(),
+        });
+        let (end, ended) = mpsc::channel();
+        let exporting = traces.clone();
+        std::thread::Builder::new()
+            .name("traces".into())
+            .spawn(move || {
+                match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                    Ok(runtime) => runtime.block_on(export(&exporting, waiting, &to)),
+                    Err(error) => tracing::error!(%error, "a runtime for traces cannot be made"),
+                }
+                let _ = end.send(());
+            })
+            .map_err(|error| Error::new(Code::LIMITS, format!("a thread cannot be started: {error}")))?;
+        let exporter = Exporter { traces: traces.clone(), ended: std::sync::Mutex::new(ended) };
+        Ok((traces, exporter))
+    }
+
+    pub fn samples(&self, random: u64) -> bool {
+        self.below == u64::MAX || random < self.below
+    }
+
+    /// Takes a request's spans, where there is room.
+    pub fn tell(&self, told: Box<Told>) {
+        let spans = 1 + told.attempts.len() as u64;
+        match self.queue.try_send(told) {
+            Ok(()) => {
+                let before = self.waiting.fetch_add(spans, Relaxed);
+                if before < BATCH_SPANS as u64 && before + spans >= BATCH_SPANS as u64 {
+                    self.many.notify_one();
+                }
+            }
+            Err(_) => drop(self.figures.dropped.fetch_add(spans, Relaxed)),
+        }
+    }
+}
+
+/// Draws below this are the share.
+fn below(share: f64) -> u64 {
+    if share >= 1.0 { u64::MAX } else { (share.max(0.0) * u64::MAX as f64) as u64 }
+}
+
+async fn export(traces: &Traces, mut queue: Receiver<Box<Told>>, to: &To) {
+    let endpoint = Endpoint { address: to.address.clone(), protocol: Protocol::Http1, tls: false };
+    let upstream = Rc::new(Upstream::new(endpoint, None));
+    let mut failing = false;
+    loop {
+        if !traces.closing.load(Relaxed) {
+            let _ = timeout(BATCH_EVERY, traces.many.notified()).await;
+        }
+        loop {
+            let (mut batch, mut spans) = (Vec::new(), 0);
+            let ended = loop {
+                match queue.try_recv() {
+                    Ok(told) => {
+                        spans += 1 + told.attempts.len();
+                        batch.push(told);
+                        if spans >= BATCH_SPANS {
+                            break false;
+                        }
+                    }
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break true,
+                }
+            };
+            traces.waiting.fetch_sub(spans as u64, Relaxed);
+            if spans > 0 {
+                send(traces, &upstream, to, &batch, spans as u64, &mut failing).await;
+            }
+            if ended {
+                break;
+            }
+        }
+        if traces.closing.load(Relaxed) {
+            return;
+        }
+    }
+}
+
+/// What the collector said to a batch.
+enum Said {
+    Taken { rejected: u64 },
+    Later { after: Option<Duration>, why: String },
+    Never(String),
+}
+
+/// Sends a batch until it is taken or given up.
+async fn send(traces: &Traces, upstream: &Rc<Upstream>, to: &To, batch: &[Box<Told>], spans: u64, failing: &mut bool) {
+    let body = payload(to, batch).to_string();
+    let mut pause = Duration::from_secs(1);
+    for attempt in 1..=TRIES {
+        let why = match ask(upstream, to, &body).await {
+            Said::Taken { rejected } => {
+                traces.figures.exported.fetch_add(spans.saturating_sub(rejected), Relaxed);
+                traces.figures.dropped.fetch_add(rejected.min(spans), Relaxed);
+                if std::mem::take(failing) {
+                    tracing::warn!("the collector takes spans again");
+                }
+                return;
+            }
+            Said::Never(why) => {
+                traces.figures.failures.fetch_add(1, Relaxed);
+                tell_once(failing, &why, &to.address);
+                break;
+            }
+            Said::Later { after, why } => {
+                traces.figures.failures.fetch_add(1, Relaxed);
+                if let Some(after) = after {
+                    pause = after.min(BACK_OFF_MAX);
+                }
+                why
+            }
+        };
+        tell_once(failing, &why, &to.address);
+        if attempt == TRIES || traces.closing.load(Relaxed) {
+            break;
+        }
+        // Whoever stops the proxy does not wait for a pause to end.
+        let _ = timeout(pause, async {
+            while !traces.closing.load(Relaxed) {
+                sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await;
+        pause = (pause * 2).min(BACK_OFF_MAX);
+    }
+    traces.figures.dropped.fetch_add(spans, Relaxed);
+}
+
+fn tell_once(failing: &mut bool, why: &str, address: &str) {
+    if !std::mem::replace(failing, true) {
+        tracing::warn!(why, address, "the collector does not take spans; they are dropped and counted until it does");
+    }
+}
+
+async fn ask(upstream: &Rc<Upstream>, to: &To, body: &str) -> Said {
+    let mut head = BytesMut::new();
+    let text = format!(
+        "POST {} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\nuser-agent: buttress/{}\r\ncontent-length: {}\r\n\r\n",
+        to.path,
+        to.address,
+        env!("CARGO_PKG_VERSION"),
+        body.len()
+    );
+    head.extend_from_slice(text.as_bytes());
+    let asked = Asked {
+        head,
+        body: Body::full(body.to_owned()),
+        encoder: Encoder::Length(body.len() as u64),
+        method: Method::POST,
+        must_not_repeat: false,
+        fresh: false,
+        connect_timeout: CONNECT_TIMEOUT,
+        upgrade: false,
+        interim: None,
+    };
+    let exchange = async {
+        let got = match upstream.exchange(asked).await {
+            Ok(got) => got,
+            Err(failure) => return Said::Later { after: None, why: failure.kind.to_string() },
+        };
+        let (status, mut text) = (got.head.status, Vec::new());
+        let after =
+            got.head.fields.named("retry-after").and_then(|asked| std::str::from_utf8(asked).ok()?.parse().ok());
+        let mut flow = Body::from(got.flow);
+        while let Some(Ok(frame)) = flow.frame().await {
+            if let Some(data) = frame.data_ref()
+                && text.len() + data.len() <= ANSWER_BYTES_MAX
+            {
+                text.extend_from_slice(data);
+            }
+        }
+        match status {
+            200..300 => {
+                let said: Value = serde_json::from_slice(&text).unwrap_or_default();
+                let rejected = &said["partialSuccess"]["rejectedSpans"];
+                let number = rejected.as_u64().or_else(|| rejected.as_str()?.parse().ok());
+                Said::Taken { rejected: number.unwrap_or(0) }
+            }
+            429 | 502 | 503 | 504 => {
+                Said::Later { after: after.map(Duration::from_secs), why: format!("it answered {status}") }
+            }
+            _ => {
+                let text = String::from_utf8_lossy(&text[..text.len().min(TEXT_MAX)]).into_owned();
+                Said::Never(format!("it answered {status}: {text}"))
+            }
+        }
+    };
+    let late = || Said::Later { after: None, why: "no answer in time".into() };
+    timeout(ANSWER_TIMEOUT, exchange).await.unwrap_or_else(|_| late())
+}
+
+/// An `ExportTraceServiceRequest`.
+fn payload(to: &To, batch: &[Box<Told>]) -> Value {
+    let spans: Vec<Value> = batch
+        .iter()
+        .flat_map(|told| std::iter::once(server(told)).chain(told.attempts.iter().map(|attempt| client(told, attempt))))
+        .collect();
+    let version = env!("CARGO_PKG_VERSION");
+    let mut about = Attributes::default();
+    about.text("service.name", &to.service);
+    about.text("service.version", version);
+    about.number("process.pid", std::process::id().into());
+    json!({"resourceSpans": [{
+        "resource": {"attributes": about.0},
+        "scopeSpans": [{"scope": {"name": "buttress.gateway", "version": version}, "spans": spans}],
+    }]})
+}
+
+/// As OTLP writes them.
+#[derive(Default)]
+struct Attributes(Vec<Value>);
+
+impl Attributes {
+    fn text(&mut self, key: &str, value: &str) {
+        self.0.push(json!({"key": key, "value": {"stringValue": value}}));
+    }
+
+    fn bytes(&mut self, key: &str, value: &[u8]) {
+        if !value.is_empty() {
+            self.text(key, &String::from_utf8_lossy(&value[..value.len().min(TEXT_MAX)]));
+        }
+    }
+
+    fn number(&mut self, key: &str, value: u64) {
+        self.0.push(json!({"key": key, "value": {"intValue": value.to_string()}}));
+    }
+
+    /// `server.address` and `server.port`.
+    fn server(&mut self, authority: &str) {
+        match authority.rsplit_once(':') {
+            Some((host, port)) if port.parse::<u16>().is_ok() => {
+                self.text("server.address", host.trim_start_matches('[').trim_end_matches(']'));
+                self.number("server.port", port.parse().unwrap_or(0));
+            }
+            _ => self.text("server.address", authority),
+        }
+    }
+}
+
+fn text_of(hex: &[u8]) -> &str {
+    std::str::from_utf8(hex).expect("ids are checked to be hexadecimal")
+}
+
+fn span(told: &Told, id: u64, parent: Option<&str>, name: &str, kind: u8, (began, ended): (u64, u64)) -> Value {
+    let id = hex(id);
+    let mut span = json!({
+        "traceId": text_of(&told.id), "spanId": text_of(&id), "name": name, "kind": kind,
+        "startTimeUnixNano": began.to_string(), "endTimeUnixNano": ended.to_string(),
+    });
+    if let Some(parent) = parent {
+        span["parentSpanId"] = parent.into();
+    }
+    span
+}
+
+/// `SPAN_KIND_SERVER`, `SPAN_KIND_CLIENT`, `STATUS_CODE_ERROR`.
+const SERVER: u8 = 2;
+const CLIENT: u8 = 3;
+const ERROR: u8 = 2;
+
+/// The span of a request.
+fn server(told: &Told) -> Value {
+    let name = match &told.route {
+        Some(route) => format!("{} {route}", told.method),
+        None => told.method.to_string(),
+    };
+    let parent = told.parent.as_ref().map(|parent| text_of(parent));
+    let mut span = span(told, told.span, parent, &name, SERVER, (told.began_ns, told.ended_ns));
+    let mut about = Attributes::default();
+    about.text("http.request.method", told.method.as_str());
+    about.text("url.scheme", "http");
+    let path = &told.path[..told.path.len().min(4 * TEXT_MAX)];
+    let at = path.iter().position(|byte| *byte == b'?').unwrap_or(path.len());
+    about.text("url.path", &String::from_utf8_lossy(&path[..at]));
+    if at < path.len() {
+        about.text("url.query", &String::from_utf8_lossy(&path[at + 1..]));
+    }
+    about.number("http.response.status_code", told.status.into());
+    let (protocol, version) = told.protocol.split_once('/').unwrap_or((told.protocol, ""));
+    about.text("network.protocol.name", &protocol.to_ascii_lowercase());
+    about.text("network.protocol.version", version);
+    about.text("client.address", &told.client);
+    if !told.authority.is_empty() {
+        about.server(&String::from_utf8_lossy(&told.authority));
+    }
+    about.bytes("user_agent.original", &told.user_agent);
+    about.number("http.request.body.size", told.bytes_in);
+    about.number("http.response.body.size", told.bytes_out);
+    about.text("buttress.request_id", told.request_id.as_str());
+    if let Some(route) = &told.route {
+        about.text("buttress.route", route);
+    }
+    if let Some(backend) = &told.backend {
+        about.text("buttress.backend", backend);
+    }
+    if let Some(code) = told.code {
+        about.text("buttress.code", code);
+    }
+    if let Some(status) = told.grpc_status {
+        about.number("rpc.grpc.status_code", status.into());
+        about.text("rpc.system", "grpc");
+    }
+    if told.failed() {
+        let left = if told.ended == Ended::Left { Some("the client left first") } else { None };
+        let why = told.code.or(left).map_or_else(|| told.status.to_string(), str::to_owned);
+        about.text("error.type", &why);
+        // What is the client's fault is no error of the server.
+        if told.status >= 500 || told.ended == Ended::Cut || told.grpc_status.is_some_and(|status| status != 0) {
+            span["status"] = json!({"code": ERROR, "message": why});
+        }
+    }
+    span["attributes"] = about.0.into();
+    span
+}
+
+/// The span of an attempt.
+fn client(told: &Told, attempt: &Attempt) -> Value {
+    let parent = hex(told.span);
+    let times = (attempt.began_ns, attempt.ended_ns);
+    let mut span = span(told, attempt.span, Some(text_of(&parent)), told.method.as_str(), CLIENT, times);
+    let mut about = Attributes::default();
+    let address = &attempt.member.endpoint.address;
+    about.text("http.request.method", told.method.as_str());
+    let path = String::from_utf8_lossy(&told.path[..told.path.len().min(4 * TEXT_MAX)]);
+    about.text("url.full", &format!("http://{address}{path}"));
+    about.server(address);
+    if attempt.number > 1 {
+        about.number("http.request.resend_count", u64::from(attempt.number) - 1);
+    }
+    about.text("buttress.backend", &attempt.backend);
+    if attempt.hedge {
+        about.0.push(json!({"key": "buttress.hedge", "value": {"boolValue": true}}));
+    }
+    if let Some(status) = attempt.status {
+        about.number("http.response.status_code", status.into());
+    }
+    if let Some(status) = attempt.grpc_status {
+        about.number("rpc.grpc.status_code", status.into());
+    }
+    let grpc = attempt.grpc_status.is_some_and(|status| status != 0);
+    let failed = attempt.problem.clone().or_else(|| {
+        let status = attempt.status.filter(|status| *status >= 400 || grpc)?;
+        Some(status.to_string())
+    });
+    if let Some(why) = failed {
+        about.text("error.type", &why);
+        span["status"] = json!({"code": ERROR, "message": why});
+    }
+    span["attributes"] = about.0.into();
+    span
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn collectors_are_read_and_wrong_ones_say_what_would_be_right() {
+        let to = |text: &str| To::parse(text, 1.0, "s");
+        let told = |text: &str| to(text).map(|to| format!("{} {}", to.address, to.path)).unwrap();
+        assert_eq!(told("http://127.0.0.1:4318"), "127.0.0.1:4318 /v1/traces");
+        assert_eq!(told("http://otel:4318/"), "otel:4318 /v1/traces");
+        assert_eq!(told("http://otel:4318/tenant/v1/traces"), "otel:4318 /tenant/v1/traces");
+        assert_eq!(told("http://otel:4318/tenant"), "otel:4318 /tenant/v1/traces");
+        for bad in ["127.0.0.1:4318", "https://a:1", "http://a", "grpc://a:1", "http://a:1/x y", "http://a:1/x\r\ny"] {
+            let error = to(bad).unwrap_err();
+            assert!(error.code == Code::CONFIG && error.hint.is_some(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_share_is_the_share_of_all_draws() {
+        assert_eq!((below(0.0), below(1.0), below(7.0), below(-1.0)), (0, u64::MAX, u64::MAX, 0));
+        let half = below(0.5);
+        assert!(half.abs_diff(u64::MAX / 2) < 1 << 12, "{half}");
+    }
+}
