@@ -121,6 +121,8 @@ pub fn run(args: PartArgs) -> crate::cli::Answer {
             () = parent_gone() => Ok(()),
         }
     });
+    // Not waited for: a thread that reads standard input does not come back before that ends.
+    runtime.shutdown_background();
     if let Err(error) = &result {
         tracing::error!(%error, code = error.code.0, "the part ended");
     }
