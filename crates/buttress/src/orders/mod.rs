@@ -547,8 +547,9 @@ impl Run {
             ..Evidence::default()
         };
         for (at, side) in Side::ALL.into_iter().enumerate() {
+            let sent = self.sent[at].lock().expect("no panic under this lock").clone();
             let mut of_side = SideEvidence {
-                sent: self.sent[at].lock().expect("no panic under this lock").clone(),
+                sent,
                 open: self.ledger.list(&keys::open(side, "")).await?.0.len(),
                 killed: left_open.is_some(),
                 left_open: left_open.map_or(0, |open| open[at]),

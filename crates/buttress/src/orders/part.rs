@@ -121,6 +121,8 @@ pub fn run(args: PartArgs) -> crate::cli::Answer {
             () = parent_gone() => Ok(()),
         }
     });
+    // Not waited for: a thread that reads standard input does not come back before that ends.
+    runtime.shutdown_background();
     if let Err(error) = &result {
         tracing::error!(%error, code = error.code.0, "the part ended");
     }
@@ -359,16 +361,17 @@ impl Part {
         let row = keys::row(side, Role::Order, &order.id);
         let placed = json!({"order": order.id});
         let input = serde_json::to_value(order).expect("an order is plain data");
+        let written = input.to_string();
         let started = buttress_saga::Record::Started {
             saga: order.id.clone(),
             definition: definition().hash(),
-            input: input.clone(),
+            input,
             at_ms: now_ms() as u64,
         };
         let entry = json!({
             "guards": [{"key": row, "mod_revision": 0}],
             "puts": [
-                {"key": row, "value": input.to_string()},
+                {"key": row, "value": written},
                 {"key": keys::open(side, &order.id), "value": buttress_saga::encode(&[started])},
             ],
             "appends": [Event::new("OrderCreated", &order.id, Role::Order).append(EVENTS, side)],
@@ -383,7 +386,7 @@ impl Part {
         }
         // It is there: the same order once more, or another one under its name.
         let kept = self.ledger.get(&row).await?;
-        Ok(match kept.is_some_and(|kept| kept.value == input.to_string()) {
+        Ok(match kept.is_some_and(|kept| kept.value == written) {
             true => (StatusCode::ACCEPTED, placed),
             false => (StatusCode::CONFLICT, json!({"message": "another order has this id"})),
         })

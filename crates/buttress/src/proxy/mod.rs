@@ -47,7 +47,10 @@ use crate::{
 pub fn run(args: &ProxyArgs) -> Answer {
     logging::init(args.log, "warn");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(proxy(args))
+    let result = runtime.block_on(proxy(args));
+    // Not waited for: with a parent, a thread that reads standard input does not come back before that ends.
+    runtime.shutdown_background();
+    result
 }
 
 async fn proxy(args: &ProxyArgs) -> Answer {
