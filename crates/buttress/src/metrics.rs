@@ -1,6 +1,6 @@
 //! `/metrics`: every part keeps its own figures; here they become one page in Prometheus' text form.
 
-use std::fmt::Write;
+use std::{collections::HashMap, fmt::Write, sync::LazyLock};
 
 use buttress_events::kafka;
 
@@ -24,7 +24,41 @@ impl Metrics {
     }
 
     pub fn render_into(&self, page: &mut String) {
-        self.parts.iter().for_each(|part| part(page));
+        let mut plain = String::with_capacity(16 * 1024);
+        self.parts.iter().for_each(|part| part(&mut plain));
+        helped(&plain, page);
+    }
+}
+
+/// The reference is also what the page says of its figures, so that there is one sentence for each.
+const REFERENCE: &str = include_str!("../../../docs/reference/metrics.md");
+
+static MEANINGS: LazyLock<HashMap<&'static str, String>> = LazyLock::new(|| {
+    let mut meanings = HashMap::new();
+    for row in REFERENCE.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |")) {
+        let (Some((names, _)), Some((_, meaning))) = (row.split_once(" | "), row.rsplit_once(" | ")) else { continue };
+        for name in names.split('`').filter(|name| name.starts_with("buttress_") || name.starts_with("process_")) {
+            let name = name.split('{').next().unwrap_or(name);
+            meanings.insert(name, meaning.replace('`', "").replace('\\', "\\\\"));
+        }
+    }
+    meanings
+});
+
+/// Adds what the reference says of a figure where its part says nothing.
+fn helped(plain: &str, page: &mut String) {
+    let mut said = "";
+    for line in plain.lines() {
+        if let Some(name) = line.strip_prefix("# HELP ").and_then(|rest| rest.split(' ').next()) {
+            said = name;
+        } else if let Some(name) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split(' ').next())
+            && name != said
+            && let Some(meaning) = MEANINGS.get(name)
+        {
+            let _ = writeln!(page, "# HELP {name} {meaning}");
+        }
+        page.push_str(line);
+        page.push('\n');
     }
 }
 
@@ -72,4 +106,30 @@ fn processor_ticks() -> Option<u64> {
     // The name in parentheses may hold spaces; the fields after it do not.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_says_of_its_figures_what_the_reference_says() {
+        let mut page = String::new();
+        helped(
+            "# TYPE buttress_wal_commits_total counter\nbuttress_wal_commits_total 1\n# HELP process_open_fds x\n\
+             # TYPE process_open_fds gauge\nprocess_open_fds 2\n# TYPE buttress_etcd_calls_total counter\n",
+            &mut page,
+        );
+        expect_test::expect![[r#"
+            # HELP buttress_wal_commits_total Writes with their fsync.
+            # TYPE buttress_wal_commits_total counter
+            buttress_wal_commits_total 1
+            # HELP process_open_fds x
+            # TYPE process_open_fds gauge
+            process_open_fds 2
+            # HELP buttress_etcd_calls_total Calls and streams begun, by service (kv, watch, …) and by how they came (grpc, json).
+            # TYPE buttress_etcd_calls_total counter
+        "#]]
+        .assert_eq(&page);
+    }
 }

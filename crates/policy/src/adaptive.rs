@@ -10,11 +10,15 @@
 //! |---|---|
 //! | `long` | mean of about 600 windows; lowered by 5 % while it is twice the short one |
 //! | `base` | latency without load: the lowest short one. It rises only on evidence: while the limit is not used (or cannot go lower), by a twentieth of the difference per window |
-//! | `gradient` | clamp(tolerance × min(long, drift × base) ÷ short, ½, 1); ½ where a tenth of the window was lost to timeouts, 503 or 504 |
+//! | `gradient` | clamp(max(tolerance × usual, usual + slack) ÷ short, ½, 1), usual = min(long, drift × base); ½ where a tenth of the window was lost to timeouts, 503 or 504 |
 //! | less than half of the limit in use | the limit stays: nothing was learnt about it |
 //! | otherwise | limit ← (1 − smoothing) × limit + smoothing × (limit × gradient + growth), growth 4 where gradient is 1, else 0 |
 //!
-//! Two things differ from Netflix's. There `long` follows a lasting overload until the gradient is 1 again and the limit grows to
+//! `slack` (5 ms, what CoDel calls an acceptable delay) is for upstreams that answer in less than a few milliseconds. There, a turn
+//! of the scheduler is several times the latency without load; taken for a queue, it would cost requests at half of what the
+//! upstream can do.
+//!
+//! Three things differ from Netflix's. That is one. There `long` follows a lasting overload until the gradient is 1 again and the limit grows to
 //! its maximum (their issue 137): `drift × base` bounds that. And growth is added at any gradient, so that a modest overload
 //! grows the limit for ever (their pull request 134): here only without a sign of queueing. Unlike Envoy's, it never cuts live traffic to
 //! measure.
@@ -56,6 +60,8 @@ pub struct Config {
     pub window: Duration,
     /// The fewest calls of one.
     pub calls_min: u32,
+    /// Latency above the usual that is no sign of queueing.
+    pub slack: Duration,
 }
 
 impl Default for Config {
@@ -67,6 +73,7 @@ impl Default for Config {
             max: 1000,
             window: Duration::from_millis(20),
             calls_min: 10,
+            slack: Duration::from_millis(5),
         }
     }
 }
@@ -82,6 +89,8 @@ impl Validate for Config {
         checks.must(self.max <= 1_000_000, &field("max"), self.max, "at most 1000000");
         checks.span(&field("window"), self.window);
         checks.must(self.calls_min > 0, &field("calls_min"), self.calls_min, "above 0");
+        let slack = self.slack <= Duration::from_secs(10);
+        checks.must(slack, &field("slack"), self.slack, "at most 10 s");
         match self.algorithm {
             Algorithm::Gradient2 { tolerance, drift, smoothing } => {
                 checks.must((1.0..=10.0).contains(&tolerance), &field("tolerance"), tolerance, "from 1 to 10");
@@ -227,7 +236,8 @@ impl Inner {
                     return;
                 }
                 let usual = self.long.min(f64::from(drift) * self.base);
-                let mut gradient = (f64::from(tolerance) * usual / short).clamp(0.5, 1.0);
+                let patience = (f64::from(tolerance) * usual).max(usual + nanos(config.slack) as f64);
+                let mut gradient = (patience / short).clamp(0.5, 1.0);
                 if lost.saturating_mul(10) >= calls {
                     gradient = 0.5;
                 }
@@ -265,6 +275,23 @@ mod tests {
         let (limiter, mut now) = (Limiter::new(Config::default()), 0);
         let limit = serve(&limiter, &mut now, 60, 5_000, 200, 0.02);
         assert!((200..=700).contains(&limit), "200 workers, at most three times that in the system: {limit}");
+    }
+
+    #[test]
+    fn a_fast_upstream_that_is_now_and_then_slower_by_a_millisecond_keeps_its_limit() {
+        let (limiter, mut now) = (Limiter::new(Config::default()), 0);
+        for round in 0..2_000 {
+            // A fifth of a millisecond, and in every fourth window five times that: the machine was busy elsewhere.
+            let latency = if round % 4 == 0 { 0.001 } else { 0.0002 };
+            for _ in 0..20 {
+                now += 2_000_000;
+                limiter.sample(Time::from_nanos(now), Duration::from_secs_f64(latency), 64, false);
+            }
+        }
+        assert!(limiter.limit() >= 100, "{}", limiter.limit());
+        // What queues for longer is still found out: two at once, and a fifth of a millisecond each.
+        let limit = serve(&limiter, &mut now, 10, 5_000, 2, 0.0002);
+        assert!((10..=80).contains(&limit), "{limit}");
     }
 
     /// Netflix's drifts to its maximum here (their issue 137).
