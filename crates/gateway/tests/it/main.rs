@@ -4,6 +4,7 @@ mod bodies;
 mod corpus;
 mod http2;
 mod life;
+mod parity;
 mod policies;
 mod retries;
 mod routes;
