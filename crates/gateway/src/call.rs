@@ -28,7 +28,7 @@ use buttress_policy::{
 use buttress_resources::route::Level;
 use bytes::Bytes;
 use http_body::Frame;
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     access_log::{self, End, Ended as Ending},
@@ -121,6 +121,8 @@ struct Queued {
     backend: Arc<Backend>,
     ticket: Option<policy::Ticket>,
     call: Option<Call>,
+    /// Where its word comes.
+    heard: Option<oneshot::Receiver<Woken>>,
 }
 
 impl Queued {
@@ -128,7 +130,7 @@ impl Queued {
     fn give_up(&mut self) -> Result<Call, Why> {
         let (ticket, call) = (self.ticket.take(), self.call.take());
         let (Some(ticket), Some(call)) = (ticket, call) else { unreachable!("a queued call gives up once") };
-        self.backend.give_up(self.core.now(), ticket).map(|()| call)
+        self.backend.give_up(self.core.now(), ticket, self.heard.as_mut()).map(|()| call)
     }
 }
 
@@ -588,10 +590,14 @@ async fn admit(
         }
     };
     let number = ticket.0;
-    let mut queued = Queued { core: core.clone(), backend: backend.clone(), ticket: Some(ticket), call: Some(call) };
+    let (ticket, call) = (Some(ticket), Some(call));
+    let mut queued = Queued { core: core.clone(), backend: backend.clone(), ticket, call, heard: None };
     let woken = match backend.wait(number) {
         Err(woken) => Some(woken),
-        Ok(woken) => tokio::time::timeout_at(core.instant(until), woken).await.ok().and_then(Result::ok),
+        Ok(heard) => {
+            let heard = queued.heard.insert(heard);
+            tokio::time::timeout_at(core.instant(until), heard).await.ok().and_then(Result::ok)
+        }
     };
     let call = match woken {
         Some(Woken::In(_)) => {

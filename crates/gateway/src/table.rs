@@ -146,8 +146,6 @@ enum Waiter {
     Waits(oneshot::Sender<Woken>),
     /// It was woken before it had told where it waits.
     Woken(Woken),
-    /// It gave up while the word that it has a place was on its way.
-    Gone,
 }
 
 impl Table {
@@ -252,7 +250,6 @@ impl Backend {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         match waiting.remove(&ticket.0) {
             Some(Waiter::Waits(waiter)) => drop(waiter.send(woken)),
-            Some(Waiter::Gone) => {}
             _ => drop(waiting.insert(ticket.0, Waiter::Woken(woken))),
         }
     }
@@ -269,19 +266,21 @@ impl Backend {
     }
 
     /// A call waits no longer. An error is why; else it has got a place meanwhile.
-    pub fn give_up(&self, now: Time, ticket: policy::Ticket) -> Result<(), policy::Why> {
+    ///
+    /// A ticket leaves the queue under the queue's lock and together with its word, so where it is not found there, the word has been
+    /// sent: that it has a place, or that it was to go, which it need not have heard yet.
+    pub fn give_up(
+        &self,
+        now: Time,
+        ticket: policy::Ticket,
+        heard: Option<&mut oneshot::Receiver<Woken>>,
+    ) -> Result<(), policy::Why> {
         let id = ticket.0;
         let gave_up = self.policy.give_up(now, ticket);
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let unheard = matches!(waiting.remove(&id), Some(Waiter::Waits(_)));
-        match gave_up {
-            policy::GaveUp::Left(why) => Err(why),
-            policy::GaveUp::HasPlace => {
-                if unheard {
-                    waiting.insert(id, Waiter::Gone);
-                }
-                Ok(())
-            }
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        match (gave_up, heard.map(oneshot::Receiver::try_recv)) {
+            (policy::GaveUp::Left(why), _) | (_, Some(Ok(Woken::Out(_, why)))) => Err(why),
+            (policy::GaveUp::HasPlace, _) => Ok(()),
         }
     }
 
@@ -311,4 +310,44 @@ fn in_order(
             kept.cloned().unwrap_or_else(|| Member::new(endpoint.clone(), connector, cores))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use buttress_policy::{Admit, Request, RouteConfig, bulkhead};
+
+    use super::*;
+
+    /// One that holds the only place, and one that waits for it until 100 ms.
+    fn queued() -> (Backend, Call, policy::Ticket, Call, oneshot::Receiver<Woken>) {
+        let bulkhead = bulkhead::Config { concurrent: 1, queue: 1 };
+        let policy = RoutePolicy::new(RouteConfig { bulkhead, ..RouteConfig::default() }).unwrap();
+        let backend = Backend::new("b", spec::Backend::default(), policy, None, Vec::new(), None, 1);
+        let Admit::Go(first, _) = backend.policy.admit(Time::ZERO, &Request::default()) else { panic!("it is idle") };
+        let Admit::Wait { call, ticket, .. } = backend.policy.admit(Time::ZERO, &Request::default()) else {
+            panic!("its place is taken")
+        };
+        let heard = backend.wait(ticket.0).unwrap();
+        (backend, first, ticket, call, heard)
+    }
+
+    #[test]
+    fn a_call_that_was_told_to_go_and_has_not_heard_it_gives_no_place_back() {
+        let (backend, first, ticket, _second, mut heard) = queued();
+        let late = Time::from_millis(500);
+        backend.done(late, first);
+        assert_eq!(backend.policy.view(late).inflight, 0);
+        let why = backend.give_up(late, ticket, Some(&mut heard)).unwrap_err();
+        assert_eq!(why.code(), "BT-BLK-WAITED");
+    }
+
+    #[test]
+    fn a_call_that_has_a_place_and_has_not_heard_it_gives_it_back() {
+        let (backend, first, ticket, second, mut heard) = queued();
+        let soon = Time::from_millis(5);
+        backend.done(soon, first);
+        assert!(backend.give_up(soon, ticket, Some(&mut heard)).is_ok());
+        backend.done(soon, second);
+        assert_eq!((backend.policy.view(soon).inflight, backend.waiting.lock().unwrap().len()), (0, 0));
+    }
 }

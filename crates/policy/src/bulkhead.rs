@@ -98,7 +98,7 @@ pub enum Woken {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum GaveUp {
     Left(Why),
-    /// It was given a place, and must leave it.
+    /// It was woken already, under the queue's lock: given a place, which it must leave, unless its word is [`Woken::Out`].
     HasPlace,
 }
 

@@ -18,7 +18,7 @@
 //! |---|---|
 //! | end every started attempt, with `Outcome::cancelled()` where the client left | the endpoint looks busy for ever, a probe's place stays taken |
 //! | call [`done`](RoutePolicy::done) once for every call that was let in, and wake whom it names | a place is lost |
-//! | forget a call that waited and was told [`Woken::Out`] or [`GaveUp::Left`]: it never had a place | one place too many |
+//! | forget a call that waited and was told [`Woken::Out`] or [`GaveUp::Left`]: it never had a place; also where it gives up and the word is still unread | one place too many |
 //! | call [`give_up`](RoutePolicy::give_up) when a ticket's time is over or its client left, and [`done`](RoutePolicy::done) where that says `HasPlace` | the same |
 //! | call [`next`](RoutePolicy::next) only when no attempt of the call runs any more | a retry beside a hedge |
 //!

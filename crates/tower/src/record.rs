@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use buttress_policy::{Endpoint, Outcome, View, Why};
+use buttress_policy::{Endpoint, Outcome, Span, View, Why};
 use http::{Method, Uri, request::Parts};
 use tokio::time::Instant;
 
@@ -60,7 +60,8 @@ pub struct Record {
 impl Record {
     /// Whether the call was answered at once and well, so that there is nothing to tell.
     pub fn plain(&self) -> bool {
-        matches!(self.end, End::Answered(_)) && self.attempts.len() == 1 && !self.attempts[0].outcome.is_failure()
+        let once = |one: &Tried| !one.hedge && one.outcome.succeeded() == Some(true);
+        matches!(self.end, End::Answered(_)) && self.attempts.len() == 1 && once(&self.attempts[0])
     }
 
     /// The codes of all decisions, in their order.
@@ -85,10 +86,10 @@ impl fmt::Display for Record {
             End::Refused => f.write_str("refused")?,
             End::Left => f.write_str("whoever asked left")?,
         }
-        write!(f, " after {:?}", self.took)?;
+        write!(f, " after {}", Span::from(self.took))?;
         for (at, one) in self.attempts.iter().enumerate() {
             let kind = if one.hedge { "hedge" } else { "attempt" };
-            write!(f, "\n  {kind} {} to {} took {:?}: ", at + 1, one.endpoint.name(), one.took)?;
+            write!(f, "\n  {kind} {} to {} took {}: ", at + 1, one.endpoint.name(), Span::from(one.took))?;
             match (one.problem.as_str(), one.outcome.status) {
                 ("", 0) => f.write_str("cancelled")?,
                 ("", status) => write!(f, "status {status}")?,
@@ -99,7 +100,10 @@ impl fmt::Display for Record {
             }
         }
         let Some(why) = self.why.filter(|_| !self.plain()) else { return Ok(()) };
-        write!(f, "\n  {why} ({})", why.code())?;
+        let told = self.attempts.last().and_then(|last| last.next) == Some(why);
+        if !told {
+            write!(f, "\n  {why} ({})", why.code())?;
+        }
         let passes = why.would_pass().to_string();
         if passes.is_empty() { Ok(()) } else { write!(f, "\n  what would pass: {passes}") }
     }

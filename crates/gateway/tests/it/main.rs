@@ -7,6 +7,7 @@ mod http2;
 mod leaving;
 mod life;
 mod observe;
+mod parity;
 mod policies;
 mod retries;
 mod routes;

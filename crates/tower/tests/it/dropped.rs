@@ -156,6 +156,35 @@ async fn a_probe_that_is_dropped_leaves_its_place_to_the_next() {
     assert_eq!(policy.view().breaker.unwrap().state, breaker::State::Closed);
 }
 
+/// Threads that share one client, whose calls meet in its queue and are dropped at any moment of it.
+#[test]
+fn threads_that_drop_calls_leave_nothing_behind() {
+    let upstream = Upstream::new(|at, _| (Duration::from_micros(at as u64 % 7 * 300), Does::Answers(200)));
+    let bulkhead = bulkhead::Config { concurrent: 2, queue: 64 };
+    let (policy, _) = policy(RouteConfig { bulkhead, limiter: None, ..Default::default() });
+    let client = client(&policy, &upstream, &["a", "b"]);
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let client = &client;
+            scope.spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+                runtime.block_on(async {
+                    let mut rng = buttress_tower::policy::Rng::new(thread);
+                    for _ in 0..60 {
+                        let calls = (0..6).map(|_| {
+                            let patience = Duration::from_micros(rng.below(6_000));
+                            tokio::time::timeout(patience, client.clone().oneshot(get()))
+                        });
+                        futures::future::join_all(calls.collect::<Vec<_>>()).await;
+                    }
+                });
+            });
+        }
+    });
+    quiet(&policy, &client.endpoints(), &upstream).unwrap();
+    assert!(upstream.asked() > 0);
+}
+
 /// What somebody does with calls.
 #[derive(Clone, Copy, Debug)]
 enum Deed {
