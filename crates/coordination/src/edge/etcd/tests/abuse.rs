@@ -186,7 +186,7 @@ async fn a_message_that_is_not_one_is_refused() {
 }
 
 /// Reads frames until one is wanted; `None` where the connection ends before.
-async fn until(stream: &mut TcpStream, wanted: impl Fn(u8, u8, u32, &[u8]) -> bool) -> Option<Vec<u8>> {
+async fn until(stream: &mut TcpStream, mut wanted: impl FnMut(u8, u8, u32, &[u8]) -> bool) -> Option<Vec<u8>> {
     loop {
         let mut head = [0; 9];
         stream.read_exact(&mut head).await.ok()?;
