@@ -21,6 +21,7 @@ use crate::{
     frame::{Decoder, Encoder, Step},
     parse::Refusal,
     replay::Replayed,
+    stale::Keeper,
     stream::ReadHalf,
     upstream::Exchange,
 };
@@ -64,6 +65,8 @@ pub struct Body {
     ticket: Option<Box<Ticket>>,
     /// Ends with the body.
     running: Option<Running>,
+    /// Keeps what goes through, for when there is no answer.
+    keeper: Option<Box<Keeper>>,
     /// Counts bytes that went through.
     count: Option<Rc<Cell<u64>>>,
 }
@@ -83,7 +86,7 @@ pub enum Flow {
 
 impl From<Flow> for Body {
     fn from(flow: Flow) -> Self {
-        Self { flow, ticket: None, running: None, count: None }
+        Self { flow, ticket: None, running: None, keeper: None, count: None }
     }
 }
 
@@ -102,6 +105,18 @@ impl Body {
 
     pub fn on_end(self, running: Running) -> Self {
         Self { running: Some(running), ..self }
+    }
+
+    /// Has somebody keep the body as it goes to the client.
+    pub fn keep(&mut self, mut keeper: Keeper) {
+        match &self.flow {
+            Flow::Empty => keeper.ended(false),
+            Flow::Full(bytes) => {
+                keeper.went_on(&Frame::data(bytes.clone()));
+                keeper.ended(false);
+            }
+            _ => self.keeper = Some(Box::new(keeper)),
+        }
     }
 
     pub fn counted(self, count: Option<Rc<Cell<u64>>>) -> Self {
@@ -158,6 +173,13 @@ impl http_body::Body for Body {
                 Some(Ok(frame)) => ticket.body_went_on(frame),
             }
         }
+        if let Some(keeper) = &mut this.keeper {
+            match &frame {
+                None => keeper.ended(false),
+                Some(Err(_)) => keeper.ended(true),
+                Some(Ok(frame)) => keeper.went_on(frame),
+            }
+        }
         if let Some(running) = &mut this.running {
             match &frame {
                 None => running.body_ended(None),
@@ -176,7 +198,7 @@ impl http_body::Body for Body {
 
     fn is_end_stream(&self) -> bool {
         // With a ticket the end must be heard.
-        self.ticket.is_none() && self.is_empty()
+        self.ticket.is_none() && self.keeper.is_none() && self.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -43,6 +43,7 @@ use crate::{
     reply::{Problem, Reply},
     request_id::RequestId,
     rules::{Rewrite, drawn},
+    stale::Stale,
     table::{Backend, Endpoints, Member, Route, RouteFigures},
     trace::{self, Span, Told, Tracing},
     upstream::{Failure, FailureKind, Got, Upstream},
@@ -433,12 +434,16 @@ async fn routed(
             ours(story, Code::ROUTE_NONE, (503, 14), "the route has no backend", "a backend in the route's `to`")
         });
     }
+    let kept = route.stale.as_ref().and_then(|stale| Some((stale, Stale::key(request, caller)?)));
     let chosen = route.choose(request, core.numbers.draw());
-    let reply = through(core, &route.backends[chosen], &asked, replay.as_ref(), client, story).await;
+    let mut reply = through(core, &route.backends[chosen], &asked, replay.as_ref(), client, story).await;
     if let Some(mirror) = &route.mirror {
         mirror.copy(core, request, &asked, replay.as_ref(), client, story);
     }
     if !reply.failed {
+        if let Some((stale, key)) = kept {
+            stale.watch(key, core.now(), &mut reply);
+        }
         return reply;
     }
     if let Some(at) = route.fallback.filter(|at| *at != chosen) {
@@ -449,6 +454,11 @@ async fn routed(
                 return reply;
             }
         }
+    }
+    if let Some((stale, key)) = &kept
+        && let Some((old, _)) = stale.give(key, core.now())
+    {
+        return Reply { id: Some(story.id.clone()), ..old };
     }
     fixed(story, route).unwrap_or(reply)
 }

@@ -20,6 +20,7 @@ use crate::{
     discover::{Found, Source},
     mirror::Mirror,
     rules::{Condition, Counts, Fault, Key, Limit, Rewrite},
+    stale::Stale,
     table::{Backend, Member, Place, Route, RouteFigures, Table},
     tls,
 };
@@ -207,6 +208,7 @@ impl Compiling<'_> {
             ring_key: self.ring_key(),
             idempotent,
             mirror,
+            stale: self.stale(old),
             figures: old.map_or_else(|| RouteFigures::new(self.world.cores), |old| old.figures.clone()),
         })
     }
@@ -437,6 +439,14 @@ impl Compiling<'_> {
             delay: fault.delay.map(|delay| (delay.0, share(&fault.delay_share))),
             abort: fault.abort.map(|status| (status, share(&fault.abort_share))),
         })
+    }
+
+    /// Answers stay as long as they would come from the same backends.
+    fn stale(&self, old: Option<&Arc<Route>>) -> Option<Arc<Stale>> {
+        let age_max = self.one.spec.fallback.as_ref()?.stale?.0;
+        let same = |old: &&Arc<Route>| old.spec.to == self.one.spec.to && old.spec.rewrite == self.one.spec.rewrite;
+        let kept = old.filter(same).and_then(|old| old.stale.clone()).filter(|stale| stale.age_max == age_max);
+        Some(kept.unwrap_or_else(|| Arc::new(Stale::new(age_max))))
     }
 
     fn mirror(&mut self, old: Option<&Arc<Route>>) -> Option<Mirror> {

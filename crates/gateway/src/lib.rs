@@ -35,6 +35,7 @@ pub mod discover;
 mod health;
 mod mirror;
 pub mod rules;
+pub mod stale;
 pub mod table;
 
 pub mod call;

@@ -211,6 +211,11 @@ impl Fields {
         self.iter().find(|(_, known, _)| known.eq_ignore_ascii_case(name.as_bytes())).map(|(_, _, value)| value)
     }
 
+    /// Bytes that they hold on to.
+    pub fn bytes(&self) -> usize {
+        self.raw.len() + self.list.len() * size_of::<Field>()
+    }
+
     pub fn len(&self) -> usize {
         self.list.len()
     }

@@ -33,6 +33,7 @@ use crate::{
     mirror::Mirror,
     parse::RequestHead,
     rules::{self, Condition, Counts, Fault, Key, Limit, Rewrite},
+    stale::Stale,
     tls::Connector,
 };
 
@@ -89,6 +90,8 @@ pub struct Route {
     /// Every method may be repeated without harm.
     pub idempotent: bool,
     pub mirror: Option<Mirror>,
+    /// Answers for when there is none.
+    pub stale: Option<Arc<Stale>>,
     pub figures: Arc<RouteFigures>,
 }
 

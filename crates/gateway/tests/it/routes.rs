@@ -314,3 +314,36 @@ fn a_service_of_the_registry_and_a_name_of_dns_give_endpoints_that_change() {
     proxy.shared().load(&[route("s", spec)]).unwrap();
     assert_eq!(get(&proxy, "a", "/service", "").body, "two");
 }
+
+#[test]
+fn an_old_answer_stands_in_while_the_backends_fail_and_only_for_who_may_have_it() {
+    let ill = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let seen_ill = ill.clone();
+    let upstream = Upstream::new(move |_, connection| {
+        while let Some((head, _)) = connection.read_request() {
+            if seen_ill.load(std::sync::atomic::Ordering::SeqCst) {
+                connection.write(b"HTTP/1.1 503 Ill\r\nContent-Length: 0\r\n\r\n");
+            } else if head.starts_with("GET /chunks") {
+                connection.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+                connection.write(b"3\r\none\r\n");
+                connection.write(b"3\r\ntwo\r\n0\r\n\r\n");
+            } else {
+                connection.write(b"HTTP/1.1 200 OK\r\nX-Version: 7\r\nContent-Length: 4\r\n\r\ngood");
+            }
+        }
+    });
+    let spec = json!({"to": to(&upstream), "retry": "off", "fallback": {"stale": "1m", "answer": {"body": "none"}}});
+    let proxy = proxy(&[route("r", spec)]);
+    assert_eq!(get(&proxy, "a", "/x", "").body, "good");
+    assert!(get(&proxy, "a", "/chunks", "").body.contains("two"));
+    assert_eq!(get(&proxy, "a", "/secret", "Cookie: session=1\r\n").body, "good");
+    ill.store(true, std::sync::atomic::Ordering::SeqCst);
+    let old = get(&proxy, "a", "/x", "");
+    assert_eq!((old.status, old.body.as_str(), old.field("x-version")), (200, "good", Some("7")));
+    assert_eq!((old.field("buttress-fallback"), old.field("age").is_some()), (Some("stale"), true), "{old:?}");
+    assert_eq!(record(&proxy, &old)["outcome"]["code"], "BT0911", "the record tells what was hidden");
+    assert_eq!(get(&proxy, "a", "/chunks", "").body, "onetwo");
+    for (path, fields) in [("/secret", "Cookie: session=1\r\n"), ("/secret", ""), ("/other", "")] {
+        assert_eq!(get(&proxy, "a", path, fields).body, "none", "{path} {fields}");
+    }
+}
