@@ -244,6 +244,9 @@ pub struct ApiKeys {
 pub struct Jwt {
     /// A file with a JWKS, or an `http://` or `https://` address of one.
     pub jwks: String,
+    /// For `https://`: a file of certificates (PEM) that sign the issuer's; absent: the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

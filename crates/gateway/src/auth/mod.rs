@@ -208,7 +208,7 @@ impl Gate {
                 caller: jwt.caller.as_deref().unwrap_or("sub").into(),
                 leeway_s: leeway.as_secs(),
             };
-            match Origin::parse(&jwt.jwks).and_then(|origin| sources.jwks(origin)) {
+            match Origin::parse(&jwt.jwks, jwt.ca.as_deref()).and_then(|origin| sources.jwks(origin)) {
                 Ok(source) => Some(Jwt { source, wanted }),
                 Err(says) => {
                     flaw("auth.jwt.jwks", format!("\"{}\" {says}", shown(&jwt.jwks)));

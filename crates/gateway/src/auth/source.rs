@@ -33,6 +33,10 @@ use tokio::{
 };
 
 use super::{jwks::KeySet, keys::KeyFile, keys::sha256};
+use crate::{
+    stream::Stream,
+    tls::{self, Connector, Offer, Wrong},
+};
 
 /// What is read.
 pub trait Content: Sized + Send + Sync + 'static {
@@ -57,43 +61,41 @@ pub enum Origin {
         /// As in the request.
         host: Box<str>,
         path: Box<str>,
+        /// Within TLS; inside, a file of authorities.
+        tls: Option<Option<Box<str>>>,
     },
 }
 
 impl Origin {
-    /// A path, or an address with `http://`.
+    /// A path, or an address with `http://` or `https://`; for the latter perhaps a file of authorities in place of those that
+    /// this machine trusts.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str, ca: Option<&str>) -> Result<Self, String> {
         if text.is_empty() {
             return Err("is empty".into());
         }
         let Some((scheme, rest)) = text.split_once("://") else { return Ok(Self::File(text.into())) };
-        match scheme {
-            "http" => {}
-            "https" => {
-                return Err(
-                    "asks for TLS to the issuer, which is not there yet; keep the JWKS in a file that is fetched \
-                            by other means, or give an http:// address on a network that you trust"
-                        .into(),
-                );
-            }
+        let tls = match scheme {
+            "http" => false,
+            "https" => true,
             _ => {
                 return Err(format!(
-                    "begins with \"{scheme}\", which is not known; give a file, or an http:// address"
+                    "begins with \"{scheme}\", which is not known; give a file, or an http:// or https:// address"
                 ));
             }
-        }
+        };
         let (host, path) = rest.find(['/', '?']).map_or((rest, ""), |at| rest.split_at(at));
         let visible = |text: &str| text.bytes().all(|b| (b'!'..=b'~').contains(&b) && b != b'#');
         if host.is_empty() || !crate::parse::authority_ok(host.as_bytes()) || !visible(path) {
             return Err("is no address: http://HOST[:PORT]/PATH, without a user".into());
         }
         let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
-        let address = if has_port { host.to_owned() } else { format!("{host}:80") };
+        let address = if has_port { host.to_owned() } else { format!("{host}:{}", if tls { 443 } else { 80 }) };
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-        Ok(Self::Http { address: address.into(), host: host.into(), path: path.into() })
+        let tls = tls.then(|| ca.map(Into::into));
+        Ok(Self::Http { address: address.into(), host: host.into(), path: path.into(), tls })
     }
 }
 
@@ -101,7 +103,8 @@ impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(path) => f.write_str(path),
-            Self::Http { host, path, .. } => write!(f, "http://{host}{path}"),
+            Self::Http { host, path, tls: None, .. } => write!(f, "http://{host}{path}"),
+            Self::Http { host, path, .. } => write!(f, "https://{host}{path}"),
         }
     }
 }
@@ -274,8 +277,9 @@ impl<T: Content> Source<T> {
                 let reading = tokio::task::spawn_blocking(move || read_file(&path, T::BYTES_MAX));
                 reading.await.unwrap_or_else(|_| Err("the reading broke off".into()))
             }
-            Origin::Http { address, host, path } => {
-                let fetched = tokio::time::timeout(self.pace.patience, fetch(address, host, path, T::BYTES_MAX));
+            Origin::Http { address, host, path, tls } => {
+                let fetched = fetch(address, host, path, tls.as_ref().map(Option::as_deref), T::BYTES_MAX);
+                let fetched = tokio::time::timeout(self.pace.patience, fetched);
                 fetched.await.unwrap_or_else(|_| Err(format!("did not answer within {:?}", self.pace.patience)))
             }
         };
@@ -330,8 +334,26 @@ fn read_file(path: &str, bytes_max: usize) -> Result<Vec<u8>, String> {
 }
 
 /// One GET on a connection of its own. Redirections are not followed: the address is the one that a human has trusted.
-async fn fetch(address: &str, host: &str, path: &str, bytes_max: usize) -> Result<Vec<u8>, String> {
+async fn fetch(
+    address: &str,
+    host: &str,
+    path: &str,
+    tls: Option<Option<&str>>,
+    bytes_max: usize,
+) -> Result<Vec<u8>, String> {
     let stream = TcpStream::connect(address).await.map_err(|error| format!("cannot be reached: {error}"))?;
+    let stream = match tls {
+        None => Stream::Plain(stream),
+        Some(ca) => {
+            let told = tls::Client { ca: ca.map(Into::into), ..tls::Client::default() };
+            let connector = Connector::new(told).map_err(|error| error.message)?;
+            let agreed = connector.connect(stream, address, Offer::Http1).await.map_err(|wrong| match wrong {
+                Wrong::Tls(says) => says,
+                Wrong::Io(error) => format!("broke off: {error}"),
+            })?;
+            agreed.0
+        }
+    };
     let mut http = hyper::client::conn::http1::Builder::new();
     let broke = |error: hyper::Error| format!("broke off: {error}");
     let (mut sender, connection) = http.max_buf_size(64 * 1024).handshake(TokioIo::new(stream)).await.map_err(broke)?;

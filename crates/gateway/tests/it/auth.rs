@@ -29,6 +29,7 @@ use tempfile::TempDir;
 
 use crate::{
     support::{Answer, Proxy, Upstream, until},
+    tls::{Authority, server},
     tokens::{Key, jwks},
 };
 
@@ -608,6 +609,31 @@ fn a_route_whose_keys_were_never_read_lets_no_token_in_and_opens_when_they_are()
 }
 
 #[test]
+fn keys_come_within_tls_from_an_issuer_whose_certificate_is_believed() {
+    let (key, authority) = (Key::p256(), Authority::new());
+    let issuer = Issuer::new(http(&jwks(&[key.jwk("k")])));
+    let pair = authority.named("id", &["localhost"]);
+    let secure = Proxy::with(&[issuer.upstream.address], |options| options.edge.tls = Some(server(&[&pair])));
+    let address = format!("https://localhost:{}/jwks", secure.address.port());
+    let upstream = Upstream::answering("ok");
+    let claims = json!({"sub": "alice", "exp": unix_now() + 600});
+    let field = format!("Authorization: Bearer {}\r\n", key.token(&json!({"alg": "ES256", "kid": "k"}), &claims));
+    let behind = |ca: &std::path::Path| {
+        let auth = json!({"jwt": {"jwks": address, "ca": ca}});
+        Proxy::routing(
+            &[route("r", json!({"to": [{"endpoints": upstream.address.to_string()}], "auth": auth}))],
+            |_| {},
+        )
+    };
+    let believed = behind(&authority.path("ca.pem"));
+    until("the keys were read", || get(&believed, &field).status == 200);
+    let asked = issuer.asked();
+    let other = behind(&Authority::new().path("ca.pem"));
+    assert_eq!(get(&other, &field).status, 503, "nobody is let in by keys of an issuer that is not believed");
+    assert_eq!(issuer.asked(), asked);
+}
+
+#[test]
 fn a_gate_that_is_as_it_was_stays_through_a_change_of_routes() {
     let key = Key::ed25519();
     let issuer = Issuer::new(http(&jwks(&[key.jwk("k")])));
@@ -657,7 +683,6 @@ fn what_cannot_be_is_refused_with_its_field() {
             "auth.api_keys.header",
             "is where tokens are looked for",
         ),
-        (json!({"jwt": {"jwks": "https://id.example/jwks"}}), "auth.jwt.jwks", "asks for TLS to the issuer"),
         (json!({"jwt": {"jwks": "ftp://id.example/jwks"}}), "auth.jwt.jwks", "begins with \"ftp\""),
         (json!({"jwt": {"jwks": "http://u:p@id.example/jwks"}}), "auth.jwt.jwks", "without a user"),
         (json!({"jwt": {"jwks": "http:///jwks"}}), "auth.jwt.jwks", "is no address"),
