@@ -1,12 +1,12 @@
 //! `half-load`: what a proxy adds to the 99th percentile at half of what the whole machine can do.
 //!
 //! Half of the capacity is where a service should run. It is measured first, through `buttress proxy`, with a closed loop
-//! (h2load). Then an open loop of our own: connections with a plan each, and a latency counts from when a request was due, not
+//! (h2load). Then an open loop of our own: one thread that never sleeps has connections with a plan each, and a latency counts from when a request was due, not
 //! from when it could be sent, so that a stall is paid for by everything that waited behind it (Tene, "How NOT to measure
 //! latency": coordinated omission). Direct, through HAProxy and through us take turns; what counts is the median round.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::TcpStream,
     time::{Duration, Instant},
 };
@@ -21,34 +21,60 @@ use crate::{
     sides::{folder, free_ports},
 };
 
-/// Connections of the open loop, each with a thread that mostly sleeps.
+/// Connections of the open loop.
 const CONNECTIONS: usize = 64;
 /// Of the closed loop that finds the capacity.
 const CLOSED: usize = 50;
 const SHARE: f64 = 0.5;
+/// An answer that takes longer ends the run.
+const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST: &[u8] = b"GET /orders/4711 HTTP/1.1\r\nHost: upstream\r\n\r\n";
 
-/// Latencies of one connection that sends a request every so often, in microseconds.
-fn connection(port: u16, begin: Instant, every: Duration, offset: Duration, end: Instant) -> Result<Vec<u32>> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    let (mut latencies, mut due, mut buffer) = (Vec::new(), begin + offset, [0; 4096]);
-    while due < end {
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        stream.write_all(b"GET /orders/4711 HTTP/1.1\r\nHost: upstream\r\n\r\n")?;
-        let mut read = 0;
-        loop {
-            let more = stream.read(&mut buffer[read..])?;
-            ensure!(more > 0, "the connection to port {port} ended");
-            read += more;
-            if whole(&buffer[..read])? {
-                break;
-            }
-        }
-        latencies.push(due.elapsed().as_micros() as u32);
-        due += every;
+/// A connection with a plan. Requests whose time came while one was under way wait, and their latency counts from then.
+struct Connection {
+    stream: TcpStream,
+    due: Instant,
+    /// When the request under way was due.
+    asked: Option<Instant>,
+    read: Vec<u8>,
+}
+
+impl Connection {
+    fn new(port: u16, due: Instant) -> Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, due, asked: None, read: Vec::new() })
     }
-    Ok(latencies)
+
+    /// Sends what is due, and reads what has come; a latency in microseconds where an answer is whole.
+    fn turn(&mut self, every: Duration, end: Instant) -> Result<Option<u32>> {
+        let Some(asked) = self.asked else {
+            if self.due < end && self.due <= Instant::now() {
+                // 60 bytes into an empty buffer of the kernel's.
+                self.stream.write_all(REQUEST)?;
+                self.asked = Some(self.due);
+                self.due += every;
+            }
+            return Ok(None);
+        };
+        let mut buffer = [0; 4096];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => anyhow::bail!("a connection ended"),
+            Ok(read) => self.read.extend_from_slice(&buffer[..read]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                ensure!(asked.elapsed() < PATIENCE, "no answer in ten seconds");
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if !whole(&self.read)? {
+            return Ok(None);
+        }
+        self.read.clear();
+        self.asked = None;
+        Ok(Some(asked.elapsed().as_micros() as u32))
+    }
 }
 
 /// Whether these bytes are a whole answer.
@@ -71,19 +97,16 @@ fn open_loop(port: u16, rate: f64, seconds: f64) -> Result<Quantiles> {
     let every = Duration::from_secs_f64(CONNECTIONS as f64 / rate);
     let begin = Instant::now() + Duration::from_millis(50);
     let end = begin + Duration::from_secs_f64(seconds);
+    let mut connections = (0..CONNECTIONS)
+        .map(|at| Connection::new(port, begin + every.mul_f64(at as f64 / CONNECTIONS as f64)))
+        .collect::<Result<Vec<_>>>()?;
     let mut all = Vec::new();
-    std::thread::scope(|scope| -> Result<()> {
-        let threads: Vec<_> = (0..CONNECTIONS)
-            .map(|at| {
-                let offset = every.mul_f64(at as f64 / CONNECTIONS as f64);
-                scope.spawn(move || connection(port, begin, every, offset, end))
-            })
-            .collect();
-        for thread in threads {
-            all.extend(thread.join().map_err(|_| anyhow::anyhow!("a connection's thread panicked"))??);
+    // One thread that never sleeps: a timer would be late by more than what is measured.
+    while Instant::now() < end || connections.iter().any(|connection| connection.asked.is_some()) {
+        for connection in &mut connections {
+            all.extend(connection.turn(every, end)?);
         }
-        Ok(())
-    })?;
+    }
     all.sort_unstable();
     let at = |share: f64| f64::from(all[((all.len() as f64 * share) as usize).min(all.len() - 1)]) / 1e3;
     ensure!(!all.is_empty(), "no request was made");
