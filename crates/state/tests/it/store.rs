@@ -141,7 +141,7 @@ proptest! {
             }
         }
         let (index, term) = store.applied();
-        let rows = vec![Row { table, key, value: Some(rotted.into()) }];
+        let rows = vec![Row { table, key, value: Some(rotted.into()), fresh: false }];
         store.write(WriteBatch { index: index.next(), term, rows, ..WriteBatch::default() });
         // An error, or a machine; what the checksums of a disk let through need not be right, but must not panic.
         if let Ok(machine) = Machine::open(store) {
