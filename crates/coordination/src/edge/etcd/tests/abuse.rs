@@ -231,13 +231,13 @@ async fn a_client_that_reads_slowly_gets_all_of_a_large_answer() {
     let mut came = Vec::new();
     soon("a large answer", async {
         loop {
-            let mut ended = false;
+            let ended = std::cell::Cell::new(false);
             let data = until(&mut stream, |kind, flags, id, _| {
-                ended = kind == HEADERS && flags & END_STREAM != 0;
-                id == 1 && (kind == DATA || ended)
+                ended.set(kind == HEADERS && flags & END_STREAM != 0);
+                id == 1 && (kind == DATA || ended.get())
             });
             let data = data.await.expect("the connection lives");
-            if ended {
+            if ended.get() {
                 return;
             }
             came.extend_from_slice(&data);
