@@ -22,6 +22,7 @@ mod members;
 mod metrics;
 pub mod mock;
 pub mod orders;
+mod page;
 pub mod ports;
 pub mod proxy;
 pub mod resources;

@@ -12,36 +12,27 @@
 //! Nothing can be changed here. On a loopback address the `Host` has to be a loopback name too, so that a foreign page
 //! whose name resolves to 127.0.0.1 reads nothing (DNS rebinding).
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use buttress_core::{Code, Error};
 use buttress_gateway::shared::Shared;
 use bytes::Bytes;
-use futures::stream;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
-use hyper::{body::Frame, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{Request, Response, StatusCode};
 use serde_json::{Value, json};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
-};
+use tokio::net::TcpListener;
 
 use super::state::State;
-use crate::{demo::page::local_host, metrics::process_metrics};
+use crate::{
+    metrics::process_metrics,
+    page::{self, Asset, Body, full},
+};
 
 const CONNECTIONS_MAX: usize = 256;
-const HEAD_DEADLINE: Duration = Duration::from_secs(10);
-const HEAD_BYTES_MAX: usize = 16 * 1024;
 const FEED_EVERY: Duration = Duration::from_secs(1);
 /// Records in a list.
 const LISTED_MAX: usize = 100;
 /// Records that the page shows.
 const SHOWN_MAX: usize = 12;
-
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; \
-     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What can be looked at.
 struct Seen {
@@ -49,90 +40,38 @@ struct Seen {
     state: Arc<State>,
 }
 
-type Body = UnsyncBoxBody<Bytes, Infallible>;
-
-const ASSETS: [(&str, &str, &str); 6] = [
+const ASSETS: [Asset; 3] = [
     ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("/proxy.css", "text/css; charset=utf-8", include_str!("page/proxy.css")),
     ("/proxy.js", "text/javascript; charset=utf-8", include_str!("page/proxy.js")),
-    ("/style.css", "text/css; charset=utf-8", include_str!("../demo/page/style.css")),
-    ("/connection.js", "text/javascript; charset=utf-8", include_str!("../demo/page/connection.js")),
-    ("/format.js", "text/javascript; charset=utf-8", include_str!("../demo/page/format.js")),
 ];
 
 /// Serves until aborted.
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>, state: Arc<State>) {
-    let seen = Arc::new(Seen { shared, state });
     let loopback = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
-        };
-        match accepted {
-            Ok(_) if connections.len() >= CONNECTIONS_MAX => {
-                tracing::warn!(limit = CONNECTIONS_MAX, "too many connections to the admin address; one is closed");
-            }
-            Ok((stream, _)) => {
-                connections.spawn(connection(stream, seen.clone(), loopback));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "accepting a connection to the admin address failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
-async fn connection(stream: TcpStream, seen: Arc<Seen>, loopback: bool) {
-    let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request| {
-        let seen = seen.clone();
-        async move { Ok::<_, Infallible>(answer(&request, &seen, loopback)) }
-    });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "a connection to the admin address ended");
-    }
+    let seen = Arc::new(Seen { shared, state });
+    page::serve(listener, CONNECTIONS_MAX, move |request| answer(request, &seen, loopback)).await;
 }
 
 fn answer<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Response<Body> {
-    let mut response = match route(request, seen, loopback) {
-        Ok(response) => response,
-        Err((status, error)) => {
-            json_response(status, &json!({"code": error.code.0, "message": error.message, "hint": error.hint}))
-        }
-    };
-    for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::CACHE_CONTROL, "no-store"),
-    ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
-    }
-    response
+    page::guarded(route(request, seen, loopback).unwrap_or_else(|(status, error)| {
+        json_response(status, &json!({"code": error.code.0, "message": error.message, "hint": error.hint}))
+    }))
 }
 
 fn route<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Result<Response<Body>, (StatusCode, Error)> {
     let shared = &seen.shared;
     let path = request.uri().path();
-    if loopback && local_host(request.headers()).is_none() {
+    if loopback && !page::is_local(request.headers()) {
         let error = Error::new(Code::BAD_REQUEST, "this address is served under a loopback name only");
         return Err((StatusCode::MISDIRECTED_REQUEST, error.hint("open the address that the proxy printed")));
     }
-    if ![Method::GET, Method::HEAD].contains(request.method()) {
+    if !page::looks(request.method()) {
         let error = Error::new(Code::METHOD, format!("{path} does not take {}", request.method()));
         return Err((StatusCode::METHOD_NOT_ALLOWED, error.hint("use GET")));
     }
-    if let Some((_, content_type, text)) = ASSETS.iter().find(|(known, ..)| *known == path) {
-        return Ok(full(StatusCode::OK, content_type, Bytes::from_static(text.as_bytes())));
+    if let Some(asset) = page::embedded(path, &ASSETS) {
+        return Ok(asset);
     }
     match path {
         "/healthz" => Ok(full(StatusCode::OK, "text/plain; charset=utf-8", Bytes::from_static(b"ok\n"))),
@@ -143,7 +82,10 @@ fn route<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Result<Re
             process_metrics(&mut page);
             Ok(full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page.into()))
         }
-        "/feed" => Ok(feed(seen.clone())),
+        "/feed" => {
+            let seen = seen.clone();
+            Ok(page::events(FEED_EVERY, move || snapshot(&seen).to_string()))
+        }
         "/v1/traffic" => Ok(json_response(StatusCode::OK, &snapshot(seen))),
         "/v1/requests" => {
             let records: Vec<Value> = shared.records.latest(LISTED_MAX).iter().map(|record| record.summary()).collect();
@@ -188,26 +130,6 @@ fn snapshot(seen: &Seen) -> Value {
     let newest: Vec<Value> = seen.shared.records.latest(SHOWN_MAX).iter().map(|record| record.json()).collect();
     snapshot["records"] = newest.into();
     snapshot
-}
-
-fn feed(seen: Arc<Seen>) -> Response<Body> {
-    let events = stream::unfold((seen, false), |(seen, begun)| async move {
-        if begun {
-            tokio::time::sleep(FEED_EVERY).await;
-        }
-        let event = format!("data: {}\n\n", snapshot(&seen));
-        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(event))), (seen, true)))
-    });
-    let mut response = Response::new(BodyExt::boxed_unsync(StreamBody::new(events)));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    response
-}
-
-fn full(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Body> {
-    let mut response = Response::new(Full::new(body).boxed_unsync());
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
 }
 
 fn json_response(status: StatusCode, body: &Value) -> Response<Body> {
