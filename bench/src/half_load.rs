@@ -1,13 +1,14 @@
 //! `half-load`: what a proxy adds to the 99th percentile at half of what the whole machine can do.
 //!
 //! Half of the capacity is where a service should run. It is measured first, through `buttress proxy`, with a closed loop
-//! (h2load). Then an open loop of our own: one thread that never sleeps has connections with a plan each, and a latency counts from when a request was due, not
+//! (h2load) and a thread that takes a core as the client of the open loop will. Then an open loop of our own: one thread that never sleeps has connections with a plan each, and a latency counts from when a request was due, not
 //! from when it could be sent, so that a stall is paid for by everything that waited behind it (Tene, "How NOT to measure
 //! latency": coordinated omission). Direct, through HAProxy and through us take turns; what counts is the median round.
 
 use std::{
     io::{ErrorKind, Read, Write},
     net::TcpStream,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -124,7 +125,14 @@ pub fn run(args: &[String]) -> Result<()> {
         ("buttress", first + 2, Some(ours(&options.binary, path, first + 2, origin.port, How::Full)?)),
     ];
     let ours = sides[2].2.as_ref().context("it was started above")?;
-    let closed = round(ours, options.seconds, options.clients[0])?;
+    // The open loop's client takes a core whole, so one is taken here too.
+    let measured = AtomicBool::new(false);
+    let closed = std::thread::scope(|scope| {
+        scope.spawn(|| while !measured.load(Relaxed) {});
+        let closed = round(ours, options.seconds, options.clients[0]);
+        measured.store(true, Relaxed);
+        closed
+    })?;
     let capacity = closed.done as f64 / closed.seconds;
     let rate = capacity * SHARE;
     let mut seen: Vec<[Vec<f64>; 3]> = vec![Default::default(); sides.len()];
