@@ -19,7 +19,7 @@
 //! **Begin.** Policies begin as after a start: what they knew before the oldest record is not in the records.
 
 use std::{
-    cmp::Reverse,
+    cmp::{Ordering, Reverse},
     collections::{BTreeMap, BinaryHeap, HashMap},
     time::Duration,
 };
@@ -137,7 +137,7 @@ const PATH_CUT: &str = "the path is longer than a record holds: matched by what 
 const CREDENTIALS: &str = "the route asks for credentials, which records do not hold: taken to be judged as then";
 const LIMIT_BY: &str = "a rate is limited by what records do not hold; that limit is left out";
 const LIMIT_CLUSTER: &str = "a rate of the cluster is taken as if this proxy had all of it";
-const ONE_SAMPLE: &str = "a single sample of successes: it is played once, and counted with its weight";
+const ONE_SAMPLE: &str = "a single sample of successes, or all in one moment: played once, and counted with its weight";
 const FAULTS: &str = "faults on purpose are not replayed";
 const FALLBACKS: &str =
     "the route has a fixed or an old answer to give: those who get it count as failed, then and now";
@@ -200,6 +200,33 @@ enum Event {
     },
 }
 
+/// When something happens; what was made first goes first.
+struct Due {
+    at: u64,
+    number: u64,
+    event: Event,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
 /// A request on its way.
 struct Flight {
     record: usize,
@@ -221,9 +248,8 @@ struct Replay<'r> {
     past: &'r [Past],
     routes: Vec<Candidate<'r>>,
     rng: Rng,
-    events: BinaryHeap<Reverse<(u64, u64, usize)>>,
-    pending: HashMap<usize, Event>,
-    next: u64,
+    events: BinaryHeap<Reverse<Due>>,
+    events_made: u64,
     flights: Vec<Option<Flight>>,
     free: Vec<usize>,
     report: Report,
@@ -243,17 +269,16 @@ pub fn replay(routes: &[(&str, &Route)], past: &[Past]) -> Result<Report, Error>
         routes: candidates,
         rng: Rng::new(SEED),
         events: BinaryHeap::new(),
-        pending: HashMap::new(),
-        next: 0,
+        events_made: 0,
         flights: Vec::new(),
         free: Vec::new(),
         report: Report::default(),
     };
     replay.arrivals();
-    while let Some(Reverse((at, _, id))) = replay.events.pop() {
+    while let Some(Reverse(Due { at, event, .. })) = replay.events.pop() {
         let now = Time::from_nanos(at);
-        match replay.pending.remove(&id) {
-            Some(Event::Comes { record, more, gap }) => {
+        match event {
+            Event::Comes { record, more, gap } => {
                 if more > 0 {
                     replay.at(at + gap, Event::Comes { record, more: more - 1, gap });
                 }
@@ -261,10 +286,9 @@ pub fn replay(routes: &[(&str, &Route)], past: &[Past]) -> Result<Report, Error>
                 let weight = if alone { past[record].weight } else { 1 };
                 replay.comes(now, &matcher, record, weight);
             }
-            Some(Event::Ends(flight)) => replay.ended(now, flight),
-            Some(Event::Again(flight)) => replay.attempt(now, flight),
-            Some(Event::Over { route, backend, ticket }) => replay.over(now, route, backend, ticket),
-            None => unreachable!("an event happens once"),
+            Event::Ends(flight) => replay.ended(now, flight),
+            Event::Again(flight) => replay.attempt(now, flight),
+            Event::Over { route, backend, ticket } => replay.over(now, route, backend, ticket),
         }
     }
     Ok(replay.report)
@@ -396,10 +420,8 @@ fn key_of(key: &Key, past: &Past) -> u64 {
 
 impl Replay<'_> {
     fn at(&mut self, at: u64, event: Event) {
-        let id = self.next as usize;
-        self.next += 1;
-        self.pending.insert(id, event);
-        self.events.push(Reverse((at, self.next, id)));
+        self.events_made += 1;
+        self.events.push(Reverse(Due { at, number: self.events_made, event }));
     }
 
     /// Every request when it came, and those that samples stand for.
@@ -445,7 +467,7 @@ impl Replay<'_> {
     fn fate(&mut self, record: usize, weight: u64, route: Option<usize>, fate: Fate, why: &str) {
         let past = &self.past[record];
         let other = route.is_some_and(|at| self.routes[at].name != past.route);
-        let row = self.report.rows.entry(past.route.clone()).or_default();
+        let row = self.report.rows.get_mut(&past.route).expect("its row was made when it was counted");
         *row.fates.entry(fate).or_default() += weight;
         row.other_route += if other { weight } else { 0 };
         if fate != Fate::Answered {
@@ -612,6 +634,9 @@ impl Replay<'_> {
         };
         let recorded = self.past[flight.record].attempts.len();
         let (took, outcome, doubt) = match known {
+            None if self.past[flight.record].code == Code::UPSTREAM_CUT.0 => {
+                (target.usual, None, "its answer broke off, and the record says nothing of attempts")
+            }
             None if recorded == 0 => (target.usual, None, "it was not sent then, and would be"),
             None if flight.begun >= recorded => (target.usual, None, "it would be sent once more than it was"),
             None => (target.usual, None, "it would go to an endpoint that was not asked"),
@@ -633,7 +658,8 @@ impl Replay<'_> {
         flight.running = Some((attempt, outcome));
         let (record, weight) = (flight.record, flight.weight);
         if again {
-            self.report.rows.entry(self.past[record].route.clone()).or_default().retries_now += weight;
+            let row = self.report.rows.get_mut(&self.past[record].route).expect("its row was made when it was counted");
+            row.retries_now += weight;
         }
         self.at(now.plus(took).nanos(), Event::Ends(at));
     }

@@ -101,11 +101,11 @@ fn told(report: &Report) -> Value {
     })
 }
 
-/// `BT-LIM-FULL 300 (r-1, r-2), BT-BRK-OPEN 112 (r-7)`.
+/// `BT-LIM-FULL: 300 (r-1, r-2); BT-BRK-OPEN: 112 (r-7)`.
 fn list<'c>(codes: impl Iterator<Item = (&'c String, &'c Told)>) -> String {
     let mut all: Vec<(&String, &Told)> = codes.collect();
     all.sort_by_key(|(_, told)| std::cmp::Reverse(told.requests));
-    let told = all.iter().map(|(code, told)| format!("{code} {} ({})", told.requests, told.examples.join(", ")));
+    let told = all.iter().map(|(code, told)| format!("{code}: {} ({})", told.requests, told.examples.join(", ")));
     told.collect::<Vec<_>>().join("; ")
 }
 
@@ -120,12 +120,12 @@ fn sentences(report: &Report) -> String {
         line("no record is kept: every request succeeded at once, or none came".to_owned());
         return out;
     }
-    line(format!(
-        "{} records of {:.1} s stand for {stand} requests: each of {} successes that were kept stands for {SAMPLE}",
-        report.records,
-        report.span.as_secs_f64(),
-        report.samples
-    ));
+    let samples = match report.samples {
+        0 => "no success that came at once was kept".to_owned(),
+        count => format!("{count} of them are samples of successes, {SAMPLE} requests each"),
+    };
+    let (records, span) = (report.records, report.span.as_secs_f64());
+    line(format!("{records} records of {span:.1} s stand for {stand} requests; {samples}"));
     line(String::new());
     let header = [
         "ROUTE",
@@ -176,9 +176,8 @@ fn sentences(report: &Report) -> String {
         line("to be known with it:".to_owned());
     }
     if report.samples > 1 {
-        line(format!(
-            "  what samples stand for is spread evenly until the next one: concurrency, queues, rates and shares of failures are estimates"
-        ));
+        let says = "what samples stand for is spread evenly until the next one: concurrency, queues, rates and shares of failures are estimates";
+        line(format!("  {says}"));
     }
     for (says, requests) in &report.notes {
         line(format!("  {says} ({requests} requests)"));
@@ -252,15 +251,15 @@ mod tests {
             &format!("{SHOP}  breaker: {{consecutive: 5, open_for: 30s}}\n  outlier: off\n"),
             &outage(),
             &expect![[r#"
-                50 records of 0.5 s stand for 50 requests: each of 0 successes that were kept stands for 1024
+                50 records of 0.5 s stand for 50 requests; no success that came at once was kept
 
                 ROUTE  WAS ANSWERED  FAILED  WOULD BE ANSWERED  FAIL  REFUSED  NO ROUTE  UNKNOWN  OTHER ROUTE  RETRIES
                 shop   0             50      0                  5     45       0         0        0            0 -> 0
 
                 shop:
-                  failed 50: BT0911 50 (r-0, r-1, r-2)
-                  would have refused 45: BT-BRK-CONSECUTIVE 45 (r-5, r-6, r-7)
-                  would have failed 5: BT-RTY-STATUS 5 (r-0, r-1, r-2)
+                  failed 50: BT0911: 50 (r-0, r-1, r-2)
+                  would have refused 45: BT-BRK-CONSECUTIVE: 45 (r-5, r-6, r-7)
+                  would have failed 5: BT-RTY-STATUS: 5 (r-0, r-1, r-2)
 
                 50 failed, 50 would, and of 0 nobody knows
             "#]],
@@ -290,18 +289,22 @@ mod tests {
             record("slow", 3_000, "/", "shop", "BT0906", &[("timeout", 0, 500)]),
         ];
         let yaml = "kind: Route\nname: shop\nspec:\n  to: [{endpoints: 10.0.0.1:80}]\n";
-        transcript(yaml, &records, &expect![[r#"
-            3 records of 2.0 s stand for 3 requests: each of 0 successes that were kept stands for 1024
+        transcript(
+            yaml,
+            &records,
+            &expect![[r#"
+                3 records of 2.0 s stand for 3 requests; no success that came at once was kept
 
-            ROUTE  WAS ANSWERED  FAILED  WOULD BE ANSWERED  FAIL  REFUSED  NO ROUTE  UNKNOWN  OTHER ROUTE  RETRIES
-            shop   0             3       0                  0     0        0         3        0            0 -> 1
+                ROUTE  WAS ANSWERED  FAILED  WOULD BE ANSWERED  FAIL  REFUSED  NO ROUTE  UNKNOWN  OTHER ROUTE  RETRIES
+                shop   0             3       0                  0     0        0         3        0            0 -> 1
 
-            shop:
-              failed 3: BT-LIM-FULL 1 (shed); BT0906 1 (slow); BT0911 1 (more)
-              does not know of 3: it was not sent then, and would be 1 (shed); it would be sent once more than it was 1 (more); it would be waited for longer than it was 1 (slow)
+                shop:
+                  failed 3: BT-LIM-FULL: 1 (shed); BT0906: 1 (slow); BT0911: 1 (more)
+                  does not know of 3: it was not sent then, and would be: 1 (shed); it would be sent once more than it was: 1 (more); it would be waited for longer than it was: 1 (slow)
 
-            3 failed, 0 would, and of 3 nobody knows
-        "#]]);
+                3 failed, 0 would, and of 3 nobody knows
+            "#]],
+        );
         let elsewhere = "kind: Route\nname: shop\nspec:\n  to: [{endpoints: 10.0.0.2:80}]\n";
         let report = asked(elsewhere, &records[..1]);
         assert_eq!(report.rows["shop"].of(Fate::Unknown), 1);
@@ -349,19 +352,23 @@ mod tests {
         let yaml =
             "kind: Route\nname: new\nspec:\n  match: [{path: /a}]\n  to: [{endpoints: 10.0.0.1:80}]\n  retry: off\n";
         let of = |id: &str, path: &str| record(id, 1_000, path, "shop", "BT0911", &[("failed", 500, 4)]);
-        transcript(yaml, &[of("a", "/a"), of("b", "/b?x=1")], &expect![[r#"
-            2 records of 0.0 s stand for 2 requests: each of 0 successes that were kept stands for 1024
+        transcript(
+            yaml,
+            &[of("a", "/a"), of("b", "/b?x=1")],
+            &expect![[r#"
+                2 records of 0.0 s stand for 2 requests; no success that came at once was kept
 
-            ROUTE  WAS ANSWERED  FAILED  WOULD BE ANSWERED  FAIL  REFUSED  NO ROUTE  UNKNOWN  OTHER ROUTE  RETRIES
-            shop   0             2       0                  1     0        1         0        1            0 -> 0
+                ROUTE  WAS ANSWERED  FAILED  WOULD BE ANSWERED  FAIL  REFUSED  NO ROUTE  UNKNOWN  OTHER ROUTE  RETRIES
+                shop   0             2       0                  1     0        1         0        1            0 -> 0
 
-            shop:
-              failed 2: BT0911 2 (a, b)
-              would have failed 1: BT-RTY-STATUS 1 (a)
-              would have found no route for 1: BT0920 1 (b)
+                shop:
+                  failed 2: BT0911: 2 (a, b)
+                  would have failed 1: BT-RTY-STATUS: 1 (a)
+                  would have found no route for 1: BT0920: 1 (b)
 
-            2 failed, 2 would, and of 0 nobody knows
-        "#]]);
+                2 failed, 2 would, and of 0 nobody knows
+            "#]],
+        );
     }
 
     #[test]
