@@ -101,12 +101,12 @@ fn told(report: &Report) -> Value {
     })
 }
 
-/// `BT-LIM-FULL: 300 (r-1, r-2); BT-BRK-OPEN: 112 (r-7)`.
+/// A line for each, the most frequent first: `BT-LIM-FULL: 300 (r-1, r-2)`.
 fn list<'c>(codes: impl Iterator<Item = (&'c String, &'c Told)>) -> String {
     let mut all: Vec<(&String, &Told)> = codes.collect();
     all.sort_by_key(|(_, told)| std::cmp::Reverse(told.requests));
-    let told = all.iter().map(|(code, told)| format!("{code}: {} ({})", told.requests, told.examples.join(", ")));
-    told.collect::<Vec<_>>().join("; ")
+    let told = all.iter().map(|(code, told)| format!("\n    {code}: {} ({})", told.requests, told.examples.join(", ")));
+    told.collect()
 }
 
 /// The report as somebody would tell it.
@@ -154,7 +154,7 @@ fn sentences(report: &Report) -> String {
         line(String::new());
         line(format!("{}:", name(route)));
         if row.failed > 0 {
-            line(format!("  failed {}: {}", row.failed, list(row.codes.iter())));
+            line(format!("  failed {}:{}", row.failed, list(row.codes.iter())));
         }
         for (fate, says) in [
             (Fate::Refused, "would have refused"),
@@ -164,7 +164,7 @@ fn sentences(report: &Report) -> String {
         ] {
             if row.of(fate) > 0 {
                 let codes = row.why.iter().filter(|((of, _), _)| *of == fate).map(|((_, why), told)| (why, told));
-                line(format!("  {says} {}: {}", row.of(fate), list(codes)));
+                line(format!("  {says} {}:{}", row.of(fate), list(codes)));
             }
         }
     }
@@ -257,9 +257,12 @@ mod tests {
                 shop   0             50      0                  5     45       0         0        0            0 -> 0
 
                 shop:
-                  failed 50: BT0911: 50 (r-0, r-1, r-2)
-                  would have refused 45: BT-BRK-CONSECUTIVE: 45 (r-5, r-6, r-7)
-                  would have failed 5: BT-RTY-STATUS: 5 (r-0, r-1, r-2)
+                  failed 50:
+                    BT0911: 50 (r-0, r-1, r-2)
+                  would have refused 45:
+                    BT-BRK-CONSECUTIVE: 45 (r-5, r-6, r-7)
+                  would have failed 5:
+                    BT-RTY-STATUS: 5 (r-0, r-1, r-2)
 
                 50 failed, 50 would, and of 0 nobody knows
             "#]],
@@ -299,8 +302,14 @@ mod tests {
                 shop   0             3       0                  0     0        0         3        0            0 -> 1
 
                 shop:
-                  failed 3: BT-LIM-FULL: 1 (shed); BT0906: 1 (slow); BT0911: 1 (more)
-                  does not know of 3: it was not sent then, and would be: 1 (shed); it would be sent once more than it was: 1 (more); it would be waited for longer than it was: 1 (slow)
+                  failed 3:
+                    BT-LIM-FULL: 1 (shed)
+                    BT0906: 1 (slow)
+                    BT0911: 1 (more)
+                  does not know of 3:
+                    it was not sent then, and would be: 1 (shed)
+                    it would be sent once more than it was: 1 (more)
+                    it would be waited for longer than it was: 1 (slow)
 
                 3 failed, 0 would, and of 3 nobody knows
             "#]],
@@ -362,9 +371,12 @@ mod tests {
                 shop   0             2       0                  1     0        1         0        1            0 -> 0
 
                 shop:
-                  failed 2: BT0911: 2 (a, b)
-                  would have failed 1: BT-RTY-STATUS: 1 (a)
-                  would have found no route for 1: BT0920: 1 (b)
+                  failed 2:
+                    BT0911: 2 (a, b)
+                  would have failed 1:
+                    BT-RTY-STATUS: 1 (a)
+                  would have found no route for 1:
+                    BT0920: 1 (b)
 
                 2 failed, 2 would, and of 0 nobody knows
             "#]],
