@@ -38,7 +38,7 @@ use crate::{
     otlp::Traces,
     parse::{Fields, Kind, RequestHead},
     proxy::{Client, Core, answered, failure_code, send},
-    record::{self, Decision, Record, cut},
+    record::{self, Decision, Record, Said, cut},
     replay::Replay,
     reply::{Problem, Reply},
     request_id::RequestId,
@@ -185,6 +185,7 @@ impl Story<'_> {
             .backend
             .as_ref()
             .map_or_else(Default::default, |backend| (backend.name.to_string(), backend.state(self.core.now())));
+        let priority = self.route.and_then(|(route, _)| route.priority.header.as_deref());
         shared.records.keep(Record {
             id: self.id.as_str().to_owned(),
             at_ms: self.core.unix_ms(),
@@ -192,6 +193,7 @@ impl Story<'_> {
             path: cut(&self.request.path),
             authority: cut(&self.request.authority),
             client: self.client.address.to_owned(),
+            said: Said::of(self.request, priority),
             route,
             matched,
             backend,
@@ -553,15 +555,9 @@ async fn through(
 
 /// What the policies ask of a request.
 fn asked(route: &Route, request: &RequestHead, client: &Client<'_>, caller: Option<&str>) -> policy::Request {
-    let fields = &request.fields;
-    let grpc = fields.text(Kind::GrpcTimeout).and_then(parse::grpc_timeout);
-    let idempotent = request.method.is_idempotent() || fields.get(Kind::IdempotencyKey).is_some() || route.idempotent;
-    let told = route
-        .priority
-        .header
-        .as_ref()
-        .and_then(|name| std::str::from_utf8(fields.named(name)?).ok()?.trim().parse().ok());
-    let priority = told.map_or(
+    let said = Said::of(request, route.priority.header.as_deref());
+    let idempotent = request.method.is_idempotent() || said.keyed || route.idempotent;
+    let priority = said.priority.map_or(
         match route.priority.default {
             Some(Level::Critical) => Priority::CRITICAL,
             Some(Level::Normal) | None => Priority::NORMAL,
@@ -571,10 +567,10 @@ fn asked(route: &Route, request: &RequestHead, client: &Client<'_>, caller: Opti
         Priority::new,
     );
     policy::Request {
-        left: fields.text(Kind::Timeout).and_then(parse::timeout_ms).or(grpc),
-        attempt: fields.text(Kind::RetryAttempt).map_or(1, parse::attempt),
+        left: said.left,
+        attempt: said.attempt,
         // An upgrade makes a connection that nobody can repeat.
-        idempotent: idempotent && !request.upgrade,
+        idempotent: idempotent && !said.upgrade,
         priority,
         ring_key: route.ring_key.of(request, client, caller),
         ..policy::Request::default()
@@ -750,6 +746,7 @@ impl Ended {
             status: self.status,
             grpc_status: self.grpc_status,
             problem: failure.map(|failure| failure.kind.to_string()).unwrap_or_default(),
+            outcome: self.outcome,
             delivered: failure.is_none_or(|failure| !failure.not_delivered),
             reused_connection: failure.is_some_and(|failure| failure.reused),
             next: next.map(decision),
@@ -907,6 +904,7 @@ fn finish(story: &Story<'_>, member: &Member, mut reply: Reply, place: Place, op
         path: story.request.path.clone(),
         authority: story.request.authority.clone(),
         client: story.client.address.into(),
+        said: Said::of(story.request, story.route.and_then(|(route, _)| route.priority.header.as_deref())),
         route,
         matched,
         endpoint: member.endpoint.address.as_str().into(),
@@ -1132,6 +1130,7 @@ struct About {
     path: Bytes,
     authority: Bytes,
     client: Box<str>,
+    said: Said,
     route: Arc<str>,
     matched: Box<str>,
     endpoint: Box<str>,
@@ -1178,6 +1177,7 @@ impl Ticket {
             path: cut(&about.path),
             authority: cut(&about.authority),
             client: about.client.to_string(),
+            said: about.said,
             route: about.route.to_string(),
             matched: about.matched.to_string(),
             backend: self.place.backend.name.to_string(),

@@ -7,9 +7,13 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
+use buttress_policy::{Outcome, Pushback, parse};
 use serde_json::{Value, json};
+
+use crate::parse::{Kind, RequestHead};
 
 pub const KEPT: usize = 4096;
 /// One in so many requests that succeeded at once is kept too.
@@ -42,11 +46,48 @@ pub struct Attempt {
     pub grpc_status: Option<u16>,
     /// What went wrong; empty where nothing did.
     pub problem: String,
+    /// The same, as the policies were told it.
+    pub outcome: Outcome,
     /// Whether the upstream can have seen the request.
     pub delivered: bool,
     pub reused_connection: bool,
     /// Whether another attempt follows, and why or why not.
     pub next: Option<Decision>,
+}
+
+/// What a request said of itself that policies look at. With it a record can be judged again, by other policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// It has an `idempotency-key`.
+    pub keyed: bool,
+    /// It makes a connection that nobody can repeat.
+    pub upgrade: bool,
+    /// Which attempt of its caller it is.
+    pub attempt: u32,
+    /// What its caller waits for.
+    pub left: Option<Duration>,
+    /// By the header that its route named.
+    pub priority: Option<u8>,
+}
+
+impl Default for Said {
+    fn default() -> Self {
+        Self { keyed: false, upgrade: false, attempt: 1, left: None, priority: None }
+    }
+}
+
+impl Said {
+    pub fn of(request: &RequestHead, priority: Option<&str>) -> Self {
+        let fields = &request.fields;
+        let grpc = || fields.text(Kind::GrpcTimeout).and_then(parse::grpc_timeout);
+        Self {
+            keyed: fields.get(Kind::IdempotencyKey).is_some(),
+            upgrade: request.upgrade,
+            attempt: fields.text(Kind::RetryAttempt).map_or(1, parse::attempt),
+            left: fields.text(Kind::Timeout).and_then(parse::timeout_ms).or_else(grpc),
+            priority: priority.and_then(|name| std::str::from_utf8(fields.named(name)?).ok()?.trim().parse().ok()),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -57,6 +98,7 @@ pub struct Record {
     pub path: String,
     pub authority: String,
     pub client: String,
+    pub said: Said,
     pub route: String,
     /// Where the match that took it was written.
     pub matched: String,
@@ -86,6 +128,15 @@ pub fn cut(text: &[u8]) -> String {
     kept
 }
 
+/// `never`, milliseconds, or nothing.
+fn pushback(asked: Pushback) -> Value {
+    match asked {
+        Pushback::None => Value::Null,
+        Pushback::Never => "never".into(),
+        Pushback::After(pause) => (pause.as_secs_f64() * 1e3).into(),
+    }
+}
+
 impl Decision {
     fn json(&self) -> Value {
         json!({"code": self.code, "says": self.says, "would_pass": self.would_pass})
@@ -102,13 +153,19 @@ impl Record {
                 json!({
                     "endpoint": a.endpoint, "backend": a.backend, "hedge": a.hedge, "picked": option(&a.picked), "breaker": option(&a.breaker),
                     "took_ms": a.took_ms, "status": a.status, "grpc_status": a.grpc_status, "problem": a.problem,
+                    "kind": a.outcome.kind.word(), "undelivered": a.outcome.undelivered, "pushback": pushback(a.outcome.pushback),
                     "delivered": a.delivered, "reused_connection": a.reused_connection, "next": option(&a.next),
                 })
             })
             .collect();
         json!({
             "id": self.id, "at_ms": self.at_ms, "method": self.method, "path": self.path, "authority": self.authority,
-            "client": self.client, "route": self.route, "matched": self.matched, "backend": self.backend, "status": self.status, "grpc_status": self.grpc_status,
+            "client": self.client,
+            "said": {
+                "keyed": self.said.keyed, "upgrade": self.said.upgrade, "attempt": self.said.attempt,
+                "left_ms": self.said.left.map(|left| left.as_secs_f64() * 1e3), "priority": self.said.priority,
+            },
+            "route": self.route, "matched": self.matched, "backend": self.backend, "status": self.status, "grpc_status": self.grpc_status,
             "outcome": self.outcome.json(), "took_ms": self.took_ms, "deadline_ms": self.deadline_ms,
             "deadline_left_ms": self.deadline_left_ms,
             "admission": self.admission.iter().map(Decision::json).collect::<Vec<_>>(),
@@ -163,6 +220,7 @@ pub(crate) fn example(id: &str) -> Record {
         path: "/".into(),
         authority: "h".into(),
         client: "c".into(),
+        said: Said::default(),
         route: "all".into(),
         matched: "routes.yaml:3".into(),
         backend: "1".into(),

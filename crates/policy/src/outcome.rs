@@ -28,6 +28,28 @@ pub enum Kind {
     Cancelled,
 }
 
+impl Kind {
+    const ALL: [(Kind, &'static str); 8] = [
+        (Kind::Answered, "answered"),
+        (Kind::Overloaded, "overloaded"),
+        (Kind::Failed, "failed"),
+        (Kind::Gateway, "gateway"),
+        (Kind::Timeout, "timeout"),
+        (Kind::Reset, "reset"),
+        (Kind::Unreached, "unreached"),
+        (Kind::Cancelled, "cancelled"),
+    ];
+
+    /// As records have it.
+    pub fn word(self) -> &'static str {
+        Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("", |(_, word)| word)
+    }
+
+    pub fn named(word: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, known)| *known == word).map(|(kind, _)| *kind)
+    }
+}
+
 /// What the upstream asked for with its failure: `Retry-After`, `grpc-retry-pushback-ms`, or the mark of an inner hop that
 /// has retried already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -135,5 +157,18 @@ impl Outcome {
     /// A sign of too much load: the limiter shrinks.
     pub const fn is_drop(&self) -> bool {
         matches!(self.kind, Kind::Gateway | Kind::Timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_found_by_its_word() {
+        for (kind, word) in Kind::ALL {
+            assert_eq!((kind.word(), Kind::named(word)), (word, Some(kind)));
+        }
+        assert_eq!(Kind::named("broken"), None);
     }
 }

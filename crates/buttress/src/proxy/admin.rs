@@ -7,6 +7,8 @@
 //! | `GET /v1/traffic` | the same snapshot once |
 //! | `GET /v1/requests` | the newest records, one line each |
 //! | `GET /v1/requests/ID` | one record whole |
+//! | `GET /v1/records` | all records whole, one a line, newest last; 12 MiB at most, the newest |
+//! | `GET /v1/routes` | the routes that hold now, with where they were written |
 //! | `GET /metrics`, `/healthz` | Prometheus' text form; 200 while the process answers |
 //!
 //! Nothing can be changed here. On a loopback address the `Host` has to be a loopback name too, so that a foreign page
@@ -15,7 +17,11 @@
 use std::{sync::Arc, time::Duration};
 
 use buttress_core::{Code, Error};
-use buttress_gateway::shared::Shared;
+use buttress_gateway::{
+    record::{KEPT, SAMPLE},
+    shared::Shared,
+    table::Table,
+};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use serde_json::{Value, json};
@@ -31,6 +37,8 @@ const CONNECTIONS_MAX: usize = 256;
 const FEED_EVERY: Duration = Duration::from_secs(1);
 /// Records in a list.
 const LISTED_MAX: usize = 100;
+/// Of `/v1/records`: what a client has to be ready for. 4,096 records are 4 MiB to 10 MiB.
+const RECORDS_BYTES_MAX: usize = 12 * 1024 * 1024;
 /// Records that the page shows.
 const SHOWN_MAX: usize = 12;
 
@@ -91,6 +99,8 @@ fn route<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Result<Re
             let records: Vec<Value> = shared.records.latest(LISTED_MAX).iter().map(|record| record.summary()).collect();
             Ok(json_response(StatusCode::OK, &json!({"requests": records})))
         }
+        "/v1/records" => Ok(full(StatusCode::OK, "application/x-ndjson", records(seen).into())),
+        "/v1/routes" => Ok(json_response(StatusCode::OK, &routes(&shared.table.load()))),
         _ => match path.strip_prefix("/v1/requests/").and_then(decoded) {
             Some(id) => match shared.records.find(&id) {
                 Some(record) => Ok(json_response(StatusCode::OK, &record.json())),
@@ -107,6 +117,34 @@ fn route<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Result<Re
             )),
         },
     }
+}
+
+/// As many of the newest records as fit, in the order in which they were kept.
+fn records(seen: &Seen) -> String {
+    let mut lines = Vec::new();
+    let mut left = RECORDS_BYTES_MAX;
+    for record in seen.shared.records.latest(KEPT) {
+        let line = record.json().to_string();
+        let Some(rest) = left.checked_sub(line.len() + 1) else { break };
+        left = rest;
+        lines.push(line);
+    }
+    lines.reverse();
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+fn routes(table: &Table) -> Value {
+    let routes: Vec<Value> = table
+        .routes
+        .iter()
+        .map(|route| {
+            json!({
+                "name": &*route.name, "file": route.place.file, "line": route.place.line,
+                "match_lines": route.match_lines, "spec": route.spec,
+            })
+        })
+        .collect();
+    json!({"generation": table.generation, "sample": SAMPLE, "routes": routes})
 }
 
 /// Undoes percent-encoding.

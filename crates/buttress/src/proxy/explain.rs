@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{
     cli::{Answer, args::Output, show},
     client::segment,
-    demo::http::{Ask, HttpClient},
+    demo::http::{self, Ask, HttpClient},
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -21,6 +21,9 @@ pub fn run(what: &str, admin: &str, output: Output) -> Answer {
     }
     if let Some(entry) = decision::Entry::named(&what.to_uppercase()) {
         return explain_decision(entry);
+    }
+    if what.to_ascii_uppercase().starts_with("BT-LINT-") {
+        return explain_lint(&what.to_uppercase());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let record = runtime.block_on(fetch(what, admin))?;
@@ -47,18 +50,60 @@ In a record: {}.",
     Ok(true)
 }
 
+const LINTS: &str = include_str!("../../../../docs/reference/lints.md");
+
+/// Code, level and meaning of each row of the page.
+fn lints() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    LINTS.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| BT-LINT-")?.strip_suffix(" |")?.splitn(3, " | ");
+        let (code, level, meaning) = (cells.next()?, cells.next()?, cells.next()?);
+        Some((code, level, meaning))
+    })
+}
+
+fn explain_lint(code: &str) -> Answer {
+    let bare = code.trim_start_matches("BT-LINT-");
+    let Some((_, level, meaning)) = lints().find(|(known, ..)| *known == bare) else {
+        let known: Vec<String> = lints().map(|(known, ..)| format!("BT-LINT-{known}")).collect();
+        return Err(Error::new(Code::NOT_FOUND, format!("there is no lint \"{code}\""))
+            .hint(format!("lints: {}", known.join(" ")))
+            .into());
+    };
+    writeln!(
+        std::io::stdout().lock(),
+        "{code} ({level}): {meaning}\n\nbuttress route lint -f FILE says where, and what mends it."
+    )?;
+    Ok(true)
+}
+
 /// `BT0301`, in any case.
 fn is_code(what: &str) -> bool {
     what.len() == 6 && what[..2].eq_ignore_ascii_case("bt") && what.bytes().skip(2).all(|b| b.is_ascii_digit())
 }
 
-async fn fetch(id: &str, admin: &str) -> Result<Value, Error> {
-    let address = admin.strip_prefix("http://").unwrap_or(admin).trim_end_matches('/');
-    let path = format!("/v1/requests/{}", segment(id));
-    let answer = HttpClient::default().ask(address, &Ask::get(&path), PATIENCE).await.map_err(|error| Error {
+/// What the admin address of a proxy has at a path.
+///
+/// # Errors
+/// It is not there, or says no.
+pub async fn ask(admin: &str, path: &str) -> Result<http::Answer, Error> {
+    let answer = ask_any(bare(admin), path).await?;
+    if answer.ok() { Ok(answer) } else { Err(Error::new(Code::BAD_REQUEST, answer.problem())) }
+}
+
+fn bare(admin: &str) -> &str {
+    admin.strip_prefix("http://").unwrap_or(admin).trim_end_matches('/')
+}
+
+async fn ask_any(address: &str, path: &str) -> Result<http::Answer, Error> {
+    HttpClient::default().ask(address, &Ask::get(path), PATIENCE).await.map_err(|error| Error {
         hint: Some("is the proxy running? it prints its admin address; name it with --admin or BUTTRESS_ADMIN".into()),
         ..error
-    })?;
+    })
+}
+
+async fn fetch(id: &str, admin: &str) -> Result<Value, Error> {
+    let address = bare(admin);
+    let answer = ask_any(address, &format!("/v1/requests/{}", segment(id))).await?;
     match answer.status.as_u16() {
         200 => Ok(answer.json()),
         404 => Err(Error::new(Code::REQUEST_UNKNOWN, format!("the proxy at {address} keeps no record of request \"{id}\""))
@@ -182,6 +227,22 @@ mod tests {
                          the upstream may have seen the request
         "#]]
         .assert_eq(&sentences(&record));
+    }
+
+    #[test]
+    fn every_lint_that_is_told_has_its_line_on_the_page() {
+        let source = include_str!("../resources/lint.rs");
+        let mut told: Vec<&str> = source
+            .split("\"BT-LINT-")
+            .skip(1)
+            .filter_map(|rest| rest.split('"').next())
+            .filter(|code| code.bytes().all(|b| b.is_ascii_uppercase()))
+            .collect();
+        told.sort_unstable();
+        told.dedup();
+        let known: Vec<&str> = lints().map(|(code, ..)| code).collect();
+        assert!(told.len() > 10, "{told:?}");
+        assert_eq!(told, known);
     }
 
     #[test]

@@ -8,14 +8,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use buttress_policy::{RouteConfig, hedge};
+use buttress_gateway::compile::policies;
+use buttress_policy::{RouteConfig, Validate as _};
 use buttress_resources::{
     Resource,
     finding::{Finding, Level},
     kinds::Spec,
     listener::Listener,
     matcher::{Found, Matcher, Request},
-    route::{Backend, Match, OneOrMany, Policies, Route, Switch},
+    route::{Backend, Match, OneOrMany, Route, Switch},
 };
 use serde_json::{Value, json};
 
@@ -74,11 +75,22 @@ struct One<'r> {
 
 /// Lints routes, beside the listeners that stand with them.
 pub fn lint(resources: &[Resource]) -> Linted {
+    let mut refused = Vec::new();
     let routes: Vec<One<'_>> = resources
         .iter()
         .filter_map(|resource| {
             let route = resource.route()?;
-            Some(One { resource, route, config: config_of(&route.policies) })
+            match policies(&route.policies).map_err(|(field, says)| vec![(field.to_owned(), says)]).and_then(checked) {
+                Ok(config) => Some(One { resource, route, config }),
+                Err(all) => {
+                    refused.extend(all.into_iter().map(|(field, says)| {
+                        let pointer = format!("/spec/{}", field.replace('.', "/"));
+                        let hint = "mend it: a gateway keeps the routes that it has".to_owned();
+                        resource.finding(Level::Error, "BT-LINT-REFUSED", &pointer, says, hint)
+                    }));
+                    None
+                }
+            }
         })
         .collect();
     let listeners: Vec<(&Resource, &Listener)> = resources
@@ -88,7 +100,7 @@ pub fn lint(resources: &[Resource]) -> Linted {
             _ => None,
         })
         .collect();
-    let mut findings = Vec::new();
+    let mut findings = refused;
     for one in &routes {
         let mut tell = |level: Level, code: &'static str, pointer: &str, says: String, hint: String| {
             findings.push(one.resource.finding(level, code, &format!("/spec{pointer}"), says, hint));
@@ -130,34 +142,12 @@ pub fn lint(resources: &[Resource]) -> Linted {
     Linted { findings, amplification }
 }
 
-/// What of the policies counts here; the rest is as it is by itself.
-fn config_of(policies: &Policies) -> RouteConfig {
-    let mut config = RouteConfig::default();
-    match &policies.deadline {
-        Some(Switch::Off(_)) => config.deadline.total = None,
-        Some(Switch::On(span)) => config.deadline.total = Some(span.0),
-        None => {}
+/// Settings that a gateway takes, or what it says of them.
+fn checked(config: RouteConfig) -> Result<RouteConfig, Vec<(String, String)>> {
+    match config.validate("") {
+        Ok(()) => Ok(config),
+        Err(all) => Err(all.into_iter().map(|wrong| (wrong.field.clone(), wrong.to_string())).collect()),
     }
-    config.deadline.attempt = policies.attempt_timeout.map(|span| span.0);
-    match &policies.retry {
-        Some(Switch::Off(_)) => config.retry.attempts = 1,
-        Some(Switch::On(retry)) => {
-            config.retry.attempts = retry.attempts.unwrap_or(config.retry.attempts);
-            config.retry.base = retry.base.map_or(config.retry.base, |span| span.0);
-            config.retry.cap = retry.cap.map_or(config.retry.cap, |span| span.0);
-            config.budget.share = retry.budget.map_or(config.budget.share, |part| part.0);
-        }
-        None => {}
-    }
-    if let Some(Switch::On(wanted)) = &policies.hedge {
-        let hedge = hedge::Config::default();
-        config.hedge = Some(hedge::Config { share: wanted.budget.map_or(hedge.share, |part| part.0), ..hedge });
-    }
-    if let Some(wanted) = &policies.concurrency {
-        config.bulkhead.concurrent = wanted.limit.unwrap_or(config.bulkhead.concurrent);
-        config.bulkhead.queue = wanted.queue.unwrap_or(config.bulkhead.queue);
-    }
-    config
 }
 
 type Tell<'t> = dyn FnMut(Level, &'static str, &str, String, String) + 't;
@@ -668,16 +658,7 @@ spec:
   to: [{endpoints: x:1}]
 ",
             &expect![[r#"
-                f.yaml:9:60: warning[BT-LINT-SHADOWED]: no request ever comes here: route "a" takes all of them
-                f.yaml:11:7: note[BT-LINT-HEALTH]: 4 endpoints and no health check: a dead one is found by the requests that it fails
-                f.yaml:12:27: warning[BT-LINT-UNUSED]: no request goes here: its weight is 0, and neither `when` nor `fallback` names it
-                f.yaml:14:20: warning[BT-LINT-DEADLINE]: 3 attempts of 1s and pauses of up to 75ms need 3075ms, and the deadline is 2s: 2 of them fit
-                f.yaml:15:36: warning[BT-LINT-EFFECT]: POST is sent again, and nothing says to the backend that it has seen it before
-                f.yaml:15:50: warning[BT-LINT-BUDGET]: retries may be 100% of requests, so that an outage is met with 2.0 times the load
-                f.yaml:16:35: warning[BT-LINT-BREAKER]: the breaker never opens: it looks at the last 10 calls and asks for 20
-                f.yaml:16:51: warning[BT-LINT-BREAKER]: no call is slow before it has failed: it fails after 1s
-                f.yaml:17:35: warning[BT-LINT-QUEUE]: 200 requests may wait for 10 places: the last one waits for 20 rounds
-                f.yaml:18:20: warning[BT-LINT-CLEAR]: keys can be read on the way: listener "web" (f.yaml:4) takes connections without TLS
+                f.yaml:16:35: error[BT-LINT-REFUSED]: breaker.calls_min is 20, and must be at most the window of calls
                 f.yaml:24:8: warning[BT-LINT-HEALTH]: nothing takes a dead endpoint out: it has no health check, and `outlier` is off
                 f.yaml:25:13: warning[BT-LINT-DEADLINE]: a request may take for ever, and its place with it
                 f.yaml:26:10: warning[BT-LINT-AMPLIFICATION]: one request can become 10x

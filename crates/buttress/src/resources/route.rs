@@ -1,8 +1,10 @@
-//! `buttress route test | lint`: what routes do with a request, and what of them is not wise.
+//! `buttress route test | lint | what-if`: what routes do with a request, what of them is not wise, and what they would have
+//! done with requests that came.
 
-use std::{io::Write as _, path::PathBuf};
+use std::{collections::HashMap, io::Write as _, path::PathBuf};
 
 use buttress_core::{Code, Error};
+use buttress_gateway::table::Place;
 use buttress_resources::{
     Resource,
     check::Reading,
@@ -15,14 +17,17 @@ use buttress_resources::{
 use clap::{Args as ClapArgs, Subcommand};
 use serde_json::{Value, json};
 
-use super::{cli::At, files::Files, lint::lint, place::Place};
-use crate::cli::{Answer, args::Output, show};
+use super::{cli::At, files::Files, lint::lint, place};
+use crate::{
+    cli::{Answer, args::Output, show},
+    proxy::explain,
+};
 
 #[derive(Debug, Subcommand)]
 pub enum RouteCommand {
     /// Say which route takes a request, why the others do not, and where it goes under which policies.
     #[command(
-        after_help = "Examples:\n  buttress route test -f routes.yaml GET http://shop.example/orders/7\n  buttress route test -f routes.yaml POST shop.example/orders -H 'x-canary: 1'\n  buttress route test GET http://shop.example/orders/7 --server http://127.0.0.1:7380\n\nExit codes: 0 a route takes it, 1 none does, 2 it failed."
+        after_help = "Examples:\n  buttress route test -f routes.yaml GET http://shop.example/orders/7\n  buttress route test -f routes.yaml POST shop.example/orders -H 'x-canary: 1'\n  buttress route test GET http://shop.example/orders/7 --server http://127.0.0.1:7380\n  buttress route test GET http://shop.example/orders/7 --admin 127.0.0.1:7390\n\nExit codes: 0 a route takes it, 1 none does, 2 it failed."
     )]
     Test(TestArgs),
     /// Say what of routes is not wise: attempts that multiply, deadlines that cannot hold, breakers that never open.
@@ -30,6 +35,11 @@ pub enum RouteCommand {
         after_help = "Examples:\n  buttress route lint -f routes.yaml\n  buttress route lint -f deploy/ --output json\n\nExit codes: 0 no warning, 1 warnings or errors, 2 it failed."
     )]
     Lint(LintArgs),
+    /// Say what these routes would have done with the requests that a running proxy keeps records of.
+    #[command(
+        after_help = "Examples:\n  buttress route what-if -f routes.yaml --admin 127.0.0.1:7390\n  curl -s 127.0.0.1:7390/v1/records > incident.jsonl\n  buttress route what-if -f routes.yaml --records incident.jsonl\n\nExit codes: 0 no more requests would fail than did, 1 more would, 2 it failed."
+    )]
+    WhatIf(super::what_if::WhatIfArgs),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -40,6 +50,9 @@ pub struct TestArgs {
     /// A file, a directory, or - for standard input; may be repeated. Without any, what is applied is looked at.
     #[arg(short, long = "file", value_name = "FILE|DIR|-")]
     pub files: Vec<PathBuf>,
+    /// The admin address of a running proxy, whose routes are looked at.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "files")]
+    pub admin: Option<String>,
     /// A field of the request; may be repeated.
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     pub headers: Vec<String>,
@@ -64,6 +77,7 @@ pub fn run(command: &RouteCommand) -> Answer {
     match command {
         RouteCommand::Test(args) => test(args),
         RouteCommand::Lint(args) => lint_files(args),
+        RouteCommand::WhatIf(args) => super::what_if::run(args),
     }
 }
 
@@ -72,7 +86,7 @@ fn resources(paths: &[PathBuf], at: &At) -> anyhow::Result<(Files, Reading)> {
     let files = if paths.is_empty() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let place = Place::open(&at.server, &at.etcd, &at.namespace).await?;
+            let place = place::Place::open(&at.server, &at.etcd, &at.namespace).await?;
             let mut files = Files::read(&[])?;
             for kind in [Kind::Route, Kind::Listener] {
                 for item in place.list(kind).await? {
@@ -88,6 +102,29 @@ fn resources(paths: &[PathBuf], at: &At) -> anyhow::Result<(Files, Reading)> {
     };
     let reading = files.resources()?;
     Ok((files, reading))
+}
+
+/// Where the matches of a proxy's routes were written, by route; the rest has no lines.
+type Written = HashMap<String, (String, u32, Vec<u32>)>;
+
+/// Those that a running proxy routes by.
+fn live(admin: &str) -> anyhow::Result<(Reading, Written)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let told: Value = runtime.block_on(explain::ask(admin, "/v1/routes"))?.json();
+    let (mut files, mut written) = (Files::read(&[])?, Written::new());
+    for route in told["routes"].as_array().into_iter().flatten() {
+        let name = route["name"].as_str().unwrap_or_default().to_owned();
+        let document = json!({"kind": "Route", "name": name, "spec": route["spec"]});
+        files.add(format!("route/{name}"), yaml::write(&document));
+        let line = |line: &Value| line.as_u64().and_then(|line| u32::try_from(line).ok()).unwrap_or(0);
+        let lines = route["match_lines"].as_array().into_iter().flatten().map(line).collect();
+        let file = route["file"].as_str().unwrap_or_default().to_owned();
+        written.insert(name, (file, line(&route["line"]), lines));
+    }
+    if written.is_empty() {
+        return Ok((Reading::default(), written));
+    }
+    Ok((files.resources()?, written))
 }
 
 fn lint_files(args: &LintArgs) -> Answer {
@@ -200,7 +237,10 @@ fn shares(route: &Route, asked: &Asked) -> Vec<Share> {
 
 fn test(args: &TestArgs) -> Answer {
     let asked = Asked::read(args)?;
-    let (_, reading) = resources(&args.files, &args.at)?;
+    let (reading, written) = match &args.admin {
+        Some(admin) => live(admin).map(|(reading, written)| (reading, Some(written)))?,
+        None => (resources(&args.files, &args.at)?.1, None),
+    };
     let routes: Vec<(&Resource, &Route)> =
         reading.resources.iter().filter_map(|resource| Some((resource, resource.route()?))).collect();
     let matcher = Matcher::new(routes.iter().map(|(_, route)| *route)).expect("every match was read before");
@@ -213,14 +253,19 @@ fn test(args: &TestArgs) -> Answer {
         .collect();
     let place = |found: Found| {
         let (resource, _) = routes[found.route];
+        if let Some((file, line, lines)) = written.as_ref().and_then(|written| written.get(&resource.name)) {
+            let line = found.at.and_then(|at| lines.get(at)).copied().filter(|line| *line > 0).unwrap_or(*line);
+            return (resource, Place { file: file.clone(), line });
+        }
         let line = found.at.map_or(resource.origin.line, |at| resource.lines.of(&format!("/spec/match/{at}")));
-        (resource, line)
+        (resource, Place { file: resource.origin.file.clone(), line })
     };
+    let lined = written.is_none();
     let mut out = std::io::stdout().lock();
     if args.output == Output::Json {
         let told = |at: Found| {
-            let (resource, line) = place(at);
-            json!({"route": resource.name, "match": at.at, "file": resource.origin.file, "line": line})
+            let (resource, Place { file, line }) = place(at);
+            json!({"route": resource.name, "match": at.at, "file": file, "line": line})
         };
         let mut answer = json!({"found": found.map(told)});
         if let Some(found) = found {
@@ -233,7 +278,9 @@ fn test(args: &TestArgs) -> Answer {
             answer["backends"] = backends.collect();
             answer["policies"] = policies(resource)
                 .into_iter()
-                .map(|(key, value, line)| json!({"key": key, "value": value, "line": line}))
+                .map(|(key, value, line)| {
+                    json!({"key": key, "value": value, "line": line.filter(|_| lined), "set": line.is_some()})
+                })
                 .collect();
         }
         answer["others"] = others
@@ -247,7 +294,7 @@ fn test(args: &TestArgs) -> Answer {
         writeln!(out, "{answer}").map_err(show::output_failed)?;
         return Ok(found.is_some());
     }
-    let told = tell(&asked, &routes, found, &others, &place).map_err(show::output_failed)?;
+    let told = tell(&asked, &routes, found, &others, &place, lined).map_err(show::output_failed)?;
     write!(out, "{told}").map_err(show::output_failed)?;
     Ok(found.is_some())
 }
@@ -257,15 +304,16 @@ fn tell<'r>(
     routes: &[(&Resource, &Route)],
     found: Option<Found>,
     others: &[(Found, String)],
-    place: &impl Fn(Found) -> (&'r Resource, u32),
+    place: &impl Fn(Found) -> (&'r Resource, Place),
+    lined: bool,
 ) -> std::io::Result<String> {
     let mut out = Vec::new();
     match found {
         None => writeln!(out, "no route takes {} {}{}", asked.method, asked.host, asked.path)?,
         Some(found) => {
-            let (resource, line) = place(found);
+            let (resource, place) = place(found);
             let by = found.at.map_or("because no other does".to_owned(), |at| format!("by match {}", at + 1));
-            writeln!(out, "route \"{}\" takes it, {by} ({}:{line})", resource.name, resource.origin.file)?;
+            writeln!(out, "route \"{}\" takes it, {by} ({place})", resource.name)?;
             let (resource, route) = routes[found.route];
             for share in shares(route, asked) {
                 let line = resource.lines.of(&format!("/spec/to/{}", share.at));
@@ -273,10 +321,15 @@ fn tell<'r>(
                 let name = name_of(route, share.at);
                 let percent = (share.share * 1000.0).round() / 10.0;
                 let to = target(&route.to[share.at]);
-                writeln!(out, "  {percent:>5} %  to {name}, line {line}{because}: {to}")?;
+                let line = if lined { format!(", line {line}") } else { String::new() };
+                writeln!(out, "  {percent:>5} %  to {name}{line}{because}: {to}")?;
             }
             for (key, value, line) in policies(resource) {
-                let line = line.map_or("by itself".to_owned(), |line| format!("line {line}"));
+                let line = match line {
+                    None => "by itself".to_owned(),
+                    Some(line) if lined => format!("line {line}"),
+                    Some(_) => "set".to_owned(),
+                };
                 writeln!(out, "  {key:<16} {value}  ({line})")?;
             }
         }
@@ -285,9 +338,9 @@ fn tell<'r>(
         writeln!(out, "the others:")?;
     }
     for (at, why) in others {
-        let (resource, line) = place(*at);
+        let (resource, place) = place(*at);
         let which = at.at.map_or(String::new(), |at| format!(", match {}", at + 1));
-        writeln!(out, "  route \"{}\"{which} ({}:{line}): {why}", resource.name, resource.origin.file)?;
+        writeln!(out, "  route \"{}\"{which} ({place}): {why}", resource.name)?;
     }
     Ok(String::from_utf8_lossy(&out).into_owned())
 }

@@ -244,3 +244,60 @@ fn the_access_log_is_opened_anew_at_sigusr1_and_may_be_stdout() {
     let refused = failed(&run(&[&base[..], &["--otlp", "https://127.0.0.1:4318"]].concat()));
     assert!(refused.contains("TLS to the collector"), "{refused}");
 }
+
+#[test]
+fn other_routes_are_judged_by_the_records_of_a_running_proxy() {
+    let mock = Serving::start(&["mock", "--fail", "100%", "--fail-with", "500", "--output", "json"]);
+    let to = mock.address("listen");
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let route = |rest: &str| {
+        format!(
+            "kind: Route\nname: orders\nspec:\n  match: [{{path: /orders/*}}]\n  to: [{{endpoints: {to}}}]\n  outlier: off\n{rest}"
+        )
+    };
+    let live = write("live.yaml", route("  breaker: off\n  retry: off\n"));
+    let proxy = ["proxy", "--config", &live, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--output", "json"];
+    let proxy = Serving::start(&proxy);
+    let (listen, admin) = (proxy.address("listen"), proxy.address("admin"));
+    for n in 0..20 {
+        assert!(get(&listen, &format!("/orders/{n}"), &format!("X-Request-Id: o-{n}\r\n")).starts_with("HTTP/1.1 500"));
+    }
+
+    let test = ok(&run(&["route", "test", "--admin", &admin, "GET", "http://shop.example/orders/7"]));
+    assert!(test.contains("route \"orders\" takes it, by match 1 (") && test.contains("live.yaml:4"), "{test}");
+    let none = run(&["route", "test", "--admin", &admin, "GET", "http://shop.example/other"]);
+    assert_eq!(none.status.code(), Some(1));
+
+    let same = ok(&run(&["route", "what-if", "-f", &live, "--admin", &admin]));
+    assert!(same.contains("20 failed, 20 would, and of 0 nobody knows"), "{same}");
+    let breaker = write("breaker.yaml", route("  breaker: {consecutive: 5}\n  retry: off\n"));
+    let told = ok(&run(&["route", "what-if", "-f", &breaker, "--admin", &admin, "--output", "json"]));
+    let told: Value = serde_json::from_str(&told).unwrap();
+    let would = &told["routes"][0]["would"];
+    // Records tell times to the millisecond, so one or the other comes before the fifth has failed.
+    let (failed, refused) = (would["failed"].as_u64().unwrap(), would["refused"].as_u64().unwrap());
+    assert!(failed + refused == 20 && (5..=12).contains(&failed), "{told}");
+    assert_eq!(would["refused_by"][0]["code"], "BT-BRK-CONSECUTIVE", "{told}");
+    assert!(would["refused_by"][0]["examples"][0].as_str().unwrap().starts_with("o-"), "{told}");
+
+    // Kept for later; and one that was answered, which these routes would not take.
+    let mut records = get(&admin, "/v1/records", "").split_once("\r\n\r\n").unwrap().1.to_owned();
+    assert_eq!(records.lines().count(), 20);
+    let mut good: Value = serde_json::from_str(records.lines().next().unwrap()).unwrap();
+    (good["path"], good["outcome"]["code"], good["id"]) = ("/other".into(), "BT-RTY-DONE".into(), "good".into());
+    records.push_str(&format!("{good}\n"));
+    let saved = write("records.jsonl", records);
+    let more = run(&["route", "what-if", "-f", &live, "--records", &saved]);
+    assert_eq!(more.status.code(), Some(1));
+    assert!(
+        ok(&run(&["explain", "bt-lint-breaker"])).starts_with("BT-LINT-BREAKER (warning): the breaker never opens")
+    );
+
+    assert_eq!(proxy.stop(), Some(0));
+    assert_eq!(mock.stop(), Some(0));
+}
