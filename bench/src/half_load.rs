@@ -128,7 +128,11 @@ pub fn run(args: &[String]) -> Result<()> {
     // The open loop's client takes a core whole, so one is taken here too.
     let measured = AtomicBool::new(false);
     let closed = std::thread::scope(|scope| {
-        scope.spawn(|| while !measured.load(Relaxed) {});
+        scope.spawn(|| {
+            while !measured.load(Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
         let closed = round(ours, options.seconds, options.clients[0]);
         measured.store(true, Relaxed);
         closed
