@@ -70,6 +70,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
 }
 
 /// A listener, and where it was written.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Listening {
     pub name: String,
     pub spec: Listener,
@@ -123,8 +124,16 @@ pub fn declared(texts: &[Source]) -> Result<(Vec<Declared>, Vec<Listening>), Err
         .hint("buttress route lint -f FILE says the same without loading anything"))
 }
 
-/// Takes up changes of the files, until it is dropped. `fixed` are routes that stand beside those of the files.
-pub async fn follow(files: Files, mut last: Vec<Source>, fixed: Vec<Declared>, shared: Arc<Shared>, state: Arc<State>) {
+/// Takes up changes of the files, until it is dropped. `fixed` are routes that stand beside those of the files; `listeners` are
+/// those that the proxy began with, which count until it ends.
+pub async fn follow(
+    files: Files,
+    mut last: Vec<Source>,
+    mut listeners: Vec<Listening>,
+    fixed: Vec<Declared>,
+    shared: Arc<Shared>,
+    state: Arc<State>,
+) {
     let mut trouble = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -148,12 +157,20 @@ pub async fn follow(files: Files, mut last: Vec<Source>, fixed: Vec<Declared>, s
         last = texts.clone();
         let (shared, fixed) = (shared.clone(), fixed.clone());
         let loaded = tokio::task::spawn_blocking(move || {
-            let (mut routes, _) = declared(&texts).inspect_err(|_| shared.reject())?;
+            let (mut routes, listeners) = declared(&texts).inspect_err(|_| shared.reject())?;
             routes.extend(fixed);
-            shared.load(&routes).map_err(|wrong| buttress_gateway::shared::refused(&wrong))
+            let generation = shared.load(&routes).map_err(|wrong| buttress_gateway::shared::refused(&wrong))?;
+            Ok::<_, Error>((generation, listeners))
         });
         match loaded.await {
-            Ok(Ok(generation)) => state.loaded(generation),
+            Ok(Ok((generation, now))) => {
+                state.loaded(generation);
+                let same = |one: &Listening, other: &Listening| (&one.name, &one.spec) == (&other.name, &other.spec);
+                if now.len() != listeners.len() || !now.iter().zip(&listeners).all(|(one, other)| same(one, other)) {
+                    tracing::warn!("the listeners changed, which counts from the next start on; SIGTERM drains");
+                }
+                listeners = now;
+            }
             Ok(Err(error)) => state.refused(&error.message),
             Err(error) => state.refused(&format!("loading the routes broke off: {error}")),
         }

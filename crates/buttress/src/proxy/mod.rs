@@ -103,7 +103,7 @@ async fn proxy(args: &ProxyArgs) -> Answer {
         following.spawn(store.follow(first, beside, shared.clone(), state.clone(), ready));
         let _ = taken.await;
     } else if !args.config.is_empty() {
-        following.spawn(files::follow(files, texts, fixed, shared.clone(), state.clone()));
+        following.spawn(files::follow(files, texts, listeners, fixed, shared.clone(), state.clone()));
     }
     announce(args, &running.shared, admin_address)?;
     let reloading = tokio::spawn(reload_when_asked(Arc::clone(&running.shared)));
