@@ -58,8 +58,8 @@ impl Shared {
         routes: &[Declared],
     ) -> Result<Self, Error> {
         let cores = options.threads.max(1);
-        let mut found = Found::new();
-        look_up_new(routes, &mut found);
+        let new = first_look(new_names(routes, &Found::new()));
+        let found: Found = new.into_iter().map(|(name, list)| (Source::Dns(name), list)).collect();
         let tls = tls::State::new(options.edge.tls.as_ref(), options.edge.upstream_tls.clone())?;
         let world = World { found: &found, tls: &tls, cores };
         let table = compile(routes, None, &world).map_err(|wrong| refused(&wrong))?.install(Time::ZERO);
@@ -92,8 +92,12 @@ impl Shared {
     /// # Errors
     /// Everything that is wrong; the table stays as it is.
     pub fn load(&self, routes: &[Declared]) -> Result<u64, Vec<Wrong>> {
+        // Looked up without the lock: DNS may be slow, and what others discover must not wait for it.
+        let new = first_look(new_names(routes, &self.lock()));
         let mut found = self.lock();
-        look_up_new(routes, &mut found);
+        for (name, list) in new {
+            found.entry(Source::Dns(name)).or_insert(list);
+        }
         let world = World { found: &found, tls: &self.tls, cores: self.shards.len() };
         let compiled = compile(routes, Some(&self.table.load()), &world).inspect_err(|_| self.reject())?;
         let next = compiled.install(self.now());
@@ -136,13 +140,13 @@ impl Shared {
     }
 }
 
-/// Finds endpoints for names that are not known yet.
-fn look_up_new(routes: &[Declared], found: &mut Found) {
+/// Names of which nothing is known yet.
+fn new_names(routes: &[Declared], found: &Found) -> Vec<String> {
     let names = routes.iter().flat_map(|route| &route.spec.to).filter_map(|backend| backend.dns.clone());
     let mut new: Vec<String> = names.filter(|name| !found.contains_key(&Source::Dns(name.clone()))).collect();
     new.sort_unstable();
     new.dedup();
-    found.extend(first_look(new).into_iter().map(|(name, list)| (Source::Dns(name), list)));
+    new
 }
 
 /// Everything that is wrong with routes, as one error.

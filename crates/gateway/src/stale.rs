@@ -7,7 +7,7 @@
 //! |---|---|
 //! | 200 to GET, up to [`BODY_MAX`] bytes, whole | parts, streams without an end, other statuses |
 //! | what `Accept`, `Accept-Encoding`, `Accept-Language` and the host choose, each for itself | what varies by anything else |
-//! | what a caller whom the route knows was given, for this caller alone | answers to requests with `Authorization` or `Cookie` that the route does not ask for itself; with `Set-Cookie`; `no-store` or `private` |
+//! | what a caller whom the route knows was given, for this caller and the same credentials alone | answers to requests with a cookie, or with credentials where the route asks for none; with `Set-Cookie`; `no-store` or `private` |
 //!
 //! The newest [`KEPT_BYTES_MAX`] bytes of a route stay. **First start, recovery.** Nothing is kept over a restart, or when the route
 //! gets other backends.
@@ -24,6 +24,7 @@ use buttress_policy::Time;
 use bytes::Bytes;
 use http::Method;
 use http_body::Frame;
+use ring::digest::{SHA256, digest};
 
 use crate::{
     body::Body,
@@ -38,6 +39,10 @@ pub const KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
 const ENTRY_BYTES: usize = 256;
 /// Fields that choose among answers, and are part of what they are kept under.
 const CHOOSES: [&str; 3] = ["accept", "accept-encoding", "accept-language"];
+
+/// Fields with which callers prove who they are, to the route or to the backend behind it. Their digests are part of what answers
+/// are kept under.
+const CREDENTIALS: [&str; 4] = ["authorization", "proxy-authorization", "x-api-key", "x-auth-token"];
 
 /// The kept answers of a route.
 #[derive(Debug)]
@@ -74,8 +79,8 @@ impl Stale {
         if request.method != Method::GET || request.length != Length::Known(0) || request.upgrade {
             return None;
         }
-        let secret = |name: &str| request.fields.named(name).is_some();
-        if secret("range") || (caller.is_none() && (secret("authorization") || secret("cookie"))) {
+        let has = |name: &str| request.fields.named(name).is_some();
+        if has("range") || has("cookie") || (caller.is_none() && CREDENTIALS.iter().any(|name| has(name))) {
             return None;
         }
         let mut key = Vec::with_capacity(128);
@@ -87,6 +92,9 @@ impl Stale {
         part(&request.path);
         part(caller.unwrap_or_default().as_bytes());
         CHOOSES.iter().for_each(|name| part(request.fields.named(name).unwrap_or_default()));
+        for value in CREDENTIALS.iter().filter_map(|name| request.fields.named(name)) {
+            part(digest(&SHA256, value).as_ref());
+        }
         Some(key.into())
     }
 
@@ -233,11 +241,16 @@ mod tests {
             "POST /a HTTP/1.1\r\nHost: a",
             "GET /a HTTP/1.1\r\nHost: a\r\nCookie: s=1",
             "GET /a HTTP/1.1\r\nHost: a\r\nAuthorization: Basic eA==",
+            "GET /a HTTP/1.1\r\nHost: a\r\nX-Api-Key: k",
             "GET /a HTTP/1.1\r\nHost: a\r\nRange: bytes=0-1",
         ] {
             assert_eq!(key(head, None), None, "{head}");
         }
-        assert!(key("GET /a HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer x", Some("shop")).is_some());
+        // A known caller's answers are kept, but not for other credentials, which the backend may look at too, and not by cookie.
+        let by =
+            |token: &str| key(&format!("GET /a HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}"), Some("shop"));
+        assert!(by("x").is_some() && by("x") == by("x") && by("x") != by("y"));
+        assert_eq!(key("GET /a HTTP/1.1\r\nHost: a\r\nCookie: s=1", Some("shop")), None);
     }
 
     #[test]

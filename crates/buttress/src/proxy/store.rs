@@ -386,12 +386,23 @@ impl Good {
                 break;
             }
         }
-        match loaded {
-            Ok(Ok(generation)) => state.loaded(generation),
-            Ok(Err(wrong)) => state.refused(&buttress_gateway::shared::refused(&wrong).message),
-            Err(error) => state.refused(&format!("loading the routes broke off: {error}")),
+        let failed = match loaded {
+            Ok(Ok(generation)) => {
+                state.loaded(generation);
+                None
+            }
+            Ok(Err(wrong)) => Some(buttress_gateway::shared::refused(&wrong).message),
+            Err(error) => Some(format!("loading the routes broke off: {error}")),
+        };
+        if let Some(failed) = &failed {
+            // None of the store's routes is to blame, and none of them was taken up.
+            state.refused(failed);
+            next.clear();
+            for name in kept.keys() {
+                problems.entry(name.clone()).or_insert_with(|| failed.clone());
+            }
         }
-        for (name, problem) in &problems {
+        for (name, problem) in problems.iter().filter(|_| failed.is_none()) {
             shared.reject();
             state.refused(&format!("route \"{name}\": {problem}"));
         }
