@@ -1,13 +1,14 @@
 //! The data path alone, for a profiler: `bare LISTEN ENDPOINT`, or with the policies: `bare LISTEN ENDPOINT full [ACCESS-LOG]`.
 
+use buttress_gateway::listen::{Http, Listening};
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let options = buttress_gateway::config::Options {
-        listen: args[0].parse().expect("an address"),
-        tcp_only: false,
+        listeners: vec![Listening::http("bare", args[0].parse().expect("an address"), Http::default())],
         threads: 1,
         bare: args.get(2).is_none_or(|how| how != "full"),
         timeouts: Default::default(),
@@ -18,7 +19,7 @@ fn main() {
     };
     let route = buttress_gateway::compile::everything(&args[1..2], None);
     let running = buttress_gateway::run::start(options, &[route]).expect("it starts");
-    println!("{}", running.address);
+    println!("{}", running.address.expect("it listens for HTTP"));
     std::thread::park();
     running.stop();
 }

@@ -328,7 +328,7 @@ pub async fn handle(core: &Rc<Core>, request: RequestHead, body: Body, client: C
             &made[..]
         }
     };
-    let found = table.find(&request);
+    let found = table.find(&request, client.listener);
     let watched = core.lines.is_some() || trace.is_some();
     let taken = (watched && !body.is_empty()).then(Rc::default);
     let body = body.counted(taken.clone());

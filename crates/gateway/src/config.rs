@@ -1,10 +1,10 @@
 //! What a proxy is told.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use buttress_core::{Code, Error};
 
-use crate::{parse::authority_ok, tcp, tls};
+use crate::{listen::Listening, parse::authority_ok, tls};
 
 /// Who answers in the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,9 +56,8 @@ impl Endpoint {
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    pub listen: SocketAddr,
-    /// Nothing listens for HTTP, only for TCP.
-    pub tcp_only: bool,
+    /// Where it listens when it starts.
+    pub listeners: Vec<Listening>,
     /// One for each core that traffic may use.
     pub threads: usize,
     /// Round robin, and no policy: what the data path costs alone.
@@ -76,10 +75,6 @@ pub struct Options {
 /// How connections are made and taken, whatever is spoken on them.
 #[derive(Clone, Debug, Default)]
 pub struct Edge {
-    /// TLS to clients; without it they speak in clear.
-    pub tls: Option<tls::Server>,
-    /// Ports whose connections are passed as they are.
-    pub tcp: Vec<tcp::Options>,
     /// TLS to those endpoints that ask for it.
     pub upstream_tls: tls::Client,
     /// An `X-Forwarded-Client-Cert` that comes in is kept, because a proxy before us wrote it. Without this it is taken off:
@@ -96,7 +91,7 @@ pub struct Timeouts {
     pub connect: Duration,
     /// For a request head, from its first byte on; and for a handshake of TLS.
     pub head: Duration,
-    /// A client's connection without a request.
+    /// A client's connection without a request, where its listener says nothing else.
     pub idle: Duration,
     /// An upstream that says nothing in the middle of its answer, and an upgraded connection on which nothing moves.
     pub silence: Duration,

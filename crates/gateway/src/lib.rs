@@ -4,7 +4,7 @@
 //! It never forwards bytes of a frame that it did not write itself, never keeps a body beyond what a retry needs, and never
 //! sends a request twice that may have had an effect.
 //!
-//! The way of a request: [`run`] accepts the connection on one of the cores; [`tls`] makes it safe where
+//! The way of a request: [`run`] accepts the connection on one of the cores, at one of the [`listen`]ers; [`tls`] makes it safe where
 //! that is asked for; [`server`] reads a head with [`parse`] (or
 //! hyper does, for HTTP/2); [`proxy`] names it; [`call`] finds its route in the [`table`], holds it against the route's
 //! [`rules`] (and [`auth`], where it says who may call), and takes it through the policies of a backend, which may refuse it, let it wait, or send it again; [`forward`] writes the head that goes on;
@@ -39,6 +39,7 @@ pub mod stale;
 pub mod table;
 
 pub mod call;
+pub mod listen;
 pub mod proxy;
 pub mod server;
 

@@ -134,6 +134,8 @@ impl Core {
 #[derive(Clone, Default)]
 pub struct Client<'a> {
     pub address: &'a str,
+    /// The name of the listener at which it came in.
+    pub listener: &'a str,
     pub http2: bool,
     /// It came with TLS.
     pub secure: bool,

@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeMap,
     fmt::Write,
-    sync::{PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
 };
 
 use buttress_policy::Time;
 use serde_json::{Value, json};
 
 use crate::{
+    listen::{Serves, Setting},
     metrics::{AuthFigures, BOUNDS_US, Count, GoldenSum, Shard},
     shared::Shared,
     table::{Backend, Endpoints, Member, Route, Table},
@@ -76,6 +77,19 @@ impl Backend {
     }
 }
 
+/// Those that pass connections as they are. Of several at one address, of which all but the first drain, the first.
+fn passed(settings: &[Arc<Setting>]) -> Vec<&tcp::Listener> {
+    let mut passed: Vec<&tcp::Listener> = Vec::new();
+    for setting in settings {
+        if let Serves::Tcp(listener) = &setting.serves
+            && !passed.iter().any(|known| known.address == listener.address)
+        {
+            passed.push(listener);
+        }
+    }
+    passed
+}
+
 fn endpoint_state(endpoints: &Endpoints, at: usize, now: Time) -> &'static str {
     let known = endpoints.set.get(at);
     match (known.is_down(), known.ejected(now)) {
@@ -105,14 +119,19 @@ impl Shared {
                 })
             })
             .collect();
+        let ports = self.listeners.all();
+        let listeners: Vec<Value> = ports.iter().map(|port| port.json()).collect();
+        let settings: Vec<_> = ports.iter().map(|port| port.now().setting).collect();
+        let tcp: Vec<Value> = passed(&settings).iter().map(|listener| listener.json(now)).collect();
         json!({
-            "listen": self.address.to_string(), "uptime_ms": self.started.elapsed().as_millis() as u64,
+            "listen": self.listeners.first_http().map(|port| port.address.to_string()), "listeners": listeners,
+            "uptime_ms": self.started.elapsed().as_millis() as u64,
             "bare": self.options.bare, "generation": table.generation, "routes": routes,
             "connections": self.sum(|shard| &shard.connections), "attempts": self.sum(|shard| &shard.attempts),
             "retries": self.sum(|shard| &shard.retries), "hedges": self.sum(|shard| &shard.hedges),
             "refused": self.sum(|shard| &shard.refused), "unmatched": self.sum(|shard| &shard.unmatched),
             "tunnels": self.sum(|shard| &shard.tunnels),
-            "tcp": self.tcp.iter().map(|listener| listener.json(now)).collect::<Vec<_>>(),
+            "tcp": tcp,
         })
     }
 
@@ -245,7 +264,24 @@ impl Shared {
             let _ = writeln!(out, "{name}{{code=\"{code}\"}} {count}");
         }
         self.tls.prometheus(out);
-        tcp::prometheus(&self.tcp, out);
+        let ports = self.listeners.all();
+        let name = "buttress_traffic_listener_connections";
+        head(out, name, "gauge", "Open connections of a listener, serving or draining.");
+        // Several of one name may drain at one address.
+        let mut sums = BTreeMap::<String, usize>::new();
+        for port in &ports {
+            let now = port.now();
+            let (told, state) = (&now.setting.told, if now.open { "serving" } else { "draining" });
+            let (listener, address, protocol) = (value(&told.name), port.address, told.protocol());
+            let label =
+                format!("listener=\"{listener}\",address=\"{address}\",protocol=\"{protocol}\",state=\"{state}\"");
+            *sums.entry(label).or_default() += port.connections.load(Relaxed);
+        }
+        for (label, connections) in sums {
+            let _ = writeln!(out, "{name}{{{label}}} {connections}");
+        }
+        let settings: Vec<_> = ports.iter().map(|port| port.now().setting).collect();
+        tcp::prometheus(&passed(&settings), out);
     }
 }
 

@@ -21,6 +21,7 @@ pub fn looked_at(request: &RequestHead) -> matcher::Request<'_, Fields> {
         path: &request.path,
         method: request.method.as_str().as_bytes(),
         fields: &request.fields,
+        listener: None,
     }
 }
 

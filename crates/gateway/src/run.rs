@@ -1,21 +1,24 @@
-//! Threads: one runtime of one thread for each core that carries traffic. They share a port (SO_REUSEPORT), the kernel
-//! spreads connections over them, and nothing that a request needs is shared.
+//! Threads: one runtime of one thread for each core that carries traffic. They share ports (SO_REUSEPORT), the kernel
+//! spreads connections over them, and nothing that a request needs is shared. Which ports, [`crate::listen`] says.
 
 use std::{
-    io,
     net::SocketAddr,
     rc::Rc,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::Ordering::Relaxed,
+        mpsc::{self as blocking, RecvTimeoutError},
+    },
     thread::JoinHandle,
     time::Duration,
 };
 
 use buttress_core::{Code, Error};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::{Builder, LocalOptions},
-    sync::watch,
+    sync::{mpsc, watch},
+    task::JoinSet,
     time::Instant,
 };
 
@@ -23,28 +26,29 @@ use crate::{
     compile::Declared,
     config::Options,
     discover, health,
+    listen::{self, Listeners, Order, Port, Serves, Setting},
     proxy::Core,
     request_id::Numbers,
-    server::{Drain, serve},
+    server::{Drain, Ending, serve},
     shared::Shared,
-    tcp, tls,
+    tls,
 };
 
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 4096;
 /// Connections of one core; each costs a descriptor here and perhaps one upstream.
 const CONNECTIONS_MAX: u64 = 50_000;
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// How often those that drain are counted.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A proxy that runs.
 pub struct Running {
-    /// Where it listens.
-    pub address: SocketAddr,
+    /// Where HTTP listened first, if anywhere.
+    pub address: Option<SocketAddr>,
     pub shared: Arc<Shared>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
     /// Dropped, it ends the thread that looks at certificates.
-    _certificates: mpsc::Sender<()>,
+    _certificates: blocking::Sender<()>,
 }
 
 /// Starts the threads; they listen when this returns.
@@ -52,63 +56,30 @@ pub struct Running {
 /// # Errors
 /// `PORT_TAKEN` where an address is not free, `ROUTES_INVALID`, `CERTIFICATE`.
 pub fn start(options: Options, routes: &[Declared]) -> Result<Running, Error> {
-    let threads = options.threads.max(1);
-    let (mut address, mut sockets) = (options.listen, (0..threads).map(|_| Sockets::default()).collect::<Vec<_>>());
-    // Who only passes connections on has no port of HTTP.
-    if !options.tcp_only {
-        let (bound, all) = listen_on_all(options.listen, threads)?;
-        address = bound;
-        sockets.iter_mut().zip(all).for_each(|(sockets, socket)| sockets.http = Some(socket));
-    }
-    let mut tcp = Vec::new();
-    for listener in &options.edge.tcp {
-        let (bound, all) = listen_on_all(listener.listen, threads)?;
-        sockets.iter_mut().zip(all).for_each(|(sockets, socket)| sockets.tcp.push(socket));
-        tcp.push(tcp::Listener::new(listener.clone(), bound)?);
-    }
+    let (listeners, orders) = Listeners::new(options.threads.max(1));
     let (stop, stopped) = watch::channel(false);
     let seeds = Numbers::new(options.seed);
-    let shared = Arc::new(Shared::new(options, address, tcp, routes)?);
+    let shared = Arc::new(Shared::new(options, listeners, routes)?);
+    let wanted = shared.listeners.prepare(&shared.options.listeners, &shared.tls);
+    wanted.map_err(|wrong| listen::refused(&wrong))?.commit();
+    let address = shared.listeners.first_http().map(|port| port.address);
     let mut threads = Vec::new();
     let certificates = watch_certificates(&shared)?;
-    for (at, sockets) in sockets.into_iter().enumerate() {
+    for (at, orders) in orders.into_iter().enumerate() {
         let (shared, stopped, seed) = (shared.clone(), stopped.clone(), seeds.draw());
-        threads.push(spawn(format!("traffic-{at}"), move || core(shared, at, seed, sockets, stopped))?);
+        threads.push(spawn(format!("traffic-{at}"), move || core(shared, at, seed, orders, stopped))?);
     }
     let (watched, stopped) = (shared.clone(), stop.subscribe());
     threads.push(spawn("traffic-watch".to_owned(), move || async move { watch(watched, stopped).await })?);
     Ok(Running { address, shared, stop, threads, _certificates: certificates })
 }
 
-/// What one core accepts on.
-#[derive(Default)]
-struct Sockets {
-    http: Option<std::net::TcpListener>,
-    /// As `options.edge.tcp`.
-    tcp: Vec<std::net::TcpListener>,
-}
-
-/// A socket for each core, all on one port.
-fn listen_on_all(mut address: SocketAddr, threads: usize) -> Result<(SocketAddr, Vec<std::net::TcpListener>), Error> {
-    // The port must be ours alone, which SO_REUSEPORT would not tell.
-    if address.port() != 0 {
-        std::net::TcpListener::bind(address).map_err(|error| taken(address, &error))?;
-    }
-    let mut sockets = Vec::with_capacity(threads);
-    for _ in 0..threads {
-        let socket = listen(address).map_err(|error| taken(address, &error))?;
-        address = socket.local_addr().map_err(|error| taken(address, &error))?;
-        sockets.push(socket);
-    }
-    Ok((address, sockets))
-}
-
 /// Looks at the files of certificates now and then, on a thread of its own: disks are slow at times.
-fn watch_certificates(shared: &Arc<Shared>) -> Result<mpsc::Sender<()>, Error> {
-    let (alive, ended) = mpsc::channel::<()>();
+fn watch_certificates(shared: &Arc<Shared>) -> Result<blocking::Sender<()>, Error> {
+    let (alive, ended) = blocking::channel::<()>();
     let shared = Arc::downgrade(shared);
     let looking = std::thread::Builder::new().name("certificates".into()).spawn(move || {
-        while ended.recv_timeout(tls::RELOAD_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+        while ended.recv_timeout(tls::RELOAD_EVERY) == Err(RecvTimeoutError::Timeout) {
             let Some(shared) = shared.upgrade() else { return };
             shared.tls.reload();
         }
@@ -158,26 +129,14 @@ impl Running {
     }
 }
 
-fn taken(address: SocketAddr, error: &io::Error) -> Error {
-    Error::new(Code::PORT_TAKEN, format!("cannot listen on {address}: {error}"))
-        .hint("stop what uses the address, or name another with --listen")
-}
-
-/// A socket that listens, and shares its port with the other cores.
-fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    sockopt::set_socket_reuseport(&socket, true)?;
-    rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket.into())
-}
-
-async fn core(shared: Arc<Shared>, at: usize, seed: u64, sockets: Sockets, mut stopped: watch::Receiver<bool>) {
+async fn core(
+    shared: Arc<Shared>,
+    at: usize,
+    seed: u64,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+    mut stopped: watch::Receiver<bool>,
+) {
     let core = Rc::new(Core::new(shared, at, seed));
-    let drain = Rc::new(Drain::default());
     let sweeping = core.clone();
     tokio::task::spawn_local(async move {
         loop {
@@ -193,66 +152,137 @@ async fn core(shared: Arc<Shared>, at: usize, seed: u64, sockets: Sockets, mut s
             }
         });
     }
-    for (which, socket) in sockets.tcp.into_iter().enumerate() {
-        let (core, stopped) = (core.clone(), stopped.clone());
-        tokio::task::spawn_local(async move {
-            let serving = core.clone();
-            accept(socket, &core, stopped, |stream, from| {
-                let core = serving.clone();
-                async move { core.shared.tcp[which].serve(&core, stream, from).await }
-            })
-            .await;
-        });
-    }
-    match sockets.http {
-        Some(socket) => {
-            let serving = |stream, from| serve(core.clone(), drain.clone(), stream, from);
-            accept(socket, &core, stopped, serving).await;
+    let (mut serving, stops) = (JoinSet::new(), stopped.clone());
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+            Some(order) = orders.recv() => drop(serving.spawn_local(serve_port(order, core.clone(), stops.clone()))),
+            // Whoever has ended is forgotten.
+            Some(_) = serving.join_next() => {}
         }
-        None => drop(stopped.wait_for(|stopped| *stopped).await),
     }
-    drain.begin();
-    let end = Instant::now() + core.shared.options.timeouts.drain;
-    while core.shard.connections.get() > 0 && Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    while serving.join_next().await.is_some() {}
+}
+
+/// A core's connections of one port, from its first to its last.
+struct Serving {
+    core: Rc<Core>,
+    port: Arc<Port>,
+    setting: Arc<Setting>,
+    drain: Rc<Drain>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.port.left();
     }
 }
 
-/// Takes connections until the proxy stops; then nobody listens any more.
-async fn accept<F: Future<Output = ()> + 'static>(
-    socket: std::net::TcpListener,
-    core: &Rc<Core>,
-    mut stopped: watch::Receiver<bool>,
-    serve: impl Fn(TcpStream, SocketAddr) -> F,
-) {
+/// A connection, counted until it ends in whatever way.
+struct Counted(Rc<Core>, Arc<Port>);
+
+impl Counted {
+    fn new(core: &Rc<Core>, port: &Arc<Port>) -> Self {
+        core.shard.connections.add(1);
+        core.shard.connections_total.add(1);
+        port.connections.fetch_add(1, Relaxed);
+        Self(core.clone(), port.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.shard.connections.take(1);
+        self.1.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Serving {
+    fn take(&self, stream: TcpStream, from: SocketAddr) {
+        if self.core.shard.connections.get() >= CONNECTIONS_MAX {
+            return tracing::warn!(limit = CONNECTIONS_MAX, "too many connections; one is closed");
+        }
+        let (core, setting) = (self.core.clone(), self.setting.clone());
+        let counted = Counted::new(&self.core, &self.port);
+        match &self.setting.serves {
+            Serves::Http(acceptor) => {
+                let acceptor = acceptor.clone();
+                self.drain.spawn(|listed| async move {
+                    let _counted = counted;
+                    serve(core, listed, setting, acceptor, stream, from).await;
+                });
+            }
+            Serves::Tcp(_) => self.drain.spawn(|listed| async move {
+                let (_counted, _listed) = (counted, listed);
+                if let Serves::Tcp(listener) = &setting.serves {
+                    listener.serve(&core, stream, from).await;
+                }
+            }),
+        }
+    }
+}
+
+/// Takes connections until the port closes or the proxy stops, and looks after them until they have ended.
+async fn serve_port(order: Order, core: Rc<Core>, mut stopped: watch::Receiver<bool>) {
+    let Order { port, socket } = order;
+    let (mut follow, drain_for) = (port.follow(), core.shared.options.timeouts.drain);
+    let mut now = follow.borrow_and_update().clone();
+    let mut serving = Serving { core, port, setting: now.setting.clone(), drain: Rc::default() };
     let listener = match TcpListener::from_std(socket) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "a listening socket cannot be used"),
     };
-    loop {
-        let accepted = tokio::select! {
+    // Of settings that hold no more, as long as they have connections.
+    let mut former: Vec<Rc<Drain>> = Vec::new();
+    while now.open {
+        tokio::select! {
             biased;
-            _ = stopped.wait_for(|stopped| *stopped) => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok(_) if core.shard.connections.get() >= CONNECTIONS_MAX => {
-                tracing::warn!(limit = CONNECTIONS_MAX, "too many connections; one is closed");
-            }
-            Ok((stream, from)) => {
-                core.shard.connections.add(1);
-                core.shard.connections_total.add(1);
-                let (shard, serving) = (core.shard.clone(), serve(stream, from));
-                tokio::task::spawn_local(async move {
-                    serving.await;
-                    shard.connections.take(1);
-                });
-            }
-            Err(error) => {
-                // Out of descriptors, most likely.
-                tracing::warn!(%error, "accepting a connection failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+            // Its sender is in the port, which is held here.
+            _ = follow.changed() => {}
+            accepted = listener.accept() => {
+                match accepted {
+                    Ok((stream, from)) => serving.take(stream, from),
+                    Err(error) => {
+                        // Out of descriptors, most likely.
+                        tracing::warn!(%error, "accepting a connection failed");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+                continue;
             }
         }
+        now = follow.borrow_and_update().clone();
+        if !Arc::ptr_eq(&now.setting, &serving.setting) {
+            serving.setting = now.setting.clone();
+            let old = std::mem::take(&mut serving.drain);
+            old.begin(Ending::Gently);
+            former.retain(|drain| drain.open() > 0);
+            former.push(old);
+        }
+    }
+    // Whoever is in the kernel's queue believes to be connected.
+    if let Ok(listener) = listener.into_std() {
+        while let Ok((stream, from)) = listener.accept() {
+            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                serving.take(stream, from);
+            }
+        }
+    }
+    former.push(serving.drain.clone());
+    let begin = |how| former.iter().for_each(|drain| drain.begin(how));
+    begin(Ending::Gently);
+    let (end, mut stops) = (Instant::now() + drain_for, false);
+    while former.iter().any(|drain| drain.open() > 0) && Instant::now() < end {
+        if *stopped.borrow() && !stops {
+            stops = true;
+            begin(Ending::Idle);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let cut: usize = former.iter().map(|drain| drain.cut()).sum();
+    if cut > 0 {
+        let (listener, address) = (&serving.setting.told.name, serving.port.address);
+        tracing::warn!(listener, %address, connections = cut, "the time to drain is over; connections are cut");
     }
 }

@@ -23,6 +23,7 @@ use std::{
     net::SocketAddr,
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -34,6 +35,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
+    task::AbortHandle,
     time::{Instant, Sleep},
 };
 
@@ -41,12 +43,13 @@ use crate::{
     body::{Body, Flow, HEAD_READ, Pump, Source, poll_read},
     forward,
     frame::{Decoder, Encoder},
+    listen::Setting,
     local::LocalExecutor,
     parse::{self, Refusal, RequestHead, Scanner},
     proxy::{Client, Core, handle},
     reply::{HEAD_TIMED_OUT, Hop, Interims, Reply, refused},
     stream::{Stream, WriteHalf, join},
-    tls::{Accepted, Peer},
+    tls::{Accepted, Acceptor, Peer},
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -59,17 +62,27 @@ const LINGER_MAX: Duration = Duration::from_secs(2);
 /// Requests side by side on one connection of HTTP/2; as nginx and Envoy allow (128, 100).
 const STREAMS_MAX: u32 = 128;
 
-/// Tells the connections of a core to end.
+/// How connections are told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// With their next answer. One without a request stays: its client may just be sending one.
+    Gently,
+    /// Those without a request at once.
+    Idle,
+}
+
+/// The connections that a core took with one setting of a listener.
 #[derive(Default)]
 pub struct Drain {
-    draining: Cell<bool>,
+    ending: Cell<Option<Ending>>,
     wakers: RefCell<HashMap<u64, Waker>>,
+    tasks: RefCell<HashMap<u64, AbortHandle>>,
     next: Cell<u64>,
 }
 
 impl Drain {
-    pub fn begin(&self) {
-        self.draining.set(true);
+    pub fn begin(&self, how: Ending) {
+        self.ending.set(Some(how));
         for waker in self.wakers.borrow().values() {
             waker.wake_by_ref();
         }
@@ -77,36 +90,55 @@ impl Drain {
 
     /// Connections that are open.
     pub fn open(&self) -> usize {
-        self.wakers.borrow().len()
+        self.tasks.borrow().len()
+    }
+
+    /// Ends those that are left, in the middle of what they do.
+    pub fn cut(&self) -> usize {
+        let tasks = self.tasks.take();
+        tasks.values().for_each(AbortHandle::abort);
+        tasks.len()
+    }
+
+    /// Carries a connection on a task of its own.
+    pub fn spawn<F: Future<Output = ()> + 'static>(self: &Rc<Self>, serve: impl FnOnce(Listed) -> F) {
+        let at = self.next.get();
+        self.next.set(at + 1);
+        let task = tokio::task::spawn_local(serve(Listed { drain: self.clone(), at }));
+        self.tasks.borrow_mut().insert(at, task.abort_handle());
     }
 }
 
-/// A connection's place in the list of those that are woken.
-struct Listed {
+/// A connection's place in the list of those that are told.
+pub struct Listed {
     drain: Rc<Drain>,
     at: u64,
 }
 
 impl Listed {
-    async fn new(drain: Rc<Drain>) -> Self {
-        let at = drain.next.get();
-        drain.next.set(at + 1);
+    /// This task is woken when the end begins.
+    async fn wakes(&self) {
         poll_fn(|cx| {
-            drain.wakers.borrow_mut().insert(at, cx.waker().clone());
+            self.drain.wakers.borrow_mut().insert(self.at, cx.waker().clone());
             Poll::Ready(())
         })
         .await;
-        Self { drain, at }
     }
 
     fn draining(&self) -> bool {
-        self.drain.draining.get()
+        self.drain.ending.get().is_some()
+    }
+
+    /// Without a request there is nothing to wait for.
+    fn leaves_idle(&self) -> bool {
+        self.drain.ending.get() == Some(Ending::Idle)
     }
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
         self.drain.wakers.borrow_mut().remove(&self.at);
+        self.drain.tasks.borrow_mut().remove(&self.at);
     }
 }
 
@@ -149,6 +181,8 @@ enum NoRequest {
 /// Who is on a connection.
 struct Known {
     address: String,
+    /// What the listener said when it came.
+    setting: Arc<Setting>,
     secure: bool,
     /// Whom its certificate names.
     peer: Option<Peer>,
@@ -158,6 +192,7 @@ impl Known {
     fn client<'a>(&'a self, core: &Core, http2: bool, interim: Option<&'a Interims>) -> Client<'a> {
         Client {
             address: &self.address,
+            listener: &self.setting.told.name,
             http2,
             secure: self.secure,
             identity: self.peer.as_ref().and_then(|peer| peer.identity.clone()),
@@ -175,15 +210,23 @@ const TLS_EXPECTED: Refusal = Refusal {
     says: "this port speaks TLS, and the request came without it: use https://",
 };
 
-pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, tcp: TcpStream, from: SocketAddr) {
-    let listed = Listed::new(drain).await;
+/// Carries a connection of HTTP to its end; `acceptor` does its handshake, where TLS is wanted.
+pub async fn serve(
+    core: Rc<Core>,
+    listed: Listed,
+    setting: Arc<Setting>,
+    acceptor: Option<Arc<Acceptor>>,
+    tcp: TcpStream,
+    from: SocketAddr,
+) {
+    listed.wakes().await;
     if tcp.set_nodelay(true).is_err() {
         return;
     }
     let mut timer = Timer::new(Instant::now() + core.shared.options.timeouts.head);
     let mut bytes = BytesMut::new();
-    let mut known = Known { address: from.ip().to_canonical().to_string(), secure: false, peer: None };
-    let (mut stream, chosen) = match &core.shared.tls.server {
+    let mut known = Known { address: from.ip().to_canonical().to_string(), setting, secure: false, peer: None };
+    let (mut stream, chosen) = match &acceptor {
         None => (Stream::Plain(tcp), None),
         // In a box, so that connections without TLS do not carry the state of a handshake.
         Some(acceptor) => match Box::pin(acceptor.accept(tcp, timer.due)).await {
@@ -233,7 +276,7 @@ fn speaks_http2(
         match poll_read(stream, bytes, HEAD_READ, cx) {
             Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
             Poll::Ready(Ok(_)) => {}
-            Poll::Pending if bytes.is_empty() && listed.draining() => return Poll::Ready(None),
+            Poll::Pending if bytes.is_empty() && listed.leaves_idle() => return Poll::Ready(None),
             Poll::Pending => return timer.poll(cx).map(|()| None),
         }
     }
@@ -321,7 +364,7 @@ impl Http1 {
         let timeouts = self.core.shared.options.timeouts;
         let mut scanner = Scanner::default();
         let mut begun = false;
-        self.timer.set(Instant::now() + timeouts.idle);
+        self.timer.set(Instant::now() + self.known.setting.idle().unwrap_or(timeouts.idle));
         let (listed, timer, shared) = (&self.listed, &mut self.timer, &self.source);
         let raw = poll_fn(|cx| {
             let source = &mut *shared.borrow_mut();
@@ -334,12 +377,13 @@ impl Http1 {
                     }
                     Ok(None) => {}
                 }
-                if source.bytes.is_empty() && listed.draining() {
-                    return Poll::Ready(Err(NoRequest::Over));
-                }
                 match poll_read(&mut source.read, &mut source.bytes, HEAD_READ, cx) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(NoRequest::Over)),
                     Poll::Ready(Ok(_)) => continue,
+                    // What had arrived is read before this says that there is nothing.
+                    Poll::Pending if source.bytes.is_empty() && listed.leaves_idle() => {
+                        return Poll::Ready(Err(NoRequest::Over));
+                    }
                     Poll::Pending => {}
                 }
                 if !begun && !source.bytes.is_empty() {

@@ -1,7 +1,6 @@
 //! What the cores of a proxy share: the table of routes, records, figures, the policies' clock.
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -19,17 +18,18 @@ use crate::{
     compile::{Declared, World, Wrong, compile, endpoints_of},
     config::Options,
     discover::{Found, Source, first_look},
+    listen::{self, Listeners, Listening},
     metrics::Shard,
     otlp::{Exporter, Traces},
     record::Records,
     table::Table,
-    tcp, tls,
+    tls,
 };
 
 pub struct Shared {
     pub options: Options,
     /// Where traffic comes in.
-    pub address: SocketAddr,
+    pub listeners: Listeners,
     pub shards: Vec<Arc<Shard>>,
     pub records: Records,
     pub log: Option<Arc<Log>>,
@@ -37,7 +37,6 @@ pub struct Shared {
     pub exporter: Option<Exporter>,
     pub table: ArcSwap<Table>,
     pub tls: tls::State,
-    pub tcp: Vec<tcp::Listener>,
     pub started: Instant,
     /// Told when the table is another one.
     pub changed: Notify,
@@ -51,16 +50,11 @@ pub struct Shared {
 impl Shared {
     /// # Errors
     /// `ROUTES_INVALID` with everything that is wrong, `CERTIFICATE`, `CONFIG` where the access log cannot be opened.
-    pub fn new(
-        options: Options,
-        address: SocketAddr,
-        tcp: Vec<tcp::Listener>,
-        routes: &[Declared],
-    ) -> Result<Self, Error> {
+    pub fn new(options: Options, listeners: Listeners, routes: &[Declared]) -> Result<Self, Error> {
         let cores = options.threads.max(1);
         let new = first_look(new_names(routes, &Found::new()));
         let found: Found = new.into_iter().map(|(name, list)| (Source::Dns(name), list)).collect();
-        let tls = tls::State::new(options.edge.tls.as_ref(), options.edge.upstream_tls.clone())?;
+        let tls = tls::State::new(options.edge.upstream_tls.clone());
         let world = World { found: &found, tls: &tls, cores };
         let table = compile(routes, None, &world).map_err(|wrong| refused(&wrong))?.install(Time::ZERO);
         let shards = (0..cores).map(|_| Arc::default()).collect();
@@ -69,7 +63,7 @@ impl Shared {
         let (traces, exporter) = options.otlp.clone().map(Traces::start).transpose()?.unzip();
         Ok(Self {
             options,
-            address,
+            listeners,
             shards,
             records,
             log,
@@ -77,7 +71,6 @@ impl Shared {
             exporter,
             table,
             tls,
-            tcp,
             started,
             changed: Notify::new(),
             rejected: AtomicU64::new(0),
@@ -92,6 +85,10 @@ impl Shared {
     /// # Errors
     /// Everything that is wrong; the table stays as it is.
     pub fn load(&self, routes: &[Declared]) -> Result<u64, Vec<Wrong>> {
+        self.install(routes).inspect(|_| self.accept()).inspect_err(|_| self.reject())
+    }
+
+    fn install(&self, routes: &[Declared]) -> Result<u64, Vec<Wrong>> {
         // Looked up without the lock: DNS may be slow, and what others discover must not wait for it.
         let new = first_look(new_names(routes, &self.lock()));
         let mut found = self.lock();
@@ -99,13 +96,30 @@ impl Shared {
             found.entry(Source::Dns(name)).or_insert(list);
         }
         let world = World { found: &found, tls: &self.tls, cores: self.shards.len() };
-        let compiled = compile(routes, Some(&self.table.load()), &world).inspect_err(|_| self.reject())?;
-        let next = compiled.install(self.now());
+        let next = compile(routes, Some(&self.table.load()), &world)?.install(self.now());
         let generation = next.generation;
         self.table.store(Arc::new(next));
-        self.stale.store(false, Relaxed);
         self.changed.notify_one();
         Ok(generation)
+    }
+
+    /// Takes up routes and listeners as one change: both, or nothing. Reads certificates and may wait for DNS. Whoever tells what
+    /// became of it says so here too ([`Self::accept`], [`Self::reject`]).
+    ///
+    /// # Errors
+    /// Everything that is wrong with the listeners, else with the routes; all stays as it is.
+    pub fn change(&self, routes: &[Declared], listeners: &[Listening]) -> Result<u64, Refused> {
+        let prepared = self.listeners.prepare(listeners, &self.tls).map_err(Refused::Listeners)?;
+        let generation = self.install(routes).map_err(Refused::Routes)?;
+        for change in prepared.commit() {
+            tracing::warn!("listener {change}");
+        }
+        Ok(generation)
+    }
+
+    /// What was given last holds.
+    pub fn accept(&self) {
+        self.stale.store(false, Relaxed);
     }
 
     /// A change of the routes was refused; the old ones stay in force.
@@ -137,6 +151,22 @@ impl Shared {
     /// The policies' clock: the time since the start.
     pub fn now(&self) -> Time {
         Time::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+/// Why a change was not taken up.
+#[derive(Debug)]
+pub enum Refused {
+    Listeners(Vec<listen::Wrong>),
+    Routes(Vec<Wrong>),
+}
+
+impl From<Refused> for Error {
+    fn from(why: Refused) -> Self {
+        match why {
+            Refused::Listeners(wrong) => listen::refused(&wrong),
+            Refused::Routes(wrong) => refused(&wrong),
+        }
     }
 }
 

@@ -21,7 +21,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use buttress_policy::{self as policy, Call, EndpointSet, RoutePolicy, Time, Woken};
-use buttress_resources::{matcher::Matcher, route as spec};
+use buttress_resources::{
+    matcher::{Matcher, Request},
+    route as spec,
+};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -165,9 +168,10 @@ impl Table {
         self.routes.iter().flat_map(|route| &route.backends)
     }
 
-    /// The route of a request, and which of its matches it was; none where the route takes all that is left.
-    pub fn find(&self, request: &RequestHead) -> Option<(&Arc<Route>, Option<usize>)> {
-        let found = self.matcher.find(&rules::looked_at(request))?;
+    /// The route of a request at a listener, and which of its matches it was; none where the route takes all that is left.
+    pub fn find(&self, request: &RequestHead, listener: &str) -> Option<(&Arc<Route>, Option<usize>)> {
+        let request = Request { listener: Some(listener), ..rules::looked_at(request) };
+        let found = self.matcher.find(&request)?;
         Some((&self.routes[found.route], found.at))
     }
 }
@@ -317,7 +321,7 @@ fn in_order(
 
 #[cfg(test)]
 mod tests {
-    use buttress_policy::{Admit, Request, RouteConfig, bulkhead};
+    use buttress_policy::{Admit, RouteConfig, bulkhead};
 
     use super::*;
 
@@ -326,8 +330,10 @@ mod tests {
         let bulkhead = bulkhead::Config { concurrent: 1, queue: 1 };
         let policy = RoutePolicy::new(RouteConfig { bulkhead, ..RouteConfig::default() }).unwrap();
         let backend = Backend::new("b", spec::Backend::default(), policy, None, Vec::new(), None, 1);
-        let Admit::Go(first, _) = backend.policy.admit(Time::ZERO, &Request::default()) else { panic!("it is idle") };
-        let Admit::Wait { call, ticket, .. } = backend.policy.admit(Time::ZERO, &Request::default()) else {
+        let Admit::Go(first, _) = backend.policy.admit(Time::ZERO, &policy::Request::default()) else {
+            panic!("it is idle")
+        };
+        let Admit::Wait { call, ticket, .. } = backend.policy.admit(Time::ZERO, &policy::Request::default()) else {
             panic!("its place is taken")
         };
         let heard = backend.wait(ticket.0).unwrap();

@@ -43,7 +43,6 @@ const PROXY_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    pub listen: SocketAddr,
     /// `HOST:PORT`; a name is looked up for every connection.
     pub endpoints: Vec<String>,
     /// A connection on which nothing moves for this long is closed.
@@ -55,11 +54,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// Reads `LISTEN=HOST:PORT[,HOST:PORT]`.
+    /// Reads `LISTEN=HOST:PORT[,HOST:PORT]`, with the address to listen on.
     ///
     /// # Errors
     /// `CONFIG` where it is not that.
-    pub fn parse(text: &str) -> Result<Self, Error> {
+    pub fn parse(text: &str) -> Result<(SocketAddr, Self), Error> {
         let wrong = |says: &str| {
             Error::new(Code::CONFIG, format!("\"{text}\" {says}"))
                 .hint("give LISTEN=HOST:PORT[,HOST:PORT], for example 127.0.0.1:5432=10.0.0.1:5432,10.0.0.2:5432")
@@ -81,7 +80,7 @@ impl Options {
             endpoints.push(address);
         }
         let (idle, connect) = (Duration::from_secs(3600), Duration::from_secs(1));
-        Ok(Self { listen, endpoints, idle, connect, send_proxy: false })
+        Ok((listen, Self { endpoints, idle, connect, send_proxy: false }))
     }
 }
 
@@ -272,7 +271,7 @@ impl Listener {
 }
 
 /// Figures of all listeners in Prometheus' text form.
-pub fn prometheus(listeners: &[Listener], out: &mut String) {
+pub fn prometheus(listeners: &[&Listener], out: &mut String) {
     if listeners.is_empty() {
         return;
     }
@@ -353,8 +352,8 @@ mod tests {
 
     #[test]
     fn listeners_are_read_and_wrong_ones_say_what_would_be_right() {
-        let read = Options::parse(":5432=db-1:5432,db-2:5432").unwrap();
-        assert_eq!((read.listen, read.endpoints.len()), ("127.0.0.1:5432".parse().unwrap(), 2));
+        let (listen, read) = Options::parse(":5432=db-1:5432,db-2:5432").unwrap();
+        assert_eq!((listen, read.endpoints.len()), ("127.0.0.1:5432".parse().unwrap(), 2));
         for text in ["5432", ":x=a:1", ":1=", ":1=a", ":1=a:1,a:1", ":1=https://a:1", "=a:1"] {
             let error = Options::parse(text).unwrap_err();
             assert!(error.code == Code::CONFIG && error.hint.is_some(), "{text}");

@@ -446,10 +446,16 @@ enum Outcome {
 
 const OUTCOMES: [&str; 6] = ["done", "failed", "timed_out", "clear", "garbage", "turned_away"];
 
+/// What became of new certificates of a whole proxy.
 #[derive(Debug, Default)]
-struct Reloads {
+struct Reloaded {
     done: AtomicU64,
     refused: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Reloads {
+    all: Arc<Reloaded>,
     /// What was refused, so that it is said once.
     last: Mutex<Option<[u8; 32]>>,
 }
@@ -458,7 +464,7 @@ impl Reloads {
     fn refuse(&self, mark: [u8; 32], error: &Error) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.replace(mark) != Some(mark) {
-            self.refused.fetch_add(1, Relaxed);
+            self.all.refused.fetch_add(1, Relaxed);
             let hint = error.hint.as_deref().unwrap_or_default();
             tracing::warn!(code = error.code.0, hint, "{}; the old certificate stays", error.message);
         }
@@ -466,9 +472,16 @@ impl Reloads {
 
     fn done(&self) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.done.fetch_add(1, Relaxed);
+        self.all.done.fetch_add(1, Relaxed);
         tracing::info!("certificates were read again");
     }
+}
+
+/// Handshakes of a whole proxy: they outlive the listeners that did them.
+#[derive(Debug, Default)]
+struct Handshakes {
+    outcomes: [AtomicU64; OUTCOMES.len()],
+    under_way: AtomicUsize,
 }
 
 /// The side of clients.
@@ -477,8 +490,7 @@ pub struct Acceptor {
     told: Server,
     loaded: RwLock<Arc<LoadedServer>>,
     reloads: Reloads,
-    outcomes: [AtomicU64; OUTCOMES.len()],
-    under_way: AtomicUsize,
+    handshakes: Arc<Handshakes>,
 }
 
 /// What comes of a connection to a port of TLS.
@@ -503,17 +515,10 @@ impl Drop for UnderWay<'_> {
 }
 
 impl Acceptor {
-    /// # Errors
-    /// `CERTIFICATE`, with the file and what is wrong with it.
-    pub fn new(told: Server) -> Result<Self, Error> {
+    fn new(told: Server, all: Arc<Reloaded>, handshakes: Arc<Handshakes>) -> Result<Self, Error> {
         let loaded = told.load(&told.files()?, None)?;
-        Ok(Self {
-            told,
-            loaded: RwLock::new(Arc::new(loaded)),
-            reloads: Reloads::default(),
-            outcomes: Default::default(),
-            under_way: AtomicUsize::new(0),
-        })
+        let reloads = Reloads { all, ..Reloads::default() };
+        Ok(Self { told, loaded: RwLock::new(Arc::new(loaded)), reloads, handshakes })
     }
 
     fn loaded(&self) -> Arc<LoadedServer> {
@@ -536,7 +541,7 @@ impl Acceptor {
     }
 
     fn count(&self, outcome: Outcome) {
-        self.outcomes[outcome as usize].fetch_add(1, Relaxed);
+        self.handshakes.outcomes[outcome as usize].fetch_add(1, Relaxed);
     }
 
     /// Does the handshake, until `due` at most.
@@ -556,8 +561,8 @@ impl Acceptor {
             self.count(if clear { Outcome::Clear } else { Outcome::Garbage });
             return if clear { Accepted::Clear(tcp) } else { Accepted::Nothing };
         }
-        let under_way = self.under_way.fetch_add(1, Relaxed);
-        let _under_way = UnderWay(&self.under_way);
+        let under_way = self.handshakes.under_way.fetch_add(1, Relaxed);
+        let _under_way = UnderWay(&self.handshakes.under_way);
         if under_way >= HANDSHAKES_MAX {
             self.count(Outcome::TurnedAway);
             tracing::warn!(limit = HANDSHAKES_MAX, "too many handshakes of TLS; a connection is closed");
@@ -798,18 +803,37 @@ pub fn certificate_refused(error: &io::Error) -> Option<String> {
 /// TLS of a whole proxy.
 #[derive(Debug, Default)]
 pub struct State {
-    pub server: Option<Acceptor>,
+    servers: Mutex<Vec<Weak<Acceptor>>>,
+    handshakes: Arc<Handshakes>,
     /// Of backends that say nothing themselves.
     usual: Client,
     clients: Mutex<Vec<Weak<Connector>>>,
+    reloaded: Arc<Reloaded>,
+}
+
+/// Those of a list that somebody still uses.
+fn used<T>(list: &Mutex<Vec<Weak<T>>>) -> Vec<Arc<T>> {
+    list.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
 }
 
 impl State {
+    pub fn new(usual: Client) -> Self {
+        Self { usual, ..Self::default() }
+    }
+
+    /// What does the handshakes of a listener. Listeners that are told the same share it.
+    ///
     /// # Errors
     /// `CERTIFICATE`, with the file and what is wrong with it.
-    pub fn new(server: Option<&Server>, usual: Client) -> Result<Self, Error> {
-        let server = server.map(|told| Acceptor::new(told.clone())).transpose()?;
-        Ok(Self { server, usual, clients: Mutex::default() })
+    pub fn acceptor(&self, told: &Server) -> Result<Arc<Acceptor>, Error> {
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        servers.retain(|known| known.strong_count() > 0);
+        if let Some(known) = servers.iter().filter_map(Weak::upgrade).find(|known| known.told == *told) {
+            return Ok(known);
+        }
+        let new = Arc::new(Acceptor::new(told.clone(), self.reloaded.clone(), self.handshakes.clone())?);
+        servers.push(Arc::downgrade(&new));
+        Ok(new)
     }
 
     /// What makes TLS to the endpoints of a backend. Backends that are told the same share it; it lives as long as one of
@@ -840,61 +864,62 @@ impl State {
         if let Some(known) = clients.iter().filter_map(Weak::upgrade).find(|known| known.told == told) {
             return Ok(known);
         }
-        let new = Arc::new(Connector::new(told)?);
+        let mut new = Connector::new(told)?;
+        new.reloads.all = self.reloaded.clone();
+        let new = Arc::new(new);
         clients.push(Arc::downgrade(&new));
         Ok(new)
     }
 
-    fn clients(&self) -> Vec<Arc<Connector>> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
-    }
-
     /// Looks at the files, and takes what is new and good in them. Reads files, so it is not for a thread with traffic.
     pub fn reload(&self) {
-        if let Some(server) = &self.server {
+        for server in used(&self.servers) {
             server.reload();
         }
-        for client in self.clients() {
+        for client in used(&self.clients) {
             client.reload();
         }
     }
 
     /// Figures in Prometheus' text form.
     pub fn prometheus(&self, out: &mut String) {
-        let clients = self.clients();
-        if self.server.is_none() && clients.is_empty() {
+        let (servers, clients) = (used(&self.servers), used(&self.clients));
+        let handshakes: Vec<u64> = self.handshakes.outcomes.iter().map(|count| count.load(Relaxed)).collect();
+        let once = handshakes.iter().any(|count| *count > 0);
+        if servers.is_empty() && clients.is_empty() && !once {
             return;
         }
         let _ = writeln!(
             out,
             "# HELP buttress_traffic_certificate_expiry_seconds Unix time at which a certificate ends.\n# TYPE buttress_traffic_certificate_expiry_seconds gauge"
         );
-        let server = self.server.iter().flat_map(|server| server.loaded().expiry.clone());
+        let server = servers.iter().flat_map(|server| server.loaded().expiry.clone());
         let client = clients.iter().filter_map(|client| client.loaded().expiry.clone());
-        for (file, until) in server.chain(client) {
+        let mut ends: Vec<(String, i64)> = server.chain(client).collect();
+        ends.sort_unstable();
+        // Two listeners may show the same certificate.
+        ends.dedup();
+        for (file, until) in ends {
             let file = file.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
             let _ = writeln!(out, "buttress_traffic_certificate_expiry_seconds{{certificate=\"{file}\"}} {until}");
         }
-        let reloads = self.server.iter().map(|server| &server.reloads);
-        let reloads: Vec<_> = reloads.chain(clients.iter().map(|client| &client.reloads)).collect();
-        let sum = |pick: fn(&Reloads) -> &AtomicU64| reloads.iter().map(|of| pick(of).load(Relaxed)).sum::<u64>();
+        let Reloaded { done, refused } = &*self.reloaded;
         let _ = writeln!(
             out,
             "# HELP buttress_traffic_certificate_reloads_total New certificates, taken or refused.\n# TYPE buttress_traffic_certificate_reloads_total counter"
         );
-        for (outcome, count) in [("done", sum(|of| &of.done)), ("refused", sum(|of| &of.refused))] {
+        for (outcome, count) in [("done", done.load(Relaxed)), ("refused", refused.load(Relaxed))] {
             let _ = writeln!(out, "buttress_traffic_certificate_reloads_total{{outcome=\"{outcome}\"}} {count}");
         }
-        if let Some(server) = &self.server {
+        if !servers.is_empty() || once {
             let _ = writeln!(
                 out,
                 "# HELP buttress_traffic_handshakes_total Handshakes of TLS with clients, by what came of them.\n# TYPE buttress_traffic_handshakes_total counter"
             );
-            for (outcome, count) in OUTCOMES.iter().zip(&server.outcomes) {
-                let count = count.load(Relaxed);
+            for (outcome, count) in OUTCOMES.iter().zip(&handshakes) {
                 let _ = writeln!(out, "buttress_traffic_handshakes_total{{outcome=\"{outcome}\"}} {count}");
             }
-            let under_way = server.under_way.load(Relaxed);
+            let under_way = self.handshakes.under_way.load(Relaxed);
             let _ = writeln!(
                 out,
                 "# HELP buttress_traffic_handshakes Handshakes of TLS under way.\n# TYPE buttress_traffic_handshakes gauge\nbuttress_traffic_handshakes {under_way}"

@@ -2,8 +2,8 @@
 //!
 //! Many matches of many routes may hold for one request. The best one wins, in the order of the Gateway API: an exact
 //! host before the longest wildcard before none; an exact path before the longest prefix before none; a match with a
-//! method before one without; more header fields before fewer; then the earlier in the list. A route without `match`
-//! comes after all of these.
+//! method before one without; more header fields before fewer; one for named listeners before one for all; then the earlier in
+//! the list. A route without `match` comes after all of these. Routes for other listeners are as if they were not there.
 //!
 //! **How it is found.** Rules lie in a group by host, in a group in a tree by the segments of their path, and in a
 //! node sorted. A look-up visits at most the exact host's group, one for each dot of the host, and the one for all; in
@@ -32,6 +32,8 @@ pub struct Request<'a, F: ?Sized> {
     pub path: &'a [u8],
     pub method: &'a [u8],
     pub fields: &'a F,
+    /// The name of the listener at which it came in; none: it is not known, and could be any.
+    pub listener: Option<&'a str>,
 }
 
 /// The fields of a request's head.
@@ -57,6 +59,8 @@ pub struct Found {
 /// The first thing that does not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Miss<'p> {
+    /// The route is for other listeners.
+    Listener,
     Host,
     Path,
     Method,
@@ -73,6 +77,8 @@ pub struct Pattern {
     methods: Vec<Box<str>>,
     /// Sorted by name, which is in lower case.
     fields: Vec<(Box<str>, Value)>,
+    /// Of the whole route. Sorted; empty: any.
+    listeners: Vec<Box<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,7 +173,8 @@ impl Pattern {
             }
         }
         fields.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        if flaws.is_empty() { Ok(Self { host, path, methods, fields }) } else { Err(flaws) }
+        let listeners = Vec::new();
+        if flaws.is_empty() { Ok(Self { host, path, methods, fields, listeners }) } else { Err(flaws) }
     }
 
     pub fn holds<F: Fields + ?Sized>(&self, request: &Request<'_, F>) -> bool {
@@ -176,6 +183,9 @@ impl Pattern {
 
     /// What does not hold, if anything.
     pub fn miss<F: Fields + ?Sized>(&self, request: &Request<'_, F>) -> Option<Miss<'_>> {
+        if !self.at(request.listener) {
+            return Some(Miss::Listener);
+        }
         let host = bare_host(request.host);
         let host_holds = match &self.host {
             Host::Exact(exact) => host.eq_ignore_ascii_case(exact),
@@ -202,8 +212,16 @@ impl Pattern {
         self.miss_in_head(request)
     }
 
+    /// Whether its route takes requests of a listener.
+    fn at(&self, listener: Option<&str>) -> bool {
+        self.listeners.is_empty() || listener.is_none_or(|name| self.listeners.iter().any(|own| **own == *name))
+    }
+
     /// The same, where host and path are known to hold.
     fn miss_in_head<F: Fields + ?Sized>(&self, request: &Request<'_, F>) -> Option<Miss<'_>> {
+        if !self.at(request.listener) {
+            return Some(Miss::Listener);
+        }
         if !self.methods.is_empty() && !self.methods.iter().any(|method| method.as_bytes() == request.method) {
             return Some(Miss::Method);
         }
@@ -230,9 +248,12 @@ impl Pattern {
         };
         let methods = self.methods.is_empty()
             || !other.methods.is_empty() && other.methods.iter().all(|method| self.methods.contains(method));
+        let listeners = self.listeners.is_empty()
+            || !other.listeners.is_empty() && other.listeners.iter().all(|name| self.listeners.contains(name));
         let mut fields = self.fields.iter();
         host && path
             && methods
+            && listeners
             && fields.all(|(name, value)| {
                 other.fields.iter().any(|(theirs, narrower)| theirs == name && value.covers(narrower))
             })
@@ -377,6 +398,15 @@ struct Node {
     below: Vec<u32>,
 }
 
+/// Sorted, each once.
+fn listeners_of(spec: &Route) -> Vec<Box<str>> {
+    let named = spec.listeners.as_ref().map_or(&[][..], |listeners| listeners.as_slice());
+    let mut named: Vec<Box<str>> = named.iter().map(|name| name.as_str().into()).collect();
+    named.sort_unstable();
+    named.dedup();
+    named
+}
+
 impl Matcher {
     /// # Errors
     /// What is wrong with matches, each with the place of its route.
@@ -384,13 +414,22 @@ impl Matcher {
         let mut flaws = Vec::new();
         let mut rules = Vec::new();
         for (route, spec) in routes.into_iter().enumerate() {
+            let listeners = listeners_of(spec);
+            if spec.listeners.is_some() && listeners.is_empty() {
+                let says = "an empty list of listeners takes no request";
+                flaws.push((route, Flaw::invalid("/listeners", says, "leave `listeners` out for all of them")));
+            }
             if spec.matches.is_empty() {
-                let pattern = Pattern { host: Host::Any, path: Path::Any, methods: vec![], fields: vec![] };
+                let (host, path, methods, fields) = (Host::Any, Path::Any, vec![], vec![]);
+                let pattern = Pattern { host, path, methods, fields, listeners: listeners.clone() };
                 rules.push(Rule { found: Found { route, at: None }, pattern });
             }
             for (at, spec) in spec.matches.iter().enumerate() {
                 match Pattern::read(spec) {
-                    Ok(pattern) => rules.push(Rule { found: Found { route, at: Some(at) }, pattern }),
+                    Ok(pattern) => {
+                        let pattern = Pattern { listeners: listeners.clone(), ..pattern };
+                        rules.push(Rule { found: Found { route, at: Some(at) }, pattern });
+                    }
                     Err(found) => {
                         let parent = format!("/match/{at}");
                         flaws.extend(found.into_iter().map(|flaw| (route, flaw.below(&parent))));
@@ -405,7 +444,8 @@ impl Matcher {
         // Within a node host and path are the same for all, so the rest of the order is enough.
         rules.sort_by_key(|rule| {
             let Rule { found, pattern } = rule;
-            (found.at.is_none(), pattern.methods.is_empty(), usize::MAX - pattern.fields.len(), *found)
+            let fields = usize::MAX - pattern.fields.len();
+            (found.at.is_none(), pattern.methods.is_empty(), fields, pattern.listeners.is_empty(), *found)
         });
         let mut matcher = Self::default();
         for (at, rule) in rules.iter().enumerate() {
@@ -595,7 +635,13 @@ mod tests {
     fn asked<'a>(line: &'a str, fields: &'a [(&'a str, &'a str)]) -> Request<'a, [(&'a str, &'a str)]> {
         let (method, url) = line.split_once(' ').unwrap();
         let slash = url.find(['/', '*']).unwrap_or(url.len());
-        Request { host: &url.as_bytes()[..slash], path: &url.as_bytes()[slash..], method: method.as_bytes(), fields }
+        Request {
+            host: &url.as_bytes()[..slash],
+            path: &url.as_bytes()[slash..],
+            method: method.as_bytes(),
+            fields,
+            listener: None,
+        }
     }
 
     #[test]
@@ -755,6 +801,24 @@ mod tests {
         })
     }
 
+    #[test]
+    fn a_route_for_some_listeners_is_not_there_at_others_and_comes_first_at_its_own() {
+        let routes = [
+            route(r#"{"to":[{"endpoints":"a:1"}]}"#),
+            route(r#"{"listeners":["web","inner"],"to":[{"endpoints":"a:2"}]}"#),
+        ];
+        let matcher = Matcher::new(&routes).unwrap();
+        let fields: &[(&str, &str)] = &[];
+        let at = |listener| {
+            let request = Request { host: b"a", path: b"/", method: b"GET", fields, listener };
+            matcher.find(&request).map(|found| found.route)
+        };
+        assert_eq!((at(Some("inner")), at(Some("other")), at(None)), (Some(1), Some(0), Some(1)));
+        assert!(matcher.conflicts().is_empty() && matcher.shadowed().is_empty());
+        let flaws = Matcher::new(&[route(r#"{"listeners":[],"to":[{"endpoints":"a:1"}]}"#)]).unwrap_err();
+        assert_eq!(flaws[0].1.at, "/listeners");
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2000, ..ProptestConfig::default() })]
         #[test]
@@ -774,6 +838,7 @@ mod tests {
             let matcher = Matcher::new(&routes).unwrap();
             let request = Request {
                 host: host.as_bytes(), path: path.as_bytes(), method: method.as_bytes(), fields: &fields[..],
+                listener: None,
             };
             let found = matcher.find(&request);
             prop_assert_eq!(found, naive(&routes, host, path, method, &fields));

@@ -29,6 +29,9 @@ pub struct Route {
     /// Requests that one of these describes; absent: all that no other route takes.
     #[serde(default, rename = "match", skip_serializing_if = "Vec::is_empty")]
     pub matches: Vec<Match>,
+    /// Names of the listeners at which it takes requests; absent: all that speak HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listeners: Option<OneOrMany<String>>,
     /// Where they go; several share by weight.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub to: Vec<Backend>,

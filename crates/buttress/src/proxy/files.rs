@@ -1,4 +1,4 @@
-//! Routes from files: read at the start, looked at every second, and taken up whole or not at all.
+//! Routes and listeners from files: read at the start, looked at every second, and taken up whole or not at all.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,7 +7,7 @@ use std::{
 };
 
 use buttress_core::{Code, Error};
-use buttress_gateway::{compile::Declared, shared::Shared, table::Place};
+use buttress_gateway::{compile::Declared, listen, shared::Shared, table::Place};
 use buttress_resources::{
     check::{Reading, read},
     finding::{Level, Source, render},
@@ -15,7 +15,10 @@ use buttress_resources::{
     listener::Listener,
 };
 
-use super::state::State;
+use super::{
+    listeners::{Base, orphans},
+    state::State,
+};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// All files together; a route takes a few hundred bytes.
@@ -124,17 +127,33 @@ pub fn declared(texts: &[Source]) -> Result<(Vec<Declared>, Vec<Listening>), Err
         .hint("buttress route lint -f FILE says the same without loading anything"))
 }
 
-/// Takes up changes of the files, until it is dropped. `fixed` are routes that stand beside those of the files; `listeners` are
-/// those that the proxy began with, which count until it ends.
+/// Takes up routes and listeners whole, or refuses them whole.
+///
+/// # Errors
+/// Everything that is wrong, as it is shown to whoever wrote it; all stays as it was.
+fn take_up(texts: &[Source], fixed: Vec<Declared>, base: &Base, shared: &Shared) -> Result<u64, Error> {
+    let (mut routes, listeners) = declared(texts)?;
+    routes.extend(fixed);
+    let listeners = base.with_resources(&listeners).map_err(|wrong| listen::refused(&wrong))?;
+    let orphans = orphans(&routes, &listeners);
+    if !orphans.is_empty() {
+        return Err(buttress_gateway::shared::refused(&orphans));
+    }
+    Ok(shared.change(&routes, &listeners)?)
+}
+
+/// Takes up changes of the files, until it is dropped. `fixed` are routes that stand beside those of the files.
 pub async fn follow(
     files: Files,
     mut last: Vec<Source>,
-    mut listeners: Vec<Listening>,
     fixed: Vec<Declared>,
+    base: Base,
     shared: Arc<Shared>,
     state: Arc<State>,
 ) {
     let mut trouble = None;
+    // A port that was taken may be free by now, without a change of the files.
+    let mut again = false;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let asked = files.clone();
@@ -150,29 +169,30 @@ pub async fn follow(
             }
             Err(_) => continue,
         };
-        trouble = None;
-        if texts == last {
+        let changed = texts != last;
+        if changed {
+            trouble = None;
+        } else if !again {
             continue;
         }
         last = texts.clone();
-        let (shared, fixed) = (shared.clone(), fixed.clone());
-        let loaded = tokio::task::spawn_blocking(move || {
-            let (mut routes, listeners) = declared(&texts).inspect_err(|_| shared.reject())?;
-            routes.extend(fixed);
-            let generation = shared.load(&routes).map_err(|wrong| buttress_gateway::shared::refused(&wrong))?;
-            Ok::<_, Error>((generation, listeners))
-        });
-        match loaded.await {
-            Ok(Ok((generation, now))) => {
+        let (changing, fixed, base) = (shared.clone(), fixed.clone(), base.clone());
+        let loaded = tokio::task::spawn_blocking(move || take_up(&texts, fixed, &base, &changing)).await;
+        again = matches!(&loaded, Ok(Err(error)) if error.code == Code::PORT_TAKEN);
+        let problem = match loaded {
+            Ok(Ok(generation)) => {
                 state.loaded(generation);
-                let same = |one: &Listening, other: &Listening| (&one.name, &one.spec) == (&other.name, &other.spec);
-                if now.len() != listeners.len() || !now.iter().zip(&listeners).all(|(one, other)| same(one, other)) {
-                    tracing::warn!("the listeners changed, which counts from the next start on; SIGTERM drains");
-                }
-                listeners = now;
+                shared.accept();
+                trouble = None;
+                continue;
             }
-            Ok(Err(error)) => state.refused(&error.message),
-            Err(error) => state.refused(&format!("loading the routes broke off: {error}")),
+            Ok(Err(error)) => error.message,
+            Err(error) => format!("loading the routes broke off: {error}"),
+        };
+        if trouble.as_ref() != Some(&problem) {
+            state.refused(&problem);
+            shared.reject();
+            trouble = Some(problem);
         }
     }
 }

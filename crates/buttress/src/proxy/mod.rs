@@ -11,16 +11,17 @@ mod listeners;
 mod state;
 mod store;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use buttress_core::{Code, Error};
 use buttress_gateway::{
     access_log::To,
     compile::{Declared, everything},
     config::{Edge, Endpoint, Options, Timeouts},
-    otlp,
+    listen, otlp,
     run::start,
     shared::Shared,
+    table::Place,
     tcp, tls,
 };
 use serde_json::json;
@@ -31,6 +32,7 @@ use tokio::{
 };
 
 use files::Files;
+use listeners::{Base, COMMAND_LINE};
 use state::State;
 use store::Store;
 
@@ -62,13 +64,12 @@ async fn proxy(args: &ProxyArgs) -> Answer {
         (!args.to.is_empty()).then(|| everything(&args.to, Some(args.deadline))).into_iter().collect();
     let files = Files::new(args.config.clone());
     let texts = files.texts()?;
-    let (mut routes, mut listeners) = files::declared(&texts)?;
+    let (mut routes, listeners) = files::declared(&texts)?;
     routes.extend(fixed.clone());
     let store = match &args.store {
         Some(url) => {
             let store = Store::connect(url, name(args)).await?;
-            let first = store.routes().await?;
-            listeners.extend(store.listeners().await?);
+            let first = store.resources().await?;
             Some((store, first))
         }
         None => None,
@@ -78,18 +79,27 @@ async fn proxy(args: &ProxyArgs) -> Answer {
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     raise_descriptors();
-    let mut timeouts = Timeouts { drain: args.drain, silence: args.edge.silence, ..Timeouts::default() };
-    let mut edge = edge(&args.edge)?;
-    let listened = listeners::take_up(&listeners, &mut edge, &mut timeouts)?;
-    let listen = args.listen.or(listened).unwrap_or_else(|| PROXY_LISTEN.parse().expect("the constant is an address"));
-    // Who was told of connections alone has no port of HTTP.
-    let tcp_only = args.to.is_empty() && args.config.is_empty() && args.store.is_none();
+    let timeouts = Timeouts { drain: args.drain, silence: args.edge.silence, ..Timeouts::default() };
+    let base = base(args, timeouts)?;
+    // One of the store that cannot be read is told in its status, and holds up no other.
+    let kept = store.as_ref().map(|(_, first)| first.listeners(&timeouts)).unwrap_or_default();
+    let mut beside = base.with_resources(&listeners).map_err(|wrong| listen::refused(&wrong))?;
+    if kept.iter().any(listen::Listening::is_http) {
+        beside.retain(|one| base.usual.as_ref() != Some(one));
+    }
+    if store.is_none() {
+        let orphans = listeners::orphans(&routes, &beside);
+        if !orphans.is_empty() {
+            return Err(buttress_gateway::shared::refused(&orphans).into());
+        }
+    }
+    let edge = edge(&args.edge);
     let access_log = args.access_log.as_deref().map(To::parse);
     let service = std::env::var("OTEL_SERVICE_NAME").ok().filter(|name| !name.is_empty());
     let service = service.as_deref().unwrap_or("buttress-proxy");
     let otlp = args.otlp.as_deref().map(|to| otlp::To::parse(to, args.trace_sample, service)).transpose()?;
     let (bare, seed) = (args.bare, seed()?);
-    let options = Options { listen, tcp_only, threads, bare, timeouts, edge, access_log, otlp, seed };
+    let options = Options { listeners: beside, threads, bare, timeouts, edge, access_log, otlp, seed };
     let admin = admin_listener(args.admin).await?;
     let admin_address = admin.local_addr()?;
     let end = interrupted();
@@ -97,13 +107,13 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     let (shared, state) = (running.shared.clone(), Arc::new(State::new()));
     let mut following = JoinSet::new();
     if let Some((store, first)) = store {
-        let beside = routes;
-        // The routes of the store hold before anybody is told that the proxy listens.
+        let beside = store::Beside { routes, listeners, base };
+        // The routes and listeners of the store hold before anybody is told that the proxy listens.
         let (ready, taken) = tokio::sync::oneshot::channel();
         following.spawn(store.follow(first, beside, shared.clone(), state.clone(), ready));
         let _ = taken.await;
     } else if !args.config.is_empty() {
-        following.spawn(files::follow(files, texts, listeners, fixed, shared.clone(), state.clone()));
+        following.spawn(files::follow(files, texts, fixed, base, shared.clone(), state.clone()));
     }
     announce(args, &running.shared, admin_address)?;
     let reloading = tokio::spawn(reload_when_asked(Arc::clone(&running.shared)));
@@ -139,25 +149,49 @@ fn name(args: &ProxyArgs) -> String {
     })
 }
 
-/// TLS and TCP as they are asked for.
-fn edge(args: &EdgeArgs) -> Result<Edge, Error> {
-    let pair = |certificate: &PathBuf, key: &PathBuf| tls::Pair { certificate: certificate.clone(), key: key.clone() };
-    if args.tls_cert.len() != args.tls_key.len() {
-        let message = format!("there are {} certificates and {} keys", args.tls_cert.len(), args.tls_key.len());
+fn pair(certificate: &Path, key: &Path) -> tls::Pair {
+    tls::Pair { certificate: certificate.to_owned(), key: key.to_owned() }
+}
+
+/// The listeners of the command line.
+fn base(args: &ProxyArgs, timeouts: Timeouts) -> Result<Base, Error> {
+    let edge = &args.edge;
+    if edge.tls_cert.len() != edge.tls_key.len() {
+        let message = format!("there are {} certificates and {} keys", edge.tls_cert.len(), edge.tls_key.len());
         return Err(
             Error::new(Code::CONFIG, message).hint("give --tls-key once for each --tls-cert, in the same order")
         );
     }
-    let certificates: Vec<_> = args.tls_cert.iter().zip(&args.tls_key).map(|(cert, key)| pair(cert, key)).collect();
-    let client = if args.tls_client_optional { tls::Wanted::Optional } else { tls::Wanted::Required };
-    let server = tls::Server { certificates, client_ca: args.tls_client_ca.clone(), client };
-    let listener = |text: &String| {
-        let told = tcp::Options::parse(text)?;
-        Ok(tcp::Options { idle: args.silence, send_proxy: args.tcp_send_proxy, ..told })
+    let certificates: Vec<_> = edge.tls_cert.iter().zip(&edge.tls_key).map(|(cert, key)| pair(cert, key)).collect();
+    let client = if edge.tls_client_optional { tls::Wanted::Optional } else { tls::Wanted::Required };
+    let server = tls::Server { certificates, client_ca: edge.tls_client_ca.clone(), client };
+    let tls = (!server.certificates.is_empty()).then_some(server);
+    let asked = args.listen.is_some() || tls.is_some();
+    let listen = args.listen.unwrap_or_else(|| PROXY_LISTEN.parse().expect("the constant is an address"));
+    let place = || Place { file: "the command line".into(), line: 0 };
+    let http = listen::Listening {
+        place: place(),
+        ..listen::Listening::http(COMMAND_LINE, listen, listen::Http { tls, idle: None })
     };
-    Ok(Edge {
-        tls: (!server.certificates.is_empty()).then_some(server),
-        tcp: args.tcp.iter().map(listener).collect::<Result<_, Error>>()?,
+    let mut always = Vec::new();
+    for (at, text) in edge.tcp.iter().enumerate() {
+        let (listen, told) = tcp::Options::parse(text)?;
+        let told = tcp::Options { idle: edge.silence, send_proxy: edge.tcp_send_proxy, ..told };
+        let name = format!("tcp-{}", at + 1);
+        always.push(listen::Listening { place: place(), ..listen::Listening::tcp(&name, listen, told) });
+    }
+    // Who was told of connections alone has no port of HTTP.
+    let tcp_only = args.to.is_empty() && args.config.is_empty() && args.store.is_none();
+    let mut usual = (!tcp_only).then_some(http);
+    if asked {
+        always.extend(usual.take());
+    }
+    Ok(Base { always, usual, timeouts })
+}
+
+/// How connections are made and taken, as it is asked for.
+fn edge(args: &EdgeArgs) -> Edge {
+    Edge {
         upstream_tls: tls::Client {
             ca: args.upstream_ca.clone(),
             identity: args.upstream_cert.as_ref().zip(args.upstream_key.as_ref()).map(|(cert, key)| pair(cert, key)),
@@ -165,7 +199,7 @@ fn edge(args: &EdgeArgs) -> Result<Edge, Error> {
         },
         keep_client_cert: args.keep_client_cert,
         half_close_leaves: args.half_close_leaves,
-    })
+    }
 }
 
 /// Opens the access log anew at SIGUSR1, which a rotation of logs sends when it has moved the file.
@@ -221,36 +255,45 @@ fn ways(args: &ProxyArgs) -> String {
 }
 
 fn announce(args: &ProxyArgs, shared: &Shared, admin: SocketAddr) -> std::io::Result<()> {
-    let address = shared.address;
-    let tcp: Vec<_> = shared.tcp.iter().map(|listener| (listener.address, &listener.options.endpoints)).collect();
+    let ports = shared.listeners.all();
+    let mut tcp = Vec::new();
+    let mut http = Vec::new();
+    for port in &ports {
+        let told = port.now().setting.told.clone();
+        match told.what {
+            listen::What::Tcp(options) => tcp.push((port.address, options.endpoints)),
+            listen::What::Http(_) => http.push(format!("{}://{}", told.protocol(), port.address)),
+        }
+    }
     match args.output {
         Output::Json => {
             let tcp: Vec<_> = tcp.iter().map(|(at, to)| json!({"listen": at.to_string(), "to": to})).collect();
-            let listen = address.to_string();
+            let listen = shared.listeners.first_http().map(|port| port.address.to_string());
             let config: Vec<String> = args.config.iter().map(|path| path.display().to_string()).collect();
+            let listeners: Vec<_> = ports.iter().map(|port| port.json()).collect();
             show::json(&json!({
-                "listen": listen, "admin": admin.to_string(), "to": args.to, "config": config, "store": args.store,
-                "tcp": tcp,
+                "listen": listen, "listeners": listeners, "admin": admin.to_string(), "to": args.to, "config": config,
+                "store": args.store, "tcp": tcp,
             }))?;
         }
         // Where stdout is the access log, people read stderr.
         Output::Table if args.access_log.as_deref() == Some("-") => {
-            let scheme = if shared.options.edge.tls.is_none() { "http" } else { "https" };
-            eprintln!("proxy: {scheme}://{address}  {}", ways(args));
+            for url in &http {
+                eprintln!("proxy: {url}  {}", ways(args));
+            }
             eprintln!("page:  http://{admin}/  metrics: http://{admin}/metrics");
         }
         Output::Table => {
-            let scheme = if shared.options.edge.tls.is_none() { "http" } else { "https" };
-            if !shared.options.tcp_only {
-                println!("proxy: {scheme}://{address}  {}", ways(args));
+            for url in &http {
+                println!("proxy: {url}  {}", ways(args));
             }
             for (at, to) in &tcp {
                 println!("tcp:   {at}  to {}", to.join(", "));
             }
             println!("page:  http://{admin}/  metrics: http://{admin}/metrics");
-            if !shared.options.tcp_only {
+            if let Some(url) = http.first() {
                 eprintln!(
-                    "next: curl -i {scheme}://{address}/ and, when something fails: buttress explain REQUEST-ID --admin {admin}"
+                    "next: curl -i {url}/ and, when something fails: buttress explain REQUEST-ID --admin {admin}"
                 );
             }
         }

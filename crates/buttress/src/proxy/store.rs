@@ -1,11 +1,12 @@
-//! Routes, services and limits from a store that many gateways share: the log's etcd edge, or the user's own etcd.
+//! Routes, listeners, services and limits from a store that many gateways share: the log's etcd edge, or the user's own etcd.
 //!
 //! | in the store | here |
 //! |---|---|
 //! | `/buttress/routes/NAME` | a route; one that cannot be carried out stays as it was before, and its status says why |
+//! | `/buttress/listeners/NAME` | a listener; one whose port is taken stays as it was, and is tried again every ten seconds |
 //! | `/buttress/services/NAME/INSTANCE` = `HOST:PORT` | an endpoint of backends with `service: NAME` |
 //! | `/buttress/limits/ROUTE/N` | the pool of tokens of a limit with `cluster` |
-//! | `/buttress/status/routes/NAME/GATEWAY` | what this gateway made of a route; ends with it |
+//! | `/buttress/status/routes/NAME/GATEWAY`, `…/listeners/…` | what this gateway made of it; ends with it |
 //!
 //! **When the store is away** requests go on as before: routes and endpoints stay, and limits of the cluster burn what they
 //! have and then let pass what `cut_off_per_second` says. Nothing that a request needs waits for the store.
@@ -15,7 +16,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -23,7 +24,15 @@ use buttress_bridge::etcd::{EtcdLedger, Options};
 use buttress_core::{
     Code, Consistency, Entry, Error, Guard, KeyRange, LeaseChange, LeaseId, Ledger, Put, Revision, ledger::KeyValue,
 };
-use buttress_gateway::{cluster_rate::Leased, compile::Declared, discover::Source, shared::Shared, table::Place};
+use buttress_gateway::{
+    cluster_rate::Leased,
+    compile::Declared,
+    config::Timeouts,
+    discover::Source,
+    listen,
+    shared::{Refused, Shared},
+    table::Place,
+};
 use buttress_policy::{Time, lease::Pool};
 use buttress_resources::{
     kept::{Kept, Status, prefix, status_key},
@@ -32,12 +41,18 @@ use buttress_resources::{
 use bytes::Bytes;
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{files::Listening, state::State};
+use super::{
+    files::Listening,
+    listeners::{self, Base},
+    state::State,
+};
 
 /// How long after a break until the store is asked again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Changes that come together are taken up together.
 const GATHER: Duration = Duration::from_millis(20);
+/// What is carried out here. Listeners are read after routes.
+const KINDS: [Kind; 2] = [Kind::Route, Kind::Listener];
 const SERVICES: &str = "/buttress/services/";
 /// A gateway that is gone is gone from statuses after this.
 const STATUS_TTL: Duration = Duration::from_secs(30);
@@ -55,11 +70,32 @@ pub struct Store {
     gateway: String,
 }
 
-/// Routes as they were read, and the revision of that.
-pub struct Routes {
+/// Of a resource: its kind and its name.
+type Name = (Kind, String);
+
+/// Routes and listeners as they were read, and the revision of that.
+pub struct Resources {
     revision: Revision,
-    /// By name: the resource, or why it is none.
-    kept: BTreeMap<String, Result<Kept, String>>,
+    /// The resource, or why it is none.
+    kept: BTreeMap<Name, Result<Kept, String>>,
+}
+
+impl Resources {
+    /// The listeners that can be read.
+    pub fn listeners(&self, timeouts: &Timeouts) -> Vec<listen::Listening> {
+        let read = self.kept.iter().filter_map(|((kind, name), kept)| match (kind, kept) {
+            (Kind::Listener, Ok(kept)) => listener(name, kept, timeouts).ok(),
+            _ => None,
+        });
+        read.collect()
+    }
+}
+
+/// What stands beside the store: in files, and on the command line.
+pub struct Beside {
+    pub routes: Vec<Declared>,
+    pub listeners: Vec<Listening>,
+    pub base: Base,
 }
 
 impl Store {
@@ -77,53 +113,37 @@ impl Store {
 
     /// # Errors
     /// The store does not answer.
-    pub async fn routes(&self) -> Result<Routes, Error> {
-        let (revision, kvs) = self.all(&prefix(Kind::Route)).await?;
-        let kept =
-            kvs.iter().filter_map(|kv| Some((name_of(&kv.key, &prefix(Kind::Route))?, kept(&kv.value)))).collect();
-        Ok(Routes { revision, kept })
-    }
-
-    /// Listeners, which count from the start of a gateway to its end.
-    ///
-    /// # Errors
-    /// The store does not answer, or holds a listener that is none.
-    pub async fn listeners(&self) -> Result<Vec<Listening>, Error> {
-        let (_, kvs) = self.all(&prefix(Kind::Listener)).await?;
-        let mut all = Vec::with_capacity(kvs.len());
-        for kv in &kvs {
-            let Some(name) = name_of(&kv.key, &prefix(Kind::Listener)) else { continue };
-            let wrong =
-                |says: String| Error::new(Code::ROUTES_INVALID, format!("listener \"{name}\" of the store: {says}"));
-            let kept = kept(&kv.value).map_err(wrong)?;
-            let Spec::Listener(spec) = Kind::Listener.read(&kept.spec).map_err(wrong)? else { continue };
-            let place = Place { file: format!("listener/{name} generation {}", kept.generation), line: 0 };
-            all.push(Listening { name, spec: *spec, place });
+    pub async fn resources(&self) -> Result<Resources, Error> {
+        let (mut all, mut first) = (BTreeMap::new(), None);
+        for kind in KINDS {
+            let (revision, kvs) = self.all(&prefix(kind)).await?;
+            // What changes between the two reads is seen again by whoever follows from the first.
+            first.get_or_insert(revision);
+            all.extend(kvs.iter().filter_map(|kv| Some(((kind, name_of(&kv.key, &prefix(kind))?), kept(&kv.value)))));
         }
-        Ok(all)
+        Ok(Resources { revision: first.unwrap_or(Revision(0)), kept: all })
     }
 
-    /// Carries out what the store says, until it is dropped. `fixed` are routes that stand beside those of the store; `ready` is
-    /// told when the first ones hold.
+    /// Carries out what the store says, until it is dropped; `ready` is told when the first routes and listeners hold.
     pub async fn follow(
         self,
-        first: Routes,
-        fixed: Vec<Declared>,
+        first: Resources,
+        beside: Beside,
         shared: Arc<Shared>,
         state: Arc<State>,
         ready: oneshot::Sender<()>,
     ) {
         tokio::join!(
-            self.follow_routes(first, fixed, &shared, &state, ready),
+            self.follow_resources(first, beside, &shared, &state, ready),
             self.follow_services(&shared),
             self.lease_tokens(&shared),
         );
     }
 
-    async fn follow_routes(
+    async fn follow_resources(
         &self,
-        first: Routes,
-        fixed: Vec<Declared>,
+        first: Resources,
+        beside: Beside,
         shared: &Arc<Shared>,
         state: &State,
         ready: oneshot::Sender<()>,
@@ -133,48 +153,63 @@ impl Store {
         let mut next = Some(first);
         loop {
             let read = match next.take() {
-                Some(routes) => Ok(routes),
-                None => self.routes().await,
+                Some(resources) => Ok(resources),
+                None => self.resources().await,
             };
-            let mut routes = match read {
-                Ok(routes) => routes,
+            let mut resources = match read {
+                Ok(resources) => resources,
                 Err(error) => {
-                    tracing::warn!(store = self.url, %error, "the store does not answer; the routes stay");
+                    tracing::warn!(store = self.url, %error, "the store does not answer; routes and listeners stay");
                     tokio::time::sleep(AGAIN_AFTER).await;
                     continue;
                 }
             };
-            let verdicts = good.take_up(&routes.kept, &fixed, shared, state).await;
+            let verdicts = good.take_up(&resources.kept, &beside, shared, state).await;
             if let Some(ready) = ready.take() {
                 let _ = ready.send(());
             }
             told.changed(verdicts).await;
-            let watched =
-                self.ledger.watch(KeyRange::prefix(prefix(Kind::Route)), Some(Revision(routes.revision.0 + 1))).await;
-            let Ok(mut watch) = watched else {
+            let from = Some(Revision(resources.revision.0 + 1));
+            let watched = tokio::try_join!(
+                self.ledger.watch(KeyRange::prefix(prefix(Kind::Route)), from),
+                self.ledger.watch(KeyRange::prefix(prefix(Kind::Listener)), from),
+            );
+            let Ok((mut routes, mut listeners)) = watched else {
                 tokio::time::sleep(AGAIN_AFTER).await;
                 continue;
             };
             loop {
                 let events = tokio::select! {
-                    events = watch.next() => events,
+                    events = routes.next() => events,
+                    events = listeners.next() => events,
                     () = tokio::time::sleep(STATUS_TTL / 3) => {
+                        // A port that was taken, or a certificate that was wrong, may be well without a change in the store.
+                        if good.again {
+                            told.changed(good.take_up(&resources.kept, &beside, shared, state).await).await;
+                        }
                         told.keep().await;
                         continue;
                     }
                 };
                 let Ok(Some(mut events)) = events else { break };
-                while let Ok(Ok(Some(more))) = tokio::time::timeout(GATHER, watch.next()).await {
+                loop {
+                    let more = tokio::select! {
+                        more = routes.next() => more,
+                        more = listeners.next() => more,
+                        () = tokio::time::sleep(GATHER) => break,
+                    };
+                    let Ok(Some(more)) = more else { break };
                     events.extend(more);
                 }
                 for event in events {
-                    let Some(name) = name_of(&event.key, &prefix(Kind::Route)) else { continue };
+                    let found = KINDS.iter().find_map(|kind| Some((*kind, name_of(&event.key, &prefix(*kind))?)));
+                    let Some(name) = found else { continue };
                     match event.value {
-                        Some(value) => routes.kept.insert(name, kept(&value)),
-                        None => routes.kept.remove(&name),
+                        Some(value) => resources.kept.insert(name, kept(&value)),
+                        None => resources.kept.remove(&name),
                     };
                 }
-                told.changed(good.take_up(&routes.kept, &fixed, shared, state).await).await;
+                told.changed(good.take_up(&resources.kept, &beside, shared, state).await).await;
             }
             tokio::time::sleep(AGAIN_AFTER).await;
         }
@@ -334,104 +369,187 @@ fn tell<'a>(
     }
 }
 
-/// The last form of each route that could be carried out.
+/// The last form of each resource that could be carried out.
 #[derive(Default)]
 struct Good {
     routes: BTreeMap<String, (u64, Declared)>,
-    statuses: BTreeMap<String, Verdict>,
+    listeners: BTreeMap<String, (u64, listen::Listening)>,
+    /// A listener is not taken up for a reason that may go away by itself.
+    again: bool,
 }
 
-/// What a gateway made of a route.
+/// What a gateway made of a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Verdict {
     observed_generation: u64,
     problem: String,
 }
 
+/// Why a resource is not taken up, by its kind and name.
+type Problems = BTreeMap<Name, String>;
+
+/// What of a kind can be read, by name; what cannot is a problem.
+fn read<T>(
+    kind: Kind,
+    kept: &BTreeMap<Name, Result<Kept, String>>,
+    problems: &mut Problems,
+    read: impl Fn(&str, &Kept) -> Result<T, String>,
+) -> BTreeMap<String, (u64, T)> {
+    let mut all = BTreeMap::new();
+    for (name, one) in kept.iter().filter(|((of, _), _)| *of == kind) {
+        match one.clone().and_then(|kept| Ok((kept.generation, read(&name.1, &kept)?))) {
+            Ok(one) => drop(all.insert(name.1.clone(), one)),
+            Err(problem) => drop(problems.insert(name.clone(), problem)),
+        }
+    }
+    all
+}
+
+/// Each as it is now; where that is refused, as it was before, if it ever was.
+fn choose<T: Clone>(
+    kind: Kind,
+    kept: &BTreeMap<Name, Result<Kept, String>>,
+    problems: &Problems,
+    next: &BTreeMap<String, (u64, T)>,
+    before: &BTreeMap<String, (u64, T)>,
+) -> BTreeMap<String, (u64, T)> {
+    let names = kept.keys().filter(|(of, _)| *of == kind);
+    let chosen = names.filter_map(|name| {
+        let from = if problems.contains_key(name) { before } else { next };
+        Some((name.1.clone(), from.get(&name.1)?.clone()))
+    });
+    chosen.collect()
+}
+
+/// Notes why a resource is refused. Where it is its last form that cannot be carried out any more, beside what others have become,
+/// that is given up. Tells whether anything is left to try without it.
+fn blame<T>(
+    problems: &mut Problems,
+    before: &mut BTreeMap<String, (u64, T)>,
+    name: Name,
+    problem: impl FnOnce() -> String,
+) -> bool {
+    if problems.contains_key(&name) {
+        return before.remove(&name.1).is_some();
+    }
+    problems.insert(name, problem());
+    true
+}
+
 impl Good {
-    /// Routes by what the store has now. A route that cannot be carried out stays as it was, and holds up no other.
+    /// Routes and listeners by what the store has now. One that cannot be carried out stays as it was, and holds up no other.
     async fn take_up(
         &mut self,
-        kept: &BTreeMap<String, Result<Kept, String>>,
-        fixed: &[Declared],
+        kept: &BTreeMap<Name, Result<Kept, String>>,
+        beside: &Beside,
         shared: &Arc<Shared>,
         state: &State,
-    ) -> BTreeMap<String, Verdict> {
-        let (mut next, mut problems) = (BTreeMap::<String, (u64, Declared)>::new(), BTreeMap::<String, String>::new());
-        for (name, read) in kept {
-            match read.clone().and_then(|kept| Ok((kept.generation, declared(name, &kept)?))) {
-                Ok(route) => drop(next.insert(name.clone(), route)),
-                Err(problem) => drop(problems.insert(name.clone(), problem)),
+    ) -> BTreeMap<Name, Verdict> {
+        let mut problems = Problems::new();
+        let next_routes = read(Kind::Route, kept, &mut problems, declared);
+        let timeouts = beside.base.timeouts;
+        let next_listeners = read(Kind::Listener, kept, &mut problems, |name, kept| listener(name, kept, &timeouts));
+        let http = next_listeners.values().any(|(_, one)| one.is_http());
+        self.again = false;
+        let (routes, listeners, failed) = loop {
+            let listeners = choose(Kind::Listener, kept, &problems, &next_listeners, &self.listeners);
+            let mut wanted: Vec<_> =
+                beside.listeners.iter().filter_map(|one| listeners::told(one, &timeouts).ok()).collect();
+            wanted.extend(listeners.values().map(|(_, one)| one.clone()));
+            let wanted = beside.base.with(wanted, http);
+            let orphans: Vec<Declared> = next_routes.values().map(|(_, route)| route.clone()).collect();
+            for one in listeners::orphans(&orphans, &wanted) {
+                let says = format!("{}: {}", one.field, one.says);
+                problems.entry((Kind::Route, one.route)).or_insert(says);
             }
-        }
-        let mut loaded;
-        loop {
-            let mut all: Vec<Declared> = fixed.to_vec();
-            for name in kept.keys() {
-                // What is refused is served as it was, if it ever was.
-                let route = if problems.contains_key(name) { self.routes.get(name) } else { next.get(name) };
-                all.extend(route.map(|(_, route)| route.clone()));
-            }
-            let shared = shared.clone();
-            loaded = tokio::task::spawn_blocking(move || shared.load(&all)).await;
-            let Ok(Err(wrong)) = &loaded else { break };
-            let before = problems.len();
-            for one in wrong {
-                if next.contains_key(&one.route) {
-                    problems.entry(one.route.clone()).or_insert_with(|| format!("{}: {}", one.field, one.says));
+            let routes = choose(Kind::Route, kept, &problems, &next_routes, &self.routes);
+            let mut all = beside.routes.clone();
+            all.extend(routes.values().map(|(_, route)| route.clone()));
+            let changing = shared.clone();
+            let changed = tokio::task::spawn_blocking(move || changing.change(&all, &wanted)).await;
+            let mut progress = false;
+            let failed = match changed {
+                Ok(Ok(generation)) => {
+                    state.loaded(generation);
+                    break (routes, listeners, None);
                 }
+                Ok(Err(Refused::Routes(wrong))) => {
+                    for one in wrong.iter().filter(|one| kept.contains_key(&(Kind::Route, one.route.clone()))) {
+                        progress |= blame(&mut problems, &mut self.routes, (Kind::Route, one.route.clone()), || {
+                            format!("{}: {}", one.field, one.says)
+                        });
+                    }
+                    buttress_gateway::shared::refused(&wrong).message
+                }
+                Ok(Err(Refused::Listeners(wrong))) => {
+                    for one in wrong.iter().filter(|one| kept.contains_key(&(Kind::Listener, one.listener.clone()))) {
+                        let Error { code, message, hint, .. } = &one.error;
+                        self.again |= [Code::PORT_TAKEN, Code::CERTIFICATE].contains(code);
+                        let hint = hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
+                        let name = (Kind::Listener, one.listener.clone());
+                        progress |=
+                            blame(&mut problems, &mut self.listeners, name, || format!("{}: {message}{hint}", code.0));
+                    }
+                    listen::refused(&wrong).message
+                }
+                Err(error) => format!("loading the routes broke off: {error}"),
+            };
+            if !progress {
+                // It is none of the store's.
+                break (self.routes.clone(), self.listeners.clone(), Some(failed));
             }
-            if problems.len() == before {
-                // It is none of the store's routes.
-                break;
-            }
-        }
-        let failed = match loaded {
-            Ok(Ok(generation)) => {
-                state.loaded(generation);
-                None
-            }
-            Ok(Err(wrong)) => Some(buttress_gateway::shared::refused(&wrong).message),
-            Err(error) => Some(format!("loading the routes broke off: {error}")),
         };
         if let Some(failed) = &failed {
-            // None of the store's routes is to blame, and none of them was taken up.
-            state.refused(failed);
-            next.clear();
+            // None of the store's is to blame, and none of them was taken up.
             for name in kept.keys() {
                 problems.entry(name.clone()).or_insert_with(|| failed.clone());
             }
         }
-        for (name, problem) in problems.iter().filter(|_| failed.is_none()) {
-            shared.reject();
-            state.refused(&format!("route \"{name}\": {problem}"));
+        (self.routes, self.listeners) = (routes, listeners);
+        shared.stale.store(!problems.is_empty(), Relaxed);
+        let unwell = problems
+            .iter()
+            .map(|((kind, name), problem)| (format!("{} \"{name}\"", kind.name().to_lowercase()), problem.clone()));
+        for _ in 0..state.unwell(unwell.collect()) {
+            shared.rejected.fetch_add(1, Relaxed);
         }
-        self.routes.retain(|name, _| kept.contains_key(name));
-        self.routes.extend(next.into_iter().filter(|(name, _)| !problems.contains_key(name)));
-        self.statuses = kept
-            .keys()
-            .map(|name| {
-                let observed_generation = self.routes.get(name).map_or(0, |(generation, _)| *generation);
-                let problem = problems.get(name).cloned().unwrap_or_default();
-                (name.clone(), Verdict { observed_generation, problem })
-            })
-            .collect();
-        self.statuses.clone()
+        let verdict = |name: &Name| {
+            let observed = match name.0 {
+                Kind::Listener => self.listeners.get(&name.1).map(|(generation, _)| *generation),
+                _ => self.routes.get(&name.1).map(|(generation, _)| *generation),
+            };
+            let problem = problems.get(name).cloned().unwrap_or_default();
+            Verdict { observed_generation: observed.unwrap_or(0), problem }
+        };
+        kept.keys().map(|name| (name.clone(), verdict(name))).collect()
     }
+}
+
+fn place(kind: Kind, name: &str, kept: &Kept) -> Place {
+    Place { file: format!("{}/{name} generation {}", kind.name().to_lowercase(), kept.generation), line: 0 }
 }
 
 fn declared(name: &str, kept: &Kept) -> Result<Declared, String> {
     let Spec::Route(spec) = Kind::Route.read(&kept.spec)? else { return Err("it is no route".to_owned()) };
-    let place = Place { file: format!("route/{name} generation {}", kept.generation), line: 0 };
+    let place = place(Kind::Route, name, kept);
     Ok(Declared { name: name.to_owned(), spec: *spec, place, match_lines: Vec::new() })
 }
 
-/// Tells in the store what became of routes. Nothing waits for it, and a failure is tried again with the next keeping.
+fn listener(name: &str, kept: &Kept, timeouts: &Timeouts) -> Result<listen::Listening, String> {
+    let Spec::Listener(spec) = Kind::Listener.read(&kept.spec)? else { return Err("it is no listener".to_owned()) };
+    let one = Listening { name: name.to_owned(), spec: *spec, place: place(Kind::Listener, name, kept) };
+    listeners::told(&one, timeouts).map_err(|error| {
+        let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+        format!("{}: {}{hint}", error.code.0, error.message)
+    })
+}
+
+/// Tells in the store what became of routes and listeners. Nothing waits for it, and a failure is tried again with the next keeping.
 struct Statuses {
     store: Store,
     lease: Option<LeaseId>,
-    wanted: BTreeMap<String, Verdict>,
-    written: BTreeMap<String, Verdict>,
+    wanted: BTreeMap<Name, Verdict>,
+    written: BTreeMap<Name, Verdict>,
 }
 
 impl Statuses {
@@ -439,7 +557,7 @@ impl Statuses {
         Self { store, lease: None, wanted: BTreeMap::new(), written: BTreeMap::new() }
     }
 
-    async fn changed(&mut self, wanted: BTreeMap<String, Verdict>) {
+    async fn changed(&mut self, wanted: BTreeMap<Name, Verdict>) {
         self.wanted = wanted;
         self.write().await;
     }
@@ -492,7 +610,7 @@ impl Statuses {
             if let Err(error) = self.store.ledger.submit(std::mem::take(&mut entry)).await {
                 // The next keeping grants another lease, and writes all of them.
                 (self.lease, self.written) = (None, BTreeMap::new());
-                return tracing::debug!(%error, "statuses of routes could not be written");
+                return tracing::debug!(%error, "statuses could not be written");
             }
             if puts.is_empty() {
                 break;
@@ -501,7 +619,7 @@ impl Statuses {
         (self.lease, self.written) = (Some(lease), self.wanted.clone());
     }
 
-    fn key(&self, name: &str) -> Bytes {
-        status_key(Kind::Route, name, &self.store.gateway).into()
+    fn key(&self, (kind, name): &Name) -> Bytes {
+        status_key(*kind, name, &self.store.gateway).into()
     }
 }

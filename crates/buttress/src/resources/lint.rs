@@ -16,6 +16,7 @@ use buttress_resources::{
     kinds::Spec,
     listener::Listener,
     matcher::{Found, Matcher, Request},
+    nearest::nearest,
     route::{Backend, Match, OneOrMany, Route, Switch},
 };
 use serde_json::{Value, json};
@@ -112,6 +113,7 @@ pub fn lint(resources: &[Resource]) -> Linted {
         health(one, &mut tell);
         backends(one, &mut tell);
         keys(one, &listeners, &mut tell);
+        nobody(one, &listeners, &mut tell);
         if one.route.fault.is_some() {
             let says = "requests fail or wait on purpose".to_owned();
             tell(Level::Note, "BT-LINT-FAULT", "/fault", says, "take `fault` out when the experiment is over".into());
@@ -340,6 +342,23 @@ fn backends(one: &One<'_>, tell: &mut Tell<'_>) {
     }
 }
 
+/// A route for listeners of which none is here. Without any beside it, they are elsewhere.
+fn nobody(one: &One<'_>, listeners: &[(&Resource, &Listener)], tell: &mut Tell<'_>) {
+    let named = one.route.listeners.as_ref().map_or(&[][..], |named| named.as_slice());
+    if listeners.is_empty() {
+        return;
+    }
+    let http = || listeners.iter().filter(|(_, listener)| listener.tcp.is_none()).map(|(one, _)| one.name.as_str());
+    for name in named.iter().filter(|name| !http().any(|known| known == name.as_str())) {
+        let says = format!("no listener for HTTP beside it is called \"{name}\"");
+        let hint = match nearest(name, http()) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => "a gateway refuses a route for a listener that it does not have".to_owned(),
+        };
+        tell(Level::Warning, "BT-LINT-LISTENER", "/listeners", says, hint);
+    }
+}
+
 fn keys(one: &One<'_>, listeners: &[(&Resource, &Listener)], tell: &mut Tell<'_>) {
     let Some(auth) = &one.route.auth else { return };
     let (what, at) = match (&auth.api_keys, &auth.jwt) {
@@ -348,9 +367,10 @@ fn keys(one: &One<'_>, listeners: &[(&Resource, &Listener)], tell: &mut Tell<'_>
         (None, None) => return,
     };
     let local = |address: &str| address.parse::<std::net::SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
-    let in_clear = listeners
-        .iter()
-        .find(|(_, listener)| listener.tls.is_none() && listener.tcp.is_none() && !local(&listener.address));
+    let in_clear = listeners.iter().find(|(resource, listener)| {
+        let its = one.route.listeners.as_ref().is_none_or(|named| named.as_slice().contains(&resource.name));
+        its && listener.tls.is_none() && listener.tcp.is_none() && !local(&listener.address)
+    });
     if let Some((listener, _)) = in_clear {
         let says = format!(
             "{what} can be read on the way: listener \"{}\" ({}:{}) takes connections without TLS",
@@ -392,15 +412,17 @@ fn behind(matcher: &Matcher, routes: &[One<'_>], listeners: &[(&Resource, &Liste
     for one in routes {
         let mut behind = BTreeMap::new();
         for (at, backend) in one.route.to.iter().enumerate() {
-            if !listeners.iter().any(|(_, listener)| listener.tcp.is_none() && leads_to(backend, &listener.address)) {
-                continue;
-            }
+            let leads = |(_, listener): &&(&Resource, &Listener)| {
+                listener.tcp.is_none() && leads_to(backend, &listener.address)
+            };
+            let Some((arrives, _)) = listeners.iter().find(leads) else { continue };
             for (host, path, method, fields) in examples(one.route) {
                 let request = Request {
                     host: host.as_bytes(),
                     path: path.as_bytes(),
                     method: method.as_bytes(),
                     fields: &fields[..],
+                    listener: Some(&arrives.name),
                 };
                 if let Some(found) = matcher.find(&request) {
                     behind.entry(found.route).or_insert(at);

@@ -154,7 +154,9 @@ impl Fields for AnyFields {
 }
 
 fn request<'p>(past: &'p Past, fields: &'p AnyFields) -> matcher::Request<'p, AnyFields> {
-    matcher::Request { host: past.host.as_bytes(), path: past.path.as_bytes(), method: past.method.as_bytes(), fields }
+    // Records do not hold the listener.
+    let (host, path, method) = (past.host.as_bytes(), past.path.as_bytes(), past.method.as_bytes());
+    matcher::Request { host, path, method, fields, listener: None }
 }
 
 enum Counts {

@@ -56,6 +56,9 @@ pub struct TestArgs {
     /// A field of the request; may be repeated.
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     pub headers: Vec<String>,
+    /// The listener at which it comes in. Without it, at any.
+    #[arg(long, value_name = "NAME")]
+    pub listener: Option<String>,
     #[command(flatten)]
     pub at: At,
     #[arg(long, value_enum, default_value_t = Output::Table)]
@@ -170,6 +173,7 @@ struct Asked {
     path: String,
     method: String,
     fields: Vec<(String, String)>,
+    listener: Option<String>,
 }
 
 impl Asked {
@@ -201,7 +205,8 @@ impl Asked {
                 .map_err(|flaw| Error::new(Code::BAD_REQUEST, flaw.says).hint(flaw.hint))?;
             fields.push((name.to_owned(), value.trim().to_owned()));
         }
-        Ok(Self { host: host.to_owned(), path, method: args.method.to_ascii_uppercase(), fields })
+        let (method, listener) = (args.method.to_ascii_uppercase(), args.listener.clone());
+        Ok(Self { host: host.to_owned(), path, method, fields, listener })
     }
 
     fn request(&self) -> Request<'_, [(String, String)]> {
@@ -210,6 +215,7 @@ impl Asked {
             path: self.path.as_bytes(),
             method: self.method.as_bytes(),
             fields: &self.fields,
+            listener: self.listener.as_deref(),
         }
     }
 }
@@ -363,6 +369,10 @@ fn why(route: &Route, at: Found, miss: Option<Miss<'_>>, found: Option<Found>) -
     let none = Match::default();
     let spec = at.at.map_or(&none, |at| &route.matches[at]);
     match miss {
+        Some(Miss::Listener) => {
+            let named = route.listeners.as_ref().map_or(&[][..], |named| named.as_slice());
+            format!("it is for the listener {}", named.join(" or "))
+        }
         Some(Miss::Host) => format!("the host is not {}", spec.host.as_deref().unwrap_or_default()),
         Some(Miss::Path) => match spec.path.as_deref().unwrap_or_default() {
             prefix if prefix.ends_with("/*") => format!("the path is not below {}", &prefix[..prefix.len() - 1]),

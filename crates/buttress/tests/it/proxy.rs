@@ -199,6 +199,110 @@ fn routes_services_and_limits_come_from_the_store_and_outlive_it() {
     assert_eq!(proxy.stop(), Some(0));
 }
 
+fn listener(name: &str, address: &str) -> String {
+    format!("---\nkind: Listener\nname: {name}\nspec: {{address: \"{address}\"}}\n")
+}
+
+/// An address at which nobody listens.
+fn free() -> String {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+#[test]
+fn listeners_of_a_file_come_and_go_while_running_and_a_taken_port_leaves_all_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("routes.yaml");
+    let (path, web, second) = (file.to_str().unwrap(), free(), free());
+    let write = |text: &str| std::fs::write(&file, text).unwrap();
+    let route = answering("a", "/a", "one");
+    write(&(route.clone() + &listener("web", &web)));
+    let proxy = Serving::start(&["proxy", "--config", path, "--admin", "127.0.0.1:0", "--output", "json"]);
+    let admin = proxy.address("admin");
+    assert_eq!(proxy.address("listen"), web);
+    assert!(get(&web, "/a", "").ends_with("one"));
+
+    let only = "kind: Route\nname: inner\nspec:\n  listeners: second\n  match: [{path: /a}]\n  fallback: {answer: {body: inner}}\n";
+    write(&format!("{route}---\n{only}{}{}", listener("web", &web), listener("second", &second)));
+    until("the second listens", || TcpStream::connect(&second).is_ok().then_some(()));
+    until_body(&second, "/a", "inner");
+    assert!(get(&web, "/a", "").ends_with("one"));
+    assert!(get(&admin, "/v1/traffic", "").contains("\"listener\":\"second\""));
+
+    // A route names the one that would go.
+    write(&format!("{route}---\n{only}{}", listener("web", &web)));
+    until("it is refused", || get(&admin, "/v1/traffic", "").contains("no listener for HTTP is called").then_some(()));
+    assert!(get(&second, "/a", "").ends_with("inner"));
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let third = taken.local_addr().unwrap().to_string();
+    write(&(route.clone() + &listener("web", &web) + &listener("third", &third)));
+    let told = until("the taken port is told", || {
+        let told = get(&admin, "/v1/traffic", "");
+        told.contains("cannot listen on").then_some(told)
+    });
+    assert!(told.contains("routes.yaml:") && told.contains("BT0702"), "{told}");
+    assert!(get(&second, "/a", "").ends_with("inner"), "all stays as it was");
+    drop(taken);
+    until("it is free, and taken up without another change", || TcpStream::connect(&third).is_ok().then_some(()));
+    until("the second closes", || TcpStream::connect(&second).is_err().then_some(()));
+    assert!(get(&admin, "/metrics", "").contains("config_stale 0\n"));
+    assert_eq!(proxy.stop(), Some(0));
+}
+
+#[test]
+fn listeners_of_the_store_come_and_go_and_one_that_cannot_be_says_so_in_its_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(dir.path(), 1);
+    let store = format!("http://{}", dev.nodes[0]["etcd"].as_str().unwrap());
+    let put = |key: &str, value: &str| ok(&run(&["kv", "put", key, value, "--server", &dev.http(0)]));
+    let listens = |generation: u32, address: &str| {
+        format!("{{\"generation\":{generation},\"spec\":{{\"address\":\"{address}\"}}}}")
+    };
+    put(
+        "/buttress/routes/a",
+        r#"{"generation":1,"spec":{"match":[{"path":"/a"}],"fallback":{"answer":{"body":"one"}}}}"#,
+    );
+    let (web, second) = (free(), free());
+    put("/buttress/listeners/web", &listens(1, &web));
+    let args = ["proxy", "--store", &store, "--name", "edge-1", "--admin", "127.0.0.1:0", "--output", "json"];
+    let proxy = Serving::start(&args);
+    let admin = proxy.address("admin");
+    assert_eq!(proxy.address("listen"), web);
+    assert!(get(&web, "/a", "").ends_with("one"));
+    let until_status = |name: &str, says: &str| {
+        let key = format!("/buttress/status/listeners/{name}/edge-1");
+        until(&format!("{name} says {says}"), || {
+            stdout(&run(&["kv", "get", &key, "--server", &dev.http(0)])).contains(says).then_some(())
+        });
+    };
+    until_status("web", "\"ready\":true");
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    put("/buttress/listeners/bad", &listens(1, &taken.local_addr().unwrap().to_string()));
+    put("/buttress/listeners/second", &listens(1, &second));
+    until("the good one listens beside the bad one", || TcpStream::connect(&second).is_ok().then_some(()));
+    until_status("bad", "cannot listen on");
+    until_status("second", "\"ready\":true");
+    let refused = || {
+        let told = get(&admin, "/v1/traffic", "");
+        let body: Value = serde_json::from_str(told.split_once("\r\n\r\n").unwrap().1).unwrap();
+        body["config"]["refused"].as_u64().unwrap()
+    };
+    let before = refused();
+    put(
+        "/buttress/routes/b",
+        r#"{"generation":1,"spec":{"match":[{"path":"/b"}],"fallback":{"answer":{"body":"two"}}}}"#,
+    );
+    until_body(&web, "/b", "two");
+    assert_eq!(refused(), before, "what is wrong and did not change is not told again");
+
+    ok(&run(&["kv", "del", "/buttress/listeners/second", "--server", &dev.http(0)]));
+    until("the second closes", || TcpStream::connect(&second).is_err().then_some(()));
+    assert!(get(&web, "/a", "").ends_with("one"));
+    assert_eq!(proxy.stop(), Some(0));
+    assert_eq!(dev.stop(), Some(0));
+}
+
 #[test]
 fn the_access_log_is_opened_anew_at_sigusr1_and_may_be_stdout() {
     let folder = tempfile::tempdir().unwrap();

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    support::{Answer, Proxy, Upstream, until},
+    support::{Answer, Proxy, Upstream, tls_of, until},
     tls::{Authority, server},
     tokens::{Key, jwks},
 };
@@ -613,7 +613,7 @@ fn keys_come_within_tls_from_an_issuer_whose_certificate_is_believed() {
     let (key, authority) = (Key::p256(), Authority::new());
     let issuer = Issuer::new(http(&jwks(&[key.jwk("k")])));
     let pair = authority.named("id", &["localhost"]);
-    let secure = Proxy::with(&[issuer.upstream.address], |options| options.edge.tls = Some(server(&[&pair])));
+    let secure = Proxy::with(&[issuer.upstream.address], |options| *tls_of(options) = Some(server(&[&pair])));
     let address = format!("https://localhost:{}/jwks", secure.address.port());
     let upstream = Upstream::answering("ok");
     let claims = json!({"sub": "alice", "exp": unix_now() + 600});

@@ -10,7 +10,7 @@ use std::{
 use buttress_gateway::compile::everything;
 
 use crate::{
-    support::{PATIENCE, Proxy, Upstream, until},
+    support::{PATIENCE, Proxy, Upstream, tls_of, until},
     tls::{Authority, dial, server},
 };
 
@@ -145,7 +145,7 @@ fn a_client_that_leaves_a_silent_answer_ends_it_at_the_upstream() {
     reset(&stream);
     drop(stream);
     told.recv_timeout(PATIENCE).unwrap();
-    let secure = Proxy::with(&[upstream.address], |options| options.edge.tls = Some(server(&[&pair])));
+    let secure = Proxy::with(&[upstream.address], |options| *tls_of(options) = Some(server(&[&pair])));
     let mut stream = dial(secure.address, authority.client(None, &[]), "a.example").unwrap();
     stream.write_all(get).unwrap();
     assert!(matches!(stream.read(&mut [0; 1024]), Ok(1..)));
@@ -164,7 +164,7 @@ fn a_tunnel_is_closed_when_nothing_moves_for_too_long() {
     let authority = Authority::new();
     let pair = authority.named("a", &["a.example"]);
     let proxy = Proxy::with(&[upstream.address], |options| {
-        options.edge.tls = Some(server(&[&pair]));
+        *tls_of(options) = Some(server(&[&pair]));
         options.timeouts.silence = Duration::from_millis(300);
     });
     let mut stream = dial(proxy.address, authority.client(None, &[]), "a.example").unwrap();

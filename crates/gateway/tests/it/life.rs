@@ -93,7 +93,7 @@ fn a_port_that_is_taken_is_an_error_and_not_shared() {
     let upstream = Upstream::answering("ok");
     let proxy = Proxy::to(&[upstream.address]);
     let mut options = proxy.shared().options.clone();
-    options.listen = proxy.address;
+    options.listeners[0].listen = proxy.address;
     let error = buttress_gateway::run::start(options, &[]).err().expect("the port is taken");
     assert_eq!(error.code, buttress_core::Code::PORT_TAKEN);
     assert_eq!(Answer::parse("HTTP/1.1 200 OK\r\n\r\n").status, 200);

@@ -6,6 +6,7 @@ mod corpus;
 mod http2;
 mod leaving;
 mod life;
+mod listeners;
 mod observe;
 mod parity;
 mod policies;

@@ -14,6 +14,7 @@ use std::{
 use buttress_gateway::{
     compile::{Declared, everything},
     config::{Edge, Options, Timeouts},
+    listen::{Http, Listening, What},
     run::{Running, start},
 };
 
@@ -129,6 +130,14 @@ impl Connection {
     }
 }
 
+/// The TLS of a proxy's only listener.
+pub fn tls_of(options: &mut Options) -> &mut Option<buttress_gateway::tls::Server> {
+    match &mut options.listeners[0].what {
+        What::Http(http) => &mut http.tls,
+        What::Tcp(_) => panic!("it passes connections as they are"),
+    }
+}
+
 pub struct Proxy {
     running: Option<Running>,
     pub address: SocketAddr,
@@ -152,8 +161,7 @@ impl Proxy {
         let listen = "127.0.0.1:0".parse().unwrap();
         let (timeouts, edge) = (Timeouts::default(), Edge::default());
         Options {
-            listen,
-            tcp_only: false,
+            listeners: vec![Listening::http("web", listen, Http::default())],
             threads: 1,
             bare: false,
             timeouts,
@@ -169,7 +177,8 @@ impl Proxy {
         let mut options = Self::options();
         change(&mut options);
         let running = start(options, routes).unwrap();
-        Self { address: running.address, running: Some(running) }
+        let address = running.address.unwrap_or_else(|| running.shared.listeners.all()[0].address);
+        Self { address, running: Some(running) }
     }
 
     pub fn shared(&self) -> &buttress_gateway::shared::Shared {

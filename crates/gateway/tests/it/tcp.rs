@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use buttress_gateway::tcp::Options;
+use buttress_gateway::{listen::Listening, tcp::Options};
 
 use crate::support::{PATIENCE, Proxy, until};
 
@@ -35,13 +35,13 @@ fn nobody() -> SocketAddr {
 
 fn proxy(endpoints: &[SocketAddr], change: impl FnOnce(&mut Options)) -> Proxy {
     let to: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
-    let mut told = Options::parse(&format!("127.0.0.1:0={}", to.join(","))).unwrap();
+    let (listen, mut told) = Options::parse(&format!("127.0.0.1:0={}", to.join(","))).unwrap();
     change(&mut told);
-    Proxy::routing(&[], |options| (options.tcp_only, options.edge.tcp) = (true, vec![told]))
+    Proxy::routing(&[], |options| options.listeners = vec![Listening::tcp("db", listen, told)])
 }
 
 fn connect(proxy: &Proxy) -> TcpStream {
-    let stream = TcpStream::connect(proxy.shared().tcp[0].address).unwrap();
+    let stream = TcpStream::connect(proxy.address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
@@ -139,7 +139,7 @@ fn a_proxy_that_stops_lets_what_is_joined_end() {
     let mut stream = connect(&proxy);
     stream.write_all(b"!").unwrap();
     until("it is joined", || metrics(&proxy).contains("direction=\"received\"} 1\n"));
-    let (address, running) = (proxy.shared().tcp[0].address, proxy.take());
+    let (address, running) = (proxy.address, proxy.take());
     let (told, stopped) = mpsc::channel();
     thread::spawn(move || {
         running.stop();

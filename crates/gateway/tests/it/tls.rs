@@ -25,7 +25,7 @@ use rustls::{
 };
 use tempfile::TempDir;
 
-use crate::support::{Answer, PATIENCE, Proxy, Upstream, read_answer, until};
+use crate::support::{Answer, PATIENCE, Proxy, Upstream, read_answer, tls_of, until};
 
 /// An authority, and the directory in which what it signs lies.
 pub struct Authority {
@@ -132,14 +132,14 @@ pub fn dial(address: SocketAddr, config: ClientConfig, name: &str) -> std::io::R
     Ok(StreamOwned::new(session, tcp))
 }
 
-fn ask(stream: &mut Secure, request: &str) -> std::io::Result<Answer> {
+pub fn ask(stream: &mut Secure, request: &str) -> std::io::Result<Answer> {
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     Ok(Answer::parse(&String::from_utf8_lossy(&answer)))
 }
 
-fn shown(stream: &Secure) -> Vec<u8> {
+pub fn shown(stream: &Secure) -> Vec<u8> {
     stream.conn.peer_certificates().unwrap()[0].to_vec()
 }
 
@@ -153,7 +153,7 @@ const GET: &str = "GET /a HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r
 fn a_client_speaks_tls_and_the_upstream_hears_of_it() {
     let (authority, upstream) = (Authority::new(), Upstream::answering("hello"));
     let pair = authority.named("a", &["a.example"]);
-    let proxy = Proxy::with(&[upstream.address], |options| options.edge.tls = Some(server(&[&pair])));
+    let proxy = Proxy::with(&[upstream.address], |options| *tls_of(options) = Some(server(&[&pair])));
     let mut stream = dial(proxy.address, authority.client(None, &["http/1.1"]), "a.example").unwrap();
     assert_eq!(stream.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
     let kept = "GET /1 HTTP/1.1\r\nHost: a.example\r\n\r\n";
@@ -187,7 +187,7 @@ fn an_answer_that_broke_off_does_not_end_as_one_that_is_whole() {
         }
     });
     let proxy = Proxy::with(&[upstream.address], |options| {
-        options.edge.tls = Some(server(&[&pair]));
+        *tls_of(options) = Some(server(&[&pair]));
         options.timeouts.silence = std::time::Duration::from_millis(300);
     });
     // Of HTTP/1.0, where the end of the connection is the end of the answer.
@@ -203,7 +203,7 @@ fn the_name_that_is_asked_for_picks_the_certificate() {
     let (authority, upstream) = (Authority::new(), Upstream::answering("ok"));
     let (a, wild) = (authority.named("a", &["a.example", "b.example"]), authority.named("w", &["*.c.example"]));
     let exact = authority.named("x", &["x.c.example"]);
-    let proxy = Proxy::with(&[upstream.address], |options| options.edge.tls = Some(server(&[&a, &wild, &exact])));
+    let proxy = Proxy::with(&[upstream.address], |options| *tls_of(options) = Some(server(&[&a, &wild, &exact])));
     let seen = |name: &str| dial(proxy.address, authority.client(None, &[]), name).map(|stream| shown(&stream));
     assert_eq!(seen("b.example").unwrap(), first(&a));
     assert_eq!(seen("Y.C.example").unwrap(), first(&wild));
@@ -216,7 +216,7 @@ fn the_name_that_is_asked_for_picks_the_certificate() {
 fn both_versions_of_tls_that_are_safe_are_spoken() {
     let (authority, upstream) = (Authority::new(), Upstream::answering("ok"));
     let pair = authority.named("a", &["a.example"]);
-    let proxy = Proxy::with(&[upstream.address], |options| options.edge.tls = Some(server(&[&pair])));
+    let proxy = Proxy::with(&[upstream.address], |options| *tls_of(options) = Some(server(&[&pair])));
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_protocol_versions(&[version])
@@ -233,7 +233,7 @@ fn both_versions_of_tls_that_are_safe_are_spoken() {
 fn clear_http_on_the_port_gets_an_answer_that_helps_and_garbage_gets_none() {
     let (authority, upstream) = (Authority::new(), Upstream::answering("ok"));
     let pair = authority.named("a", &["a.example"]);
-    let proxy = Proxy::with(&[upstream.address], |options| options.edge.tls = Some(server(&[&pair])));
+    let proxy = Proxy::with(&[upstream.address], |options| *tls_of(options) = Some(server(&[&pair])));
     let answer = proxy.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!((answer.status, answer.field("buttress-code")), (400, Some("bt0932")), "{answer:?}");
     assert!(answer.body.contains("https://"), "{answer:?}");
@@ -257,7 +257,7 @@ fn a_handshake_that_does_not_come_whole_ends() {
     let (authority, upstream) = (Authority::new(), Upstream::answering("ok"));
     let pair = authority.named("a", &["a.example"]);
     let proxy = Proxy::with(&[upstream.address], |options| {
-        options.edge.tls = Some(server(&[&pair]));
+        *tls_of(options) = Some(server(&[&pair]));
         options.timeouts.head = std::time::Duration::from_millis(200);
     });
     assert_eq!(proxy.exchange(&[0x16, 3, 1, 1]), "");
@@ -281,7 +281,7 @@ fn a_client_proves_who_it_is_and_nobody_else_can_say_so() {
     let client =
         authority.signs("c", &Says { common: "a \"client\"", dns: &["c.example"], uris: &[spiffe], ..Says::default() });
     let wanted = |client| Server { client_ca: Some(authority.path("ca.pem")), client, ..server(&[&ours]) };
-    let proxy = Proxy::with(&[upstream.address], |options| options.edge.tls = Some(wanted(Wanted::Required)));
+    let proxy = Proxy::with(&[upstream.address], |options| *tls_of(options) = Some(wanted(Wanted::Required)));
     let forged = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Client-Cert: URI=spiffe://forged\r\nConnection: close, \
                   x-forwarded-client-cert\r\n\r\n";
     let mut stream = dial(proxy.address, authority.client(Some(&client), &[]), "a.example").unwrap();
@@ -303,7 +303,7 @@ fn a_client_proves_who_it_is_and_nobody_else_can_say_so() {
         assert!(failed.is_err(), "{failed:?}");
     }
     assert_eq!(upstream.requests().len(), 1);
-    let optional = Proxy::with(&[upstream.address], |options| options.edge.tls = Some(wanted(Wanted::Optional)));
+    let optional = Proxy::with(&[upstream.address], |options| *tls_of(options) = Some(wanted(Wanted::Optional)));
     let mut stream = dial(optional.address, authority.client(None, &[]), "a.example").unwrap();
     assert_eq!(ask(&mut stream, forged).unwrap().status, 200);
     assert!(!upstream.requests()[1].contains("forwarded-client-cert"), "{:?}", upstream.requests());
@@ -329,7 +329,7 @@ fn certificates_that_cannot_be_used_are_refused_with_the_file_and_the_reason() {
     ] {
         let route = everything(&[upstream.address.to_string()], None);
         let mut options = Proxy::options();
-        options.edge.tls = Some(server(&[&pair]));
+        *tls_of(options) = Some(server(&[&pair]));
         let error = start(options, &[route]).err().expect("it cannot be used");
         assert_eq!(error.code, Code::CERTIFICATE);
         assert!(error.message.contains(file) && error.message.contains(why), "{}", error.message);
@@ -341,7 +341,7 @@ fn certificates_that_cannot_be_used_are_refused_with_the_file_and_the_reason() {
 fn a_new_certificate_takes_over_and_a_bad_one_does_not() {
     let (authority, upstream) = (Authority::new(), Upstream::answering("ok"));
     let pair = authority.named("a", &["a.example"]);
-    let proxy = Proxy::with(&[upstream.address], |options| options.edge.tls = Some(server(&[&pair])));
+    let proxy = Proxy::with(&[upstream.address], |options| *tls_of(options) = Some(server(&[&pair])));
     let old = first(&pair);
     let connect = || dial(proxy.address, authority.client(None, &[]), "a.example").unwrap();
     let mut open = connect();
@@ -477,7 +477,7 @@ fn a_wrong_certificate_is_told_in_a_sentence_and_nothing_reaches_the_upstream() 
 fn proxies_in_a_row_speak_http2_within_tls() {
     let (authority, upstream) = (Authority::new(), Upstream::answering("through two"));
     let pair = authority.named("a", &["127.0.0.1"]);
-    let inner = Proxy::with(&[upstream.address], |options| options.edge.tls = Some(server(&[&pair])));
+    let inner = Proxy::with(&[upstream.address], |options| *tls_of(options) = Some(server(&[&pair])));
     let outer = to_secure(inner.address, Client { ca: Some(authority.path("ca.pem")), ..Client::default() });
     let mut stream = outer.connect();
     for _ in 0..3 {

@@ -49,7 +49,9 @@ function draw(now) {
   const before = history[history.length - 2] ?? now;
   const [all, first] = [total(now), total(then)];
   const routes = now.routes.length === 1 ? `route ${now.routes[0].route}` : `${now.routes.length} routes`;
-  setText(byId("facts"), `${now.listen}, ${routes}, table ${now.generation}`);
+  const serving = now.listeners.filter((one) => one.state === "serving");
+  const at = serving.length === 1 ? serving[0].listen : `${serving.length} listeners`;
+  setText(byId("facts"), `${at}, ${routes}, table ${now.generation}`);
   setText(byId("rate"), count(rate(now, before, (s) => done(total(s)))));
   setText(byId("total"), `${count(done(all))} answered`);
   const ended = done(all) - done(first);
@@ -58,12 +60,21 @@ function draw(now) {
   setText(byId("p99"), ms(quantile(now, then, total, 0.99)));
   setText(byId("running"), count(all.running));
   setText(byId("retries"), `${count(now.retries)} retries, ${count(now.connections)} connections`);
+  drawListeners(now);
   drawBackends(now);
   drawEndpoints(now, before, then);
   drawRecords(now.records);
   const banner = byId("banner");
   banner.hidden = !now.config.problem;
-  setText(banner, now.config.problem ? `The newest routes were refused, the ones before hold: ${now.config.problem}` : "");
+  setText(banner, now.config.problem ? `A change was refused, what was before holds: ${now.config.problem}` : "");
+}
+
+function drawListeners(now) {
+  byId("listeners").replaceChildren(...now.listeners.map((one) => make("tr", "",
+    make("td", "", make("b", "", one.listener), make("span", "place", ` ${one.place}`)),
+    make("td", "", one.listen), make("td", "", one.protocol),
+    make("td", one.state === "serving" ? "good" : "bad", one.state === "serving" ? "✓ serving" : "◌ draining"),
+    make("td", "", count(one.connections)))));
 }
 
 function drawBackends(now) {

@@ -1,0 +1,260 @@
+//! Listeners that come, change and go while clients go on: nobody's request is lost.
+
+use std::{
+    io::Write,
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    thread,
+};
+
+use buttress_core::Code;
+use buttress_gateway::{
+    compile::{Declared, everything},
+    listen::{Http, Listening, Port},
+    shared::Refused,
+    table::Place,
+    tcp,
+};
+use serde_json::json;
+
+use crate::{
+    support::{Answer, PATIENCE, Proxy, Upstream, read_answer, tls_of, until},
+    tls::{self, Authority, dial, server, shown},
+};
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
+const LAST: &[u8] = b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+
+fn any() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+fn http(name: &str, listen: SocketAddr) -> Listening {
+    let place = Place { file: "l.yaml".into(), line: 7 };
+    Listening { place, ..Listening::http(name, listen, Http::default()) }
+}
+
+fn routes(upstream: &Upstream) -> Vec<Declared> {
+    vec![everything(&[upstream.address.to_string()], None)]
+}
+
+fn port(proxy: &Proxy, name: &str) -> Arc<Port> {
+    let all = proxy.shared().listeners.all();
+    all.into_iter().find(|port| port.now().setting.told.name == name).expect("it listens")
+}
+
+fn connect(to: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(to).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Asks once, on a connection that stays.
+fn ask(stream: &mut TcpStream) -> Answer {
+    stream.write_all(GET).unwrap();
+    read_answer(stream)
+}
+
+fn refused(refused: Refused) -> Vec<String> {
+    match refused {
+        Refused::Listeners(wrong) => wrong.iter().map(ToString::to_string).collect(),
+        Refused::Routes(wrong) => panic!("the routes are right: {wrong:?}"),
+    }
+}
+
+#[test]
+fn a_listener_that_is_added_serves_on_every_core_and_one_that_goes_drains_while_others_go_on() {
+    let upstream = Upstream::answering("ok");
+    let proxy = Proxy::with(&[upstream.address], |options| options.threads = 2);
+    let web = proxy.shared().options.listeners.clone();
+    let routes = routes(&upstream);
+    let mut stays = connect(proxy.address);
+    assert_eq!(ask(&mut stays).status, 200);
+
+    let both = [web.clone(), vec![http("second", any())]].concat();
+    proxy.shared().change(&routes, &both).unwrap();
+    let second = port(&proxy, "second");
+    // Enough that the kernel gives each core some.
+    let mut kept: Vec<TcpStream> = (0..16).map(|_| connect(second.address)).collect();
+    assert!(kept.iter_mut().all(|stream| ask(stream).status == 200));
+    until("all are counted", || second.json()["connections"] == 16);
+
+    proxy.shared().change(&routes, &web).unwrap();
+    until("nobody listens there any more", || TcpStream::connect(second.address).is_err());
+    assert_eq!(second.json()["state"], "draining");
+    for stream in &mut kept {
+        let answer = ask(stream);
+        assert_eq!((answer.status, answer.field("connection")), (200, Some("close")), "the last one says so");
+    }
+    until("it has drained", || proxy.shared().listeners.all().len() == 1);
+    let answer = ask(&mut stays);
+    assert_eq!((answer.status, answer.field("connection")), (200, None), "who is at another listener hears nothing");
+}
+
+#[test]
+fn what_outlives_the_time_to_drain_is_cut_when_its_listener_goes() {
+    let upstream = Upstream::new(|_, connection| {
+        connection.read_request();
+        connection.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok");
+        // It never says the rest.
+        connection.read_request();
+    });
+    let proxy = Proxy::with(&[upstream.address], |options| {
+        options.timeouts.drain = std::time::Duration::from_millis(50);
+        options.listeners.push(http("second", any()));
+    });
+    let second = port(&proxy, "second");
+    let mut stream = connect(second.address);
+    stream.write_all(GET).unwrap();
+    until("it has been asked", || !upstream.requests().is_empty());
+    proxy.shared().change(&routes(&upstream), &proxy.shared().options.listeners[..1]).unwrap();
+    until("it is gone", || proxy.shared().listeners.all().len() == 1);
+    assert_eq!(second.json()["connections"], 0);
+    assert_eq!(port(&proxy, "web").json()["state"], "serving");
+}
+
+#[test]
+fn a_port_that_is_taken_refuses_the_change_with_its_place_and_all_stays() {
+    let upstream = Upstream::answering("ok");
+    let proxy = Proxy::to(&[upstream.address]);
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap();
+    let generation = proxy.shared().table.load().generation;
+    let wanted = [http("good", any()), http("bad", address)];
+    let wrong = refused(proxy.shared().change(&routes(&upstream), &wanted).unwrap_err());
+    assert_eq!(wrong.len(), 1);
+    let says = format!("l.yaml:7: listener \"bad\": {}: cannot listen on {address}", Code::PORT_TAKEN.0);
+    assert!(wrong[0].starts_with(&says) && wrong[0].contains("; stop what uses the address"), "{}", wrong[0]);
+    assert_eq!(proxy.shared().table.load().generation, generation);
+    let names: Vec<_> = proxy.shared().listeners.all().iter().map(|port| port.json()["listener"].clone()).collect();
+    assert_eq!(names, ["web"], "nothing of the new set holds");
+    assert_eq!(proxy.ask(std::str::from_utf8(LAST).unwrap()).status, 200);
+
+    drop(other);
+    proxy.shared().change(&routes(&upstream), &wanted).unwrap();
+    assert_eq!(ask(&mut connect(address)).status, 200);
+}
+
+#[test]
+fn names_and_addresses_that_stand_twice_are_refused() {
+    let upstream = Upstream::answering("ok");
+    let proxy = Proxy::to(&[upstream.address]);
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (wanted, says) in [
+        ([http("a", any()), http("a", any())], "the name stands at l.yaml:7 too"),
+        ([http("a", free), http("b", free)], "is the address of \"a\" too"),
+    ] {
+        let wrong = refused(proxy.shared().change(&routes(&upstream), &wanted).unwrap_err());
+        assert!(wrong[0].contains(says), "{wrong:?}");
+    }
+}
+
+#[test]
+fn another_certificate_counts_for_new_connections_and_old_ones_end_as_they_began() {
+    let authority = Authority::new();
+    let (one, two) = (authority.named("one", &["a.example"]), authority.named("two", &["a.example"]));
+    let upstream = Upstream::answering("ok");
+    let proxy = Proxy::with(&[upstream.address], |options| *tls_of(options) = Some(server(&[&one])));
+    let seen = || shown(&dial(proxy.address, authority.client(None, &["http/1.1"]), "a.example").unwrap());
+    let mut old = dial(proxy.address, authority.client(None, &["http/1.1"]), "a.example").unwrap();
+    let first = seen();
+
+    let mut options = proxy.shared().options.clone();
+    *tls_of(&mut options) = Some(server(&[&two]));
+    proxy.shared().change(&routes(&upstream), &options.listeners).unwrap();
+    until("new connections see the new one", || seen() != first);
+    assert_eq!(shown(&old), first);
+    let answer = tls::ask(&mut old, std::str::from_utf8(GET).unwrap()).unwrap();
+    assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
+
+    // One that cannot be read refuses the change; what holds goes on.
+    let now = seen();
+    let mut gone = two.clone();
+    gone.certificate = "/nowhere/cert.pem".into();
+    *tls_of(&mut options) = Some(server(&[&gone]));
+    let wrong = refused(proxy.shared().change(&routes(&upstream), &options.listeners).unwrap_err());
+    assert!(wrong[0].contains(Code::CERTIFICATE.0) && wrong[0].contains("/nowhere/cert.pem"), "{wrong:?}");
+    assert_eq!(seen(), now);
+}
+
+#[test]
+fn a_port_changes_between_http_and_tcp() {
+    let upstream = Upstream::answering("ok");
+    let proxy = Proxy::with(&[upstream.address], |options| options.listeners[0].listen = any());
+    let (_, told) = tcp::Options::parse(&format!("127.0.0.1:0={}", upstream.address)).unwrap();
+    let passed = Listening::tcp("web", any(), told);
+    proxy.shared().change(&[], &[passed]).unwrap();
+    until("it passes what comes", || {
+        let mut stream = connect(proxy.address);
+        let answer = ask(&mut stream);
+        // A gateway names its requests.
+        answer.status == 200 && answer.field("x-request-id").is_none()
+    });
+    assert_eq!(port(&proxy, "web").json()["protocol"], "tcp");
+}
+
+#[test]
+fn a_route_takes_requests_of_the_listeners_that_it_names() {
+    let (inner, outer) = (Upstream::answering("inner"), Upstream::answering("outer"));
+    let route = |name: &str, spec| Declared {
+        name: name.into(),
+        spec: serde_json::from_value(spec).unwrap(),
+        ..Declared::default()
+    };
+    let routes = [
+        route("inner", json!({"listeners": "second", "to": [{"endpoints": inner.address.to_string()}]})),
+        route("outer", json!({"to": [{"endpoints": outer.address.to_string()}]})),
+    ];
+    let proxy = Proxy::routing(&routes, |options| options.listeners.push(http("second", any())));
+    assert_eq!(ask(&mut connect(proxy.address)).body, "outer");
+    assert_eq!(ask(&mut connect(port(&proxy, "second").address)).body, "inner");
+}
+
+/// Clients of HTTP/1.1 that keep their connections, and reconnect when they were told that an answer was the last. A connection that
+/// ends where an answer should be is a lost request.
+fn load(addresses: &[SocketAddr], stop: &Arc<AtomicBool>, answered: &Arc<AtomicU64>) -> Vec<thread::JoinHandle<()>> {
+    let client = |to: SocketAddr| {
+        let (stop, answered) = (stop.clone(), answered.clone());
+        thread::spawn(move || {
+            let mut stream = connect(to);
+            while !stop.load(SeqCst) {
+                let answer = ask(&mut stream);
+                assert_eq!(answer.status, 200, "{answer:?}");
+                answered.fetch_add(1, SeqCst);
+                if answer.field("connection") == Some("close") {
+                    stream = connect(to);
+                }
+            }
+        })
+    };
+    addresses.iter().map(|to| client(*to)).collect()
+}
+
+#[test]
+fn no_request_is_lost_while_listeners_come_change_and_go() {
+    let upstream = Upstream::answering("ok");
+    let proxy = Proxy::with(&[upstream.address], |options| options.threads = 2);
+    let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let clients = load(&[proxy.address; 4], &stop, &answered);
+    let routes = routes(&upstream);
+    let mut web = proxy.shared().options.listeners[0].clone();
+    for round in 1..=20_u64 {
+        // Its idle time is another one each round, which ends the setting that every client is on.
+        web.what = buttress_gateway::listen::What::Http(Http {
+            tls: None,
+            idle: Some(std::time::Duration::from_secs(60 + round)),
+        });
+        let wanted = [web.clone(), http(&format!("extra-{round}"), any())];
+        proxy.shared().change(&routes, &wanted).unwrap();
+        assert_eq!(ask(&mut connect(port(&proxy, &format!("extra-{round}")).address)).status, 200);
+        let before = answered.load(SeqCst);
+        until("all go on", || answered.load(SeqCst) > before + 20);
+    }
+    stop.store(true, SeqCst);
+    for client in clients {
+        client.join().expect("no request of it was lost");
+    }
+}
