@@ -41,11 +41,13 @@ mod book;
 mod desk;
 pub mod etcd;
 pub mod groups;
+pub mod hosts;
 pub mod keys;
 pub mod leases;
 pub mod locks;
 pub mod pipeline;
 pub mod records;
+mod target;
 pub mod uplink;
 pub mod watch;
 
@@ -250,6 +252,7 @@ pub const ALL: &[(&str, u64, Make)] = &[
     ("groups", 30, |rng| Box::new(groups::Groups::draw(rng))),
     ("uplink", 40, |rng| Box::new(uplink::Uplink::draw(rng))),
     ("leases", 50, |rng| Box::new(leases::Leases::draw(rng))),
+    ("hosts", 30, |rng| Box::new(hosts::Hosts::draw(rng))),
 ];
 
 /// The workloads of a seed.
