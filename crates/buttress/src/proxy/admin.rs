@@ -14,7 +14,7 @@
 //! Nothing can be changed here. On a loopback address the `Host` has to be a loopback name too, so that a foreign page
 //! whose name resolves to 127.0.0.1 reads nothing (DNS rebinding).
 
-use std::{sync::Arc, time::Duration};
+use std::{future::ready, sync::Arc, time::Duration};
 
 use buttress_core::{Code, Error};
 use buttress_gateway::{
@@ -48,7 +48,7 @@ struct Seen {
     state: Arc<State>,
 }
 
-const ASSETS: [Asset; 3] = [
+static ASSETS: [Asset; 3] = [
     ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("/proxy.css", "text/css; charset=utf-8", include_str!("page/proxy.css")),
     ("/proxy.js", "text/javascript; charset=utf-8", include_str!("page/proxy.js")),
@@ -58,7 +58,7 @@ const ASSETS: [Asset; 3] = [
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>, state: Arc<State>) {
     let loopback = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
     let seen = Arc::new(Seen { shared, state });
-    page::serve(listener, CONNECTIONS_MAX, move |request| answer(request, &seen, loopback)).await;
+    page::serve(listener, CONNECTIONS_MAX, move |request| ready(answer(&request, &seen, loopback))).await;
 }
 
 fn answer<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Response<Body> {
@@ -70,7 +70,7 @@ fn answer<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Response
 fn route<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Result<Response<Body>, (StatusCode, Error)> {
     let shared = &seen.shared;
     let path = request.uri().path();
-    if loopback && !page::is_local(request.headers()) {
+    if loopback && page::local_host(request.headers()).is_none() {
         let error = Error::new(Code::BAD_REQUEST, "this address is served under a loopback name only");
         return Err((StatusCode::MISDIRECTED_REQUEST, error.hint("open the address that the proxy printed")));
     }
