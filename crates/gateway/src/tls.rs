@@ -835,6 +835,14 @@ impl State {
             let host = dns.split_once("://").map_or(dns.as_str(), |(_, rest)| rest);
             told.server_name = host.rsplit_once(':').map(|(host, _)| host.to_owned());
         }
+        self.client(told)
+    }
+
+    /// The same for whoever says everything itself.
+    ///
+    /// # Errors
+    /// As [`Connector::new`].
+    pub fn client(&self, told: Client) -> Result<Arc<Connector>, Error> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         clients.retain(|known| known.strong_count() > 0);
         if let Some(known) = clients.iter().filter_map(Weak::upgrade).find(|known| known.told == told) {

@@ -208,10 +208,19 @@ impl Gate {
                 caller: jwt.caller.as_deref().unwrap_or("sub").into(),
                 leeway_s: leeway.as_secs(),
             };
-            match Origin::parse(&jwt.jwks, jwt.ca.as_deref()).and_then(|origin| sources.jwks(origin)) {
+            let ca = jwt.ca.as_deref();
+            let (field, named, origin) = match (&jwt.jwks, &jwt.issuer) {
+                (Some(jwks), _) => ("auth.jwt.jwks", jwks, Origin::parse(jwks, ca)),
+                (None, Some(issuer)) => ("auth.jwt.issuer", issuer, Origin::issuer(issuer, ca)),
+                (None, None) => {
+                    flaw("auth.jwt", "names neither an issuer, which says where its keys are, nor jwks".into());
+                    return None;
+                }
+            };
+            match origin.and_then(|origin| sources.jwks(origin)) {
                 Ok(source) => Some(Jwt { source, wanted }),
                 Err(says) => {
-                    flaw("auth.jwt.jwks", format!("\"{}\" {says}", shown(&jwt.jwks)));
+                    flaw(field, format!("\"{}\" {says}", shown(named)));
                     None
                 }
             }
