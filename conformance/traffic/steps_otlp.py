@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 
-from common import WORK_DIR, Handler, Proxy, Server, certificates, eventually, run, version
+from common import WORK_DIR, Handler, Mock, Proxy, Server, certificates, eventually, run, version
 from checks import begin, check, end
 
 COLLECTOR = os.environ["COLLECTOR"]
@@ -182,7 +182,10 @@ with Collector("clear", free_port()) as collector, environment(OTEL_SERVICE_NAME
         odd = run("curl", "-s", "-o", "/dev/null", "-H", f"traceparent: 00-{TRACE}-{PARENT}-01", "-H", b"user-agent: \xff\xfe \"\\\t".decode("latin-1"), f"http://{proxy.address}/odd/%00%ff?%22")
         check("odd bytes are answered", 0, odd.code)
         check("and come to the collector", True, bool(eventually(lambda: collector.of_path("/odd/%00%ff", SERVER))))
-        # Many at once: several requests to the collector, none lost.
+        ask(proxy, "/last", *sampled)
+    check("what is there when the proxy ends is sent", 1, len(collector.of_path("/last", SERVER)))
+    # Many at once: several requests to the collector, none lost.
+    with Mock() as many, Proxy("--to", many, "--otlp", f"http://127.0.0.1:{collector.port}") as proxy:
         before = len(collector.spans())
         urls = [f"http://{proxy.address}/many/{number}" for number in range(1500)]
         (WORK_DIR / "urls").write_text("".join(f"url = {url}\noutput = /dev/null\n" for url in urls))
@@ -190,8 +193,6 @@ with Collector("clear", free_port()) as collector, environment(OTEL_SERVICE_NAME
         check("1500 requests give 3000 spans", True, bool(eventually(lambda: len(collector.spans()) - before == 3000)))
         check("with ids of their own", 3000 + before, len({span["spanId"] for span in collector.spans()}))
         check("none was dropped", 0.0, proxy.metric("buttress_traffic_spans_dropped_total"))
-        ask(proxy, "/last", *sampled)
-    check("what is there when the proxy ends is sent", 1, len(collector.of_path("/last", SERVER)))
 
 # A collector that comes later than the proxy.
 later = free_port()

@@ -610,7 +610,7 @@ impl Client {
         let system = || SYSTEM_ROOTS.iter().map(PathBuf::from).find(|path| path.exists());
         self.ca.clone().or_else(system).ok_or_else(|| {
             unusable("this machine has no list of authorities that it trusts".into())
-                .hint("install ca-certificates, or name the upstream's authority with --upstream-ca")
+                .hint("install ca-certificates, or name the authority with --upstream-ca, --otlp-ca, or ca in the route")
         })
     }
 
@@ -734,7 +734,7 @@ pub fn said(error: &io::Error) -> Option<String> {
     use CertificateError as Bad;
     Some(match error {
         rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => {
-            "its certificate is of an authority that is not trusted here; name the right one with --upstream-ca".into()
+            "its certificate is of an authority that is not trusted here; name the right one (--upstream-ca, --otlp-ca, or ca in the route)".into()
         }
         rustls::Error::InvalidCertificate(Bad::ExpiredContext { not_after, .. }) => {
             format!("its certificate has expired, at {}", date(not_after.as_secs() as i64))
