@@ -609,8 +609,9 @@ impl Client {
     fn roots(&self) -> Result<PathBuf, Error> {
         let system = || SYSTEM_ROOTS.iter().map(PathBuf::from).find(|path| path.exists());
         self.ca.clone().or_else(system).ok_or_else(|| {
-            unusable("this machine has no list of authorities that it trusts".into())
-                .hint("install ca-certificates, or name the authority with --upstream-ca, --otlp-ca, or ca in the route")
+            unusable("this machine has no list of authorities that it trusts".into()).hint(
+                "install ca-certificates, or name the authority with --upstream-ca, --otlp-ca, or ca in the route",
+            )
         })
     }
 

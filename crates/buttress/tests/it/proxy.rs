@@ -253,7 +253,10 @@ fn the_access_log_is_opened_anew_at_sigusr1_and_may_be_stdout() {
         ([&http[..], &["--otlp-header", &format!("api-key=@{missing}")]].concat(), "cannot be read"),
     ] {
         let refused = failed(&run(&[&base[..], &wrong].concat()));
-        assert!(refused.contains(says) && refused.contains("hint:") && !refused.contains("s3cret"), "{wrong:?}: {refused}");
+        assert!(
+            refused.contains(says) && refused.contains("hint:") && !refused.contains("s3cret"),
+            "{wrong:?}: {refused}"
+        );
     }
 }
 

@@ -356,7 +356,7 @@ impl Gate {
         let loaded = jwt.source.loaded();
         let Some(loaded) = loaded.as_ref() else {
             let says = "the keys that tokens are checked with were not read yet".into();
-            let would_pass = format!("a JWKS at {}; the proxy's log says why it cannot be read", jwt.source.origin);
+            let would_pass = format!("keys from {}; the proxy's log says why they cannot be read", jwt.source.origin);
             return Err(Denied { why: Why::Unready, says, would_pass, keys: Some(0) });
         };
         if token.len() > jwt::TOKEN_BYTES_MAX {

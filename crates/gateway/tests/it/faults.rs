@@ -188,7 +188,8 @@ fn an_upstream_that_resets_in_mid_answer_cuts_it_and_is_not_asked_again() {
         });
         let proxy = Proxy::to(&[upstream.address]);
         let body = "b".repeat(60_000);
-        let text = proxy.exchange(format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n{body}").as_bytes());
+        let text =
+            proxy.exchange(format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n{body}").as_bytes());
         assert!(text.len() < 100_000 && !text.ends_with("0\r\n\r\n"), "nobody takes it for the whole");
         assert_eq!(upstream.requests().len(), 1, "an answer that has begun is not asked for again");
     }
@@ -283,9 +284,45 @@ fn heads_that_never_end_over_http2_are_bounded_too() {
 }
 
 #[test]
+fn no_frames_of_http2_stop_the_proxy_or_reach_the_upstream_as_a_request() {
+    let upstream = Upstream::answering("ok");
+    let proxy = Proxy::to(&[upstream.address]);
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut draw = move |below: u64| {
+        // Xorshift: the same frames each time.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    };
+    for connection in 0..100 {
+        let mut bytes = PREFACE.to_vec();
+        for _ in 0..20 {
+            let payload: Vec<u8> = (0..draw(64)).map(|_| draw(256) as u8).collect();
+            // Known kinds and unknown ones, streams of ours, of theirs and none, now and then a length that lies.
+            let mut one = frame(draw(12) as u8, draw(256) as u8, draw(5) as u32, &payload);
+            if draw(20) == 0 {
+                one[0] = draw(256) as u8;
+            }
+            bytes.extend_from_slice(&one);
+        }
+        let mut client = proxy.connect();
+        let _ = client.write_all(&bytes);
+        let _ = client.shutdown(Shutdown::Write);
+        let mut said = Vec::new();
+        let _ = client.read_to_end(&mut said);
+        if connection % 10 == 0 {
+            assert_eq!(asks(&proxy), 200, "after connection {connection}");
+        }
+    }
+    assert_eq!(asks(&proxy), 200);
+    assert!(upstream.requests().iter().all(|head| head.starts_with("GET /other ")), "{:?}", upstream.requests());
+}
+
+#[test]
 fn a_crowd_of_idle_connections_cost_nobody_an_answer_and_go_by_themselves() {
     let upstream = Upstream::answering("ok");
-    let proxy = Proxy::with(&[upstream.address], |options| options.timeouts.idle = Duration::from_secs(5));
+    let proxy = Proxy::with(&[upstream.address], |options| options.timeouts.idle = Duration::from_secs(2));
     // As many as the usual limit of descriptors lets a test have on both ends.
     let mut crowd: Vec<TcpStream> = (0..400).map(|_| proxy.connect()).collect();
     for (at, one) in crowd.iter_mut().enumerate() {

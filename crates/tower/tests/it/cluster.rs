@@ -116,9 +116,9 @@ async fn a_store_that_is_away_leaves_what_was_leased_and_then_each_its_own_share
     sleep(MS).await;
     assert_eq!(limit.held(), 10);
     store.0.away.store(true, SeqCst);
-    assert_eq!(burnt(&[limit.clone()], Duration::from_secs(1)).await, 10, "what was leased");
+    assert_eq!(burnt(std::slice::from_ref(&limit), Duration::from_secs(1)).await, 10, "what was leased");
     sleep(Duration::from_secs(5)).await;
-    let alone = burnt(&[limit.clone()], Duration::from_secs(10)).await;
+    let alone = burnt(std::slice::from_ref(&limit), Duration::from_secs(10)).await;
     assert!((19..=23).contains(&alone), "two a second, and a burst of two: {alone}");
     let refused = (0..3).find_map(|_| limit.take().err()).expect("a burst of two");
     assert_eq!(refused.code(), "BT-LSE-CUT");
@@ -178,7 +178,7 @@ fn gateway(kvs: Arc<Mutex<Vec<(String, String, u64)>>>) -> impl Fn(&str, &Value)
             "/v3/kv/txn" => {
                 let unchanged = &asked["compare"][0];
                 let at = found(&unchanged["key"]).map_or(0, |(_, _, at)| at);
-                if unchanged["mod_revision"] != at.to_string() {
+                if unchanged["mod_revision"].as_str() != Some(&at.to_string()) {
                     return (200, json!({"header": header}));
                 }
                 let put = &asked["success"][0]["request_put"];
