@@ -20,7 +20,7 @@ use crate::{
     config::Options,
     discover::{Found, Source, first_look},
     metrics::Shard,
-    otlp::{Exporter, Traces},
+    otlp::{self, Exporter, Traces},
     record::Records,
     table::Table,
     tcp, tls,
@@ -66,7 +66,11 @@ impl Shared {
         let shards = (0..cores).map(|_| Arc::default()).collect();
         let (records, table, started) = (Records::default(), ArcSwap::from_pointee(table), Instant::now());
         let log = options.access_log.as_ref().map(Log::start).transpose()?;
-        let (traces, exporter) = options.otlp.clone().map(Traces::start).transpose()?.unzip();
+        let export = |to: otlp::To| {
+            let connector = to.tls.clone().map(|told| tls.client(told)).transpose()?;
+            Traces::start(to, connector, if options.edge.tls.is_some() { "https" } else { "http" })
+        };
+        let (traces, exporter) = options.otlp.clone().map(export).transpose()?.unzip();
         Ok(Self {
             options,
             address,

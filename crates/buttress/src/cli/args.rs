@@ -153,9 +153,15 @@ pub struct ProxyArgs {
     /// A line of JSON for each request goes to this file, or to stdout: -. SIGUSR1 opens the file anew.
     #[arg(long, value_name = "FILE|-", conflicts_with = "bare")]
     pub access_log: Option<String>,
-    /// Spans go to this collector: OTLP over HTTP, as JSON. OTEL_SERVICE_NAME names the service.
-    #[arg(long, value_name = "http://HOST:PORT", conflicts_with = "bare")]
+    /// Spans go to this collector, http://HOST:PORT or https://HOST: OTLP over HTTP, as JSON. OTEL_SERVICE_NAME names the service.
+    #[arg(long, value_name = "URL", conflicts_with = "bare")]
     pub otlp: Option<String>,
+    /// A field that the collector asks for, its key for example; VALUE or @FILE. More than once for more.
+    #[arg(long, value_name = "NAME=VALUE", requires = "otlp")]
+    pub otlp_header: Vec<String>,
+    /// Believe a collector at https:// that has a certificate of an authority in this file [default: those that this machine trusts].
+    #[arg(long, value_name = "FILE", requires = "otlp")]
+    pub otlp_ca: Option<PathBuf>,
     /// The share of the traces that begin here that is exported; failures are, whatever it is.
     #[arg(long, default_value = "1%", value_name = "SHARE", value_parser = fate::share)]
     pub trace_sample: f64,

@@ -85,9 +85,7 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     // Who was told of connections alone has no port of HTTP.
     let tcp_only = args.to.is_empty() && args.config.is_empty() && args.store.is_none();
     let access_log = args.access_log.as_deref().map(To::parse);
-    let service = std::env::var("OTEL_SERVICE_NAME").ok().filter(|name| !name.is_empty());
-    let service = service.as_deref().unwrap_or("buttress-proxy");
-    let otlp = args.otlp.as_deref().map(|to| otlp::To::parse(to, args.trace_sample, service)).transpose()?;
+    let otlp = args.otlp.as_deref().map(|to| collector(to, args)).transpose()?;
     let (bare, seed) = (args.bare, seed()?);
     let options = Options { listen, tcp_only, threads, bare, timeouts, edge, access_log, otlp, seed };
     let admin = admin_listener(args.admin).await?;
@@ -137,6 +135,43 @@ fn name(args: &ProxyArgs) -> String {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         format!("{host}-{}", std::process::id())
     })
+}
+
+/// Where spans go, with what the variables of OpenTelemetry say about it. What is said here counts more than what they say.
+fn collector(to: &str, args: &ProxyArgs) -> Result<otlp::To, Error> {
+    let first =
+        |names: &[&str]| names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    let service = first(&["OTEL_SERVICE_NAME"]);
+    let mut to = otlp::To::parse(to, args.trace_sample, service.as_deref().unwrap_or("buttress-proxy"))?;
+    if let Some(list) = first(&["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"]) {
+        to.fields.put_list(&list)?;
+    }
+    for field in &args.otlp_header {
+        let (name, value) = field.split_once('=').unwrap_or((field, ""));
+        match value.strip_prefix('@') {
+            None => to.fields.put(name, value)?,
+            Some(file) => {
+                let read = std::fs::read_to_string(file).map_err(|error| {
+                    Error::new(Code::CONFIG, format!("--otlp-header {name}: \"{file}\" cannot be read: {error}"))
+                        .hint("name a file with the value alone in it")
+                })?;
+                to.fields.put(name, &read)?;
+            }
+        }
+    }
+    match (&mut to.tls, &args.otlp_ca) {
+        (Some(tls), Some(ca)) => tls.ca = Some(ca.clone()),
+        (Some(tls), None) => {
+            let named = first(&["OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE"]);
+            tls.ca = named.map(PathBuf::from);
+        }
+        (None, Some(_)) => {
+            return Err(Error::new(Code::CONFIG, "--otlp-ca is of a collector with TLS, and --otlp names one without")
+                .hint("write https:// in --otlp"));
+        }
+        (None, None) => {}
+    }
+    Ok(to)
 }
 
 /// TLS and TCP as they are asked for.

@@ -247,7 +247,7 @@ impl Store {
         loop {
             let asked = shared.now();
             if let Some(wanted) = leased.lease.ask(asked) {
-                match self.slice(leased, wanted).await {
+                match self.slice(leased, wanted, shared).await {
                     Ok(Ok(tokens)) => leased.lease.granted(asked, tokens),
                     Ok(Err(empty_for)) => leased.lease.refused(shared.now(), empty_for),
                     Err(error) => {
@@ -265,7 +265,7 @@ impl Store {
     ///
     /// # Errors
     /// The store does not answer.
-    async fn slice(&self, leased: &Leased, wanted: u32) -> Result<Result<u32, Duration>, Error> {
+    async fn slice(&self, leased: &Leased, wanted: u32, shared: &Shared) -> Result<Result<u32, Duration>, Error> {
         let key = Bytes::from(leased.key.clone());
         for _ in 0..SLICE_TRIES {
             let read = self.ledger.read(KeyRange::key(key.clone()), 1, Consistency::Linearizable).await?;
@@ -274,7 +274,7 @@ impl Store {
                 Some(kv) => (Pool::from_bytes(&kv.value).unwrap_or_default(), kv.mod_revision),
                 None => (Pool::default(), Revision(0)),
             };
-            let tokens = match pool.grant(&leased.config, wall_clock(), wanted) {
+            let tokens = match leased.lease.take_from(&mut pool, shared.now(), wall_clock(), wanted) {
                 Ok(tokens) => tokens,
                 Err(empty_for) => return Ok(Err(empty_for)),
             };

@@ -241,8 +241,23 @@ fn the_access_log_is_opened_anew_at_sigusr1_and_may_be_stdout() {
     let missing = folder.path().join("none/access.log");
     let refused = failed(&run(&[&base[..], &["--access-log", missing.to_str().unwrap()]].concat()));
     assert!(refused.contains("access log") && refused.contains("hint:"), "{refused}");
-    let refused = failed(&run(&[&base[..], &["--otlp", "https://127.0.0.1:4318"]].concat()));
-    assert!(refused.contains("TLS to the collector"), "{refused}");
+    let http = ["--otlp", "http://127.0.0.1:4318"];
+    let missing = missing.to_str().unwrap();
+    for (wrong, says) in [
+        (vec!["--otlp", "grpc://127.0.0.1:4317"], "neither with http:// nor with https://"),
+        ([&http[..], &["--otlp-ca", missing]].concat(), "--otlp names one without"),
+        (vec!["--otlp", "https://127.0.0.1:4318", "--otlp-ca", missing], "cannot be read"),
+        ([&http[..], &["--otlp-header", "api-key"]].concat(), "has no value"),
+        ([&http[..], &["--otlp-header", "api-key=s3cret\u{e4}"]].concat(), "has no value of visible ASCII"),
+        ([&http[..], &["--otlp-header", "host=s3cret"]].concat(), "is set by the exporter itself"),
+        ([&http[..], &["--otlp-header", &format!("api-key=@{missing}")]].concat(), "cannot be read"),
+    ] {
+        let refused = failed(&run(&[&base[..], &wrong].concat()));
+        assert!(
+            refused.contains(says) && refused.contains("hint:") && !refused.contains("s3cret"),
+            "{wrong:?}: {refused}"
+        );
+    }
 }
 
 #[test]
