@@ -219,6 +219,13 @@ impl Shared {
             let name = "buttress_traffic_access_log_failures_total";
             one(name, "counter", "Writes of the access log that failed.", figures.failures.load(Relaxed));
         }
+        if let Some(archive) = self.records.archive() {
+            let figures = archive.figures();
+            let name = "buttress_traffic_records_written_total";
+            one(name, "counter", "Decision records written to disk.", figures.written.load(Relaxed));
+            let name = "buttress_traffic_records_lost_total";
+            one(name, "counter", "Decision records that the disk did not get.", figures.lost.load(Relaxed));
+        }
         if let Some(traces) = &self.traces {
             let figures = &traces.figures;
             let name = "buttress_traffic_spans_exported_total";

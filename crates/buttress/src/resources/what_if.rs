@@ -78,6 +78,11 @@ fn told(report: &Report) -> Value {
         .iter()
         .map(|(route, row)| {
             let mut would = json!({"other_route": row.other_route, "retries": row.retries_now});
+            let split: Vec<Value> = row
+                .backends
+                .iter()
+                .map(|(backend, (then, now))| json!({"backend": backend, "went": then, "would_go": now}))
+                .collect();
             for fate in Fate::ALL {
                 let key = fate.word().replace(' ', "_");
                 would[&key] = json!(row.of(fate));
@@ -90,7 +95,8 @@ fn told(report: &Report) -> Value {
                 "answered": row.answered, "failed": row.failed, "retries": row.retries,
                 "failed_by": of_codes(row.codes.iter()),
             });
-            json!({"route": if route.is_empty() { Value::Null } else { json!(route) }, "recorded": recorded, "would": would})
+            let route = if route.is_empty() { Value::Null } else { json!(route) };
+            json!({"route": route, "recorded": recorded, "would": would, "backends": split})
         })
         .collect();
     let notes: Vec<Value> =
@@ -148,11 +154,14 @@ fn sentences(report: &Report) -> String {
         line(padded.join("  "));
     }
     for (route, row) in &report.rows {
-        if row.codes.is_empty() && row.why.is_empty() {
+        if row.codes.is_empty() && row.why.is_empty() && row.backends.is_empty() {
             continue;
         }
         line(String::new());
         line(format!("{}:", name(route)));
+        for (backend, (then, now)) in &row.backends {
+            line(format!("  to backend {backend} went {then}, would go {now}"));
+        }
         if row.failed > 0 {
             line(format!("  failed {}:{}", row.failed, list(row.codes.iter())));
         }
