@@ -2,8 +2,8 @@
 //! against other routes later ([`crate::record`], `buttress route what-if`).
 //!
 //! A name gets here from a table only: a match, the `when` of a backend or of a fault, a key of a limit or of a ring, the field of
-//! a priority. No client adds one. What is kept is bounded whatever clients send: [`NAMES_MAX`] names of [`VALUES_MAX`] values of
-//! [`VALUE_BYTES_MAX`] bytes are 8 KiB.
+//! a priority. No client adds one. What is kept is bounded whatever clients send: [`NAMES_MAX`] names, and [`BYTES_MAX`] bytes of
+//! their values, so that the records in memory are 8 MiB at most.
 //!
 //! **Credentials are never kept**, also where a route matches by them: a record says that the field is withheld, and whoever plays
 //! the record again does not know its value. No digest either, since much of what stands in cookies can be guessed. What is a
@@ -19,11 +19,25 @@ use crate::{parse::Fields, table::Route};
 pub const NAMES_MAX: usize = 16;
 const VALUES_MAX: usize = 4;
 const VALUE_BYTES_MAX: usize = 128;
+/// Of all values of a record.
+const BYTES_MAX: usize = 1024;
 
 /// Parts of names of fields, and of what stands in a query, that are no business of a record's reader.
 const SECRET: [&str; 14] = [
-    "auth", "cookie", "token", "secret", "passw", "pwd", "api-key", "api_key", "apikey", "credential", "session", "signature",
-    "jwt", "assertion",
+    "auth",
+    "cookie",
+    "token",
+    "secret",
+    "passw",
+    "pwd",
+    "api-key",
+    "api_key",
+    "apikey",
+    "credential",
+    "session",
+    "signature",
+    "jwt",
+    "assertion",
 ];
 
 /// Whether something of this name, which is in lower case, may hold what somebody proves with who he is.
@@ -75,6 +89,7 @@ impl Names {
     }
 
     pub fn read(&self, fields: &Fields) -> Vec<Noted> {
+        let mut left = BYTES_MAX;
         let one = |known: &Name| {
             let is = |name: &[u8]| name.eq_ignore_ascii_case(known.name.as_bytes());
             let mut noted =
@@ -87,7 +102,8 @@ impl Names {
                     noted.cut = true;
                     break;
                 }
-                let part = &value[..value.len().min(VALUE_BYTES_MAX)];
+                let part = &value[..value.len().min(VALUE_BYTES_MAX).min(left)];
+                left -= part.len();
                 noted.cut |= part.len() < value.len() || std::str::from_utf8(part).is_err();
                 noted.values.push(String::from_utf8_lossy(part).into_owned());
             }
@@ -168,11 +184,19 @@ mod tests {
         let noted = names(&[("x-long", false), ("x-many", false)]).read(&fields);
         assert_eq!((noted[0].cut, noted[0].values[0].len()), (true, VALUE_BYTES_MAX));
         assert_eq!((noted[1].cut, noted[1].values.len()), (true, VALUES_MAX));
+        let wide: Vec<String> = (0..NAMES_MAX).map(|n| format!("x-{n}")).collect();
+        let pairs: Vec<(&str, &str)> = wide.iter().map(|name| (name.as_str(), &long[1..])).collect();
+        let all: Vec<(&str, bool)> = wide.iter().map(|name| (name.as_str(), false)).collect();
+        let noted = names(&all).read(&Fields::from_pairs(&pairs));
+        let bytes: usize = noted.iter().flat_map(|one| &one.values).map(String::len).sum();
+        assert_eq!((bytes, noted.iter().filter(|one| one.cut).count()), (BYTES_MAX, 8));
     }
 
     #[test]
     fn credentials_are_told_by_their_names() {
-        for name in ["authorization", "proxy-authorization", "cookie", "x-api-key", "x-auth-token", "x-session-id", "apikey"] {
+        for name in
+            ["authorization", "proxy-authorization", "cookie", "x-api-key", "x-auth-token", "x-session-id", "apikey"]
+        {
             assert!(is_secret(name), "{name}");
         }
         for name in ["x-canary", "user-agent", "x-tenant", "x-priority", "accept-language"] {

@@ -193,7 +193,6 @@ impl Record {
             "attempts": attempts, "state": self.state,
         })
     }
-
 }
 
 /// One line of a list, from a record as JSON.
@@ -222,12 +221,23 @@ pub struct Filter {
 impl Filter {
     fn holds(&self, record: &Record) -> bool {
         let decisions = || {
-            let of = |attempt: &'_ Attempt| [attempt.picked.as_ref(), attempt.breaker.as_ref(), attempt.next.as_ref()].map(|one| one.map(|one| one.code));
-            record.attempts.iter().flat_map(of).flatten().chain(record.admission.iter().map(|one| one.code)).chain([record.outcome.code])
+            let of = |attempt: &'_ Attempt| {
+                [attempt.picked.as_ref(), attempt.breaker.as_ref(), attempt.next.as_ref()]
+                    .map(|one| one.map(|one| one.code))
+            };
+            record
+                .attempts
+                .iter()
+                .flat_map(of)
+                .flatten()
+                .chain(record.admission.iter().map(|one| one.code))
+                .chain([record.outcome.code])
         };
-        let begins = |code: &str, wanted: &str| code.get(..wanted.len()).is_some_and(|part| part.eq_ignore_ascii_case(wanted));
+        let begins =
+            |code: &str, wanted: &str| code.get(..wanted.len()).is_some_and(|part| part.eq_ignore_ascii_case(wanted));
         let texts = || {
-            let known = [&record.id, &record.path, &record.authority, &record.client, &record.method, &record.outcome.says];
+            let known =
+                [&record.id, &record.path, &record.authority, &record.client, &record.method, &record.outcome.says];
             let endpoints = record.attempts.iter().flat_map(|attempt| [&attempt.endpoint, &attempt.problem]);
             known.into_iter().chain(endpoints).chain(&record.caller).map(String::as_str)
         };
@@ -316,13 +326,15 @@ impl Records {
     /// The newest ones that a filter lets pass, those that could not be read among them, newest first; where there are fewer, of
     /// before the start too.
     pub fn list(&self, filter: &Filter, most: usize) -> Vec<Value> {
-        let mut found: Vec<Arc<Record>> = {
+        // Held as short as may be: cores wait for it to keep theirs.
+        let (mut found, unread) = {
             let rings = self.lock();
-            let of = |ring: &VecDeque<Arc<Record>>| -> Vec<Arc<Record>> {
-                ring.iter().rev().filter(|record| filter.holds(record)).take(most).cloned().collect()
-            };
-            [of(&rings.all), of(&rings.unread)].concat()
+            let taken = if *filter == Filter::default() { most } else { usize::MAX };
+            let of = |ring: &VecDeque<Arc<Record>>| ring.iter().rev().take(taken).cloned().collect::<Vec<_>>();
+            (of(&rings.all), of(&rings.unread))
         };
+        found.extend(unread);
+        found.retain(|record| filter.holds(record));
         // Stable, so that those of one millisecond stay as they came.
         found.sort_by_key(|record| std::cmp::Reverse(record.at_ms));
         let fresh = found.iter().map(|record| record.json());
@@ -401,7 +413,10 @@ mod tests {
             listed.iter().map(|record| record["id"].as_str().unwrap_or_default()).collect()
         };
         let text = |text: &str| ids(Filter { text: Some(text.into()), ..Filter::default() });
-        assert_eq!((ids(Filter::default()), text("orders"), text("503"), text("none")), ("ab".into(), "a".into(), "ab".into(), String::new()));
+        assert_eq!(
+            (ids(Filter::default()), text("orders"), text("503"), text("none")),
+            ("ab".into(), "a".into(), "ab".into(), String::new())
+        );
         let route = |route: &str| ids(Filter { route: Some(route.into()), ..Filter::default() });
         assert_eq!((route("shop"), route(""), route("sho")), ("a".into(), "b".into(), String::new()));
         let code = |code: &str| ids(Filter { code: Some(code.into()), ..Filter::default() });

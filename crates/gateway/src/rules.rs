@@ -206,7 +206,7 @@ mod tests {
             assert_eq!(Point::read(serde_json::from_str(&text).unwrap()), Some(point), "{text}");
         }
         let at = |share: f64, weights: &[u64]| Point::read(share).unwrap().among(weights);
-        assert_eq!((at(0.0, &[95, 5]), at(0.9499, &[95, 5]), at(0.95, &[95, 5])), (Some(0), Some(0), Some(1)));
+        assert_eq!((at(0.0, &[95, 5]), at(0.9499, &[95, 5]), at(0.9501, &[95, 5])), (Some(0), Some(0), Some(1)));
         assert_eq!((at(0.5, &[0, 1, 0]), at(0.999_999, &[1, 1, 0]), at(0.5, &[0, 0])), (Some(1), Some(1), None));
         assert_eq!((Point::read(1.0), Point::read(-0.1), Point::read(f64::NAN)), (None, None, None));
     }

@@ -103,7 +103,8 @@ fn route<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Result<Re
         }
         "/v1/traffic" => Ok(json_response(StatusCode::OK, &snapshot(seen))),
         "/v1/requests" => {
-            let (filter, limit) = wanted(request.uri().query().unwrap_or_default()).map_err(|error| (StatusCode::BAD_REQUEST, error))?;
+            let (filter, limit) =
+                wanted(request.uri().query().unwrap_or_default()).map_err(|error| (StatusCode::BAD_REQUEST, error))?;
             let records: Vec<Value> = shared.records.list(&filter, limit).iter().map(summary).collect();
             Ok(json_response(StatusCode::OK, &json!({"requests": records})))
         }
@@ -168,7 +169,8 @@ fn routes(table: &Table) -> Value {
 /// What a query asks for.
 fn wanted(query: &str) -> Result<(Filter, usize), Error> {
     let (mut filter, mut limit) = (Filter::default(), LISTED);
-    let wrong = |part: &str, hint: &str| Error::new(Code::BAD_REQUEST, format!("\"{part}\" is not understood")).hint(hint);
+    let wrong =
+        |part: &str, hint: &str| Error::new(Code::BAD_REQUEST, format!("\"{part}\" is not understood")).hint(hint);
     for part in query.split('&').filter(|part| !part.is_empty()) {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));
         let value = decoded(&value.replace('+', " ")).ok_or_else(|| wrong(part, "encode it with %, and two digits"))?;

@@ -81,11 +81,8 @@ fn all(id: &str, mut told: Vec<(Asked, Said)>, output: Output) -> Answer {
         eprintln!("not asked: {label}: {why}");
     }
     if found == 0 {
-        let asked: Vec<String> = told
-            .iter()
-            .filter(|(_, said)| matches!(said, Said::NotKept))
-            .map(|(asked, _)| asked.label())
-            .collect();
+        let asked: Vec<String> =
+            told.iter().filter(|(_, said)| matches!(said, Said::NotKept)).map(|(asked, _)| asked.label()).collect();
         let message = match asked.len() {
             0 => format!("no gateway could be asked for request \"{id}\""),
             _ => format!("no record of request \"{id}\" is kept by {}", asked.join(", ")),

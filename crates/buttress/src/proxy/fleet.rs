@@ -130,7 +130,8 @@ pub async fn ask_all(all: Vec<Gateway>, id: &str) -> Vec<(Asked, Said)> {
         let loopback = asked.admin.parse::<std::net::SocketAddr>().is_ok_and(|admin| admin.ip().is_loopback());
         if loopback && gateway.host != here {
             let says = format!("its admin address is of {} alone", gateway.host);
-            let hint = format!("ask there, or start it with --admin on an address that reaches further: {}", asked.admin);
+            let hint =
+                format!("ask there, or start it with --admin on an address that reaches further: {}", asked.admin);
             return (asked, Said::Silent(Error::new(Code::UNREACHABLE, says).hint(hint)));
         }
         let said = ask(&asked, id).await;

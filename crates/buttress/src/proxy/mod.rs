@@ -164,9 +164,7 @@ fn about(name: &str, listen: SocketAddr, admin: SocketAddr) -> Gateway {
 
 /// How this gateway is called in the store.
 fn name(args: &ProxyArgs) -> String {
-    args.name.clone().unwrap_or_else(|| {
-        format!("{}-{}", fleet::host(), std::process::id())
-    })
+    args.name.clone().unwrap_or_else(|| format!("{}-{}", fleet::host(), std::process::id()))
 }
 
 /// TLS and TCP as they are asked for.

@@ -65,7 +65,9 @@ pub enum Form {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Examples:\n  buttress get routes\n  buttress get route orders -o yaml > orders.yaml\n  buttress get gateways")]
+#[command(
+    after_help = "Examples:\n  buttress get routes\n  buttress get route orders -o yaml > orders.yaml\n  buttress get gateways"
+)]
 pub struct GetArgs {
     /// route, listener, function, model, topic; or gateways: those that have their routes from there.
     pub kind: String,
@@ -358,7 +360,8 @@ fn get_gateways(args: &GetArgs) -> Answer {
                 vec![name, host, listen, admin, version, show::utc(started_ms)]
             };
             let rows: Vec<Vec<String>> = all.iter().map(row).collect();
-            show::table(&["GATEWAY", "HOST", "LISTENS", "ADMIN", "VERSION", "SINCE"], &rows).map_err(show::output_failed)?;
+            show::table(&["GATEWAY", "HOST", "LISTENS", "ADMIN", "VERSION", "SINCE"], &rows)
+                .map_err(show::output_failed)?;
         }
         Form::Yaml => {
             let documents: Vec<String> = all.iter().map(|gateway| yaml::write(&told(gateway))).collect();

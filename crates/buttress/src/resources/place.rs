@@ -113,7 +113,8 @@ impl Place {
         match self {
             Self::Etcd { store, .. } => fleet::gateways(&*store.ledger).await,
             Self::Node(client) => {
-                let path = format!("/v1/keys?prefix={}&limit={}", segment(&kept::gateways_prefix()), fleet::GATEWAYS_MAX);
+                let path =
+                    format!("/v1/keys?prefix={}&limit={}", segment(&kept::gateways_prefix()), fleet::GATEWAYS_MAX);
                 let answer = client.get(&path).await?;
                 let keys = answer["keys"].as_array().ok_or_else(|| not_understood("gateways"))?;
                 let read = |key: &Value| serde_json::from_str(key["value"].as_str()?).ok();

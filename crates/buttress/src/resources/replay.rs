@@ -146,8 +146,7 @@ const FAULTS: &str = "faults on purpose are not replayed";
 const FALLBACKS: &str =
     "the route has a fixed or an old answer to give: those who get it count as failed, then and now";
 const HEDGED: &str = "another attempt was sent beside the first; hedges are played as they were recorded";
-const SPLIT: &str =
-    "the record does not say which number was drawn: taken to stay with the backend that it went to, whatever the weights say now";
+const SPLIT: &str = "the record does not say which number was drawn: taken to stay with the backend that it went to, whatever the weights say now";
 const WHEN: &str = "a backend's `when` asks for a field that the record does not hold: taken not to hold";
 
 /// The fields of a record; of what it does not hold, all that is asked for is taken to be there, or not to be.
@@ -173,7 +172,9 @@ fn request<'p>(past: &'p Past, fields: &'p Held<'p>) -> matcher::Request<'p, Hel
 fn lacks(past: &Past, name: &str) -> String {
     match past.fields.get(name) {
         Some(_) => format!("a match asks for the field \"{name}\", which is a credential or too long for a record"),
-        None => format!("a match asks for the field \"{name}\", which the record does not hold: no route of then decided by it"),
+        None => format!(
+            "a match asks for the field \"{name}\", which the record does not hold: no route of then decided by it"
+        ),
     }
 }
 
@@ -398,7 +399,8 @@ impl<'r> Candidate<'r> {
             Some(point) => point,
             None => {
                 let stays = self.backends.iter().position(|backend| backend.name == past.backend);
-                if let Some(at) = stays.filter(|at| self.backends[*at].weight > 0 || self.backends[*at].when.is_some()) {
+                if let Some(at) = stays.filter(|at| self.backends[*at].weight > 0 || self.backends[*at].when.is_some())
+                {
                     return (at, Some(SPLIT));
                 }
                 note = Some(SPLIT);
@@ -515,7 +517,12 @@ impl Replay<'_> {
             found
         } else {
             // Those that hold if what is not known is as they want it.
-            let may: Vec<Found> = matcher.explain(&request(past, &all)).iter().filter(|(_, miss)| miss.is_none()).map(|(at, _)| *at).collect();
+            let may: Vec<Found> = matcher
+                .explain(&request(past, &all))
+                .iter()
+                .filter(|(_, miss)| miss.is_none())
+                .map(|(at, _)| *at)
+                .collect();
             let asked = matcher.explain(&request(past, &bare)).into_iter();
             let mut asked = asked.filter_map(|(at, miss)| match miss {
                 Some(Miss::Field(name)) if may.contains(&at) => Some(lacks(past, name)),
@@ -523,7 +530,8 @@ impl Replay<'_> {
             });
             let why = asked.next().unwrap_or_default();
             let named = |at: &&Found| self.routes[at.route].name == past.route;
-            let stays = found.as_ref().filter(named).or_else(|| may.iter().find(named)).copied().ok_or_else(|| why.clone())?;
+            let stays =
+                found.as_ref().filter(named).or_else(|| may.iter().find(named)).copied().ok_or_else(|| why.clone())?;
             self.note(format!("{why}; taken to stay with the route that took it"), weight);
             Some(stays)
         };
