@@ -153,8 +153,13 @@ fn pushback(asked: Pushback) -> Value {
     match asked {
         Pushback::None => Value::Null,
         Pushback::Never => "never".into(),
-        Pushback::After(pause) => (pause.as_secs_f64() * 1e3).into(),
+        Pushback::After(pause) => micros(pause.as_secs_f64() * 1e3).into(),
     }
+}
+
+/// Milliseconds to the microsecond: what is finer nobody reads, and it would not come back from JSON as it was.
+fn micros(ms: f64) -> f64 {
+    (ms * 1e3).round() / 1e3
 }
 
 impl Decision {
@@ -172,7 +177,7 @@ impl Record {
             .map(|a| {
                 json!({
                     "endpoint": a.endpoint, "backend": a.backend, "hedge": a.hedge, "picked": option(&a.picked), "breaker": option(&a.breaker),
-                    "took_ms": a.took_ms, "status": a.status, "grpc_status": a.grpc_status, "problem": a.problem,
+                    "took_ms": micros(a.took_ms), "status": a.status, "grpc_status": a.grpc_status, "problem": a.problem,
                     "kind": a.outcome.kind.word(), "undelivered": a.outcome.undelivered, "pushback": pushback(a.outcome.pushback),
                     "delivered": a.delivered, "reused_connection": a.reused_connection, "next": option(&a.next),
                 })
@@ -183,12 +188,12 @@ impl Record {
             "client": self.client, "caller": self.caller,
             "said": {
                 "keyed": self.said.keyed, "upgrade": self.said.upgrade, "attempt": self.said.attempt,
-                "left_ms": self.said.left.map(|left| left.as_secs_f64() * 1e3), "priority": self.said.priority,
+                "left_ms": self.said.left.map(|left| micros(left.as_secs_f64() * 1e3)), "priority": self.said.priority,
             },
             "fields": noted::json(&self.fields), "point": self.point.map(Point::share),
             "route": self.route, "matched": self.matched, "backend": self.backend, "status": self.status, "grpc_status": self.grpc_status,
-            "outcome": self.outcome.json(), "took_ms": self.took_ms, "deadline_ms": self.deadline_ms,
-            "deadline_left_ms": self.deadline_left_ms,
+            "outcome": self.outcome.json(), "took_ms": micros(self.took_ms), "deadline_ms": micros(self.deadline_ms),
+            "deadline_left_ms": micros(self.deadline_left_ms),
             "admission": self.admission.iter().map(Decision::json).collect::<Vec<_>>(),
             "attempts": attempts, "state": self.state,
         })
@@ -212,7 +217,7 @@ pub fn summary(record: &Value) -> Value {
 pub struct Filter {
     /// Its whole name; empty: those that no route took.
     pub route: Option<String>,
-    /// What the code, the outcome's or one of an attempt's, begins with; in any case.
+    /// What the code of its outcome, or of a decision against it, begins with; in any case.
     pub code: Option<String>,
     /// What stands in id, path, host, client, caller, endpoints, or the sentence; in any case.
     pub text: Option<String>,
@@ -220,21 +225,12 @@ pub struct Filter {
 
 impl Filter {
     fn holds(&self, record: &Record) -> bool {
-        let decisions = || {
-            let of = |attempt: &'_ Attempt| {
-                [attempt.picked.as_ref(), attempt.breaker.as_ref(), attempt.next.as_ref()]
-                    .map(|one| one.map(|one| one.code))
-            };
-            record
-                .attempts
-                .iter()
-                .flat_map(of)
-                .flatten()
-                .chain(record.admission.iter().map(|one| one.code))
-                .chain([record.outcome.code])
+        // A decision that let the call pass is no reason to look for it.
+        let refusals = || {
+            let of = |attempt: &'_ Attempt| [attempt.picked.clone(), attempt.breaker.clone(), attempt.next.clone()];
+            let all = record.attempts.iter().flat_map(of).flatten().chain(record.admission.iter().cloned());
+            all.filter(|one| !one.would_pass.is_empty()).chain([record.outcome.clone()])
         };
-        let begins =
-            |code: &str, wanted: &str| code.get(..wanted.len()).is_some_and(|part| part.eq_ignore_ascii_case(wanted));
         let texts = || {
             let known =
                 [&record.id, &record.path, &record.authority, &record.client, &record.method, &record.outcome.says];
@@ -242,7 +238,7 @@ impl Filter {
             known.into_iter().chain(endpoints).chain(&record.caller).map(String::as_str)
         };
         self.route.as_ref().is_none_or(|route| *route == record.route)
-            && self.code.as_ref().is_none_or(|wanted| decisions().any(|code| begins(code, wanted)))
+            && self.code.as_ref().is_none_or(|wanted| refusals().any(|one| begins(one.code, wanted)))
             && self.text.as_ref().is_none_or(|wanted| {
                 let wanted = wanted.to_lowercase();
                 texts().any(|text| text.to_lowercase().contains(&wanted)) || record.status.to_string() == wanted
@@ -251,11 +247,23 @@ impl Filter {
 
     /// The same of a record of before the start, where all of its text is looked at.
     fn holds_json(&self, record: &Value, line: &str) -> bool {
-        let line = || line.to_lowercase();
+        let list = |key: &str| record[key].as_array().map(Vec::as_slice).unwrap_or_default();
+        let refusals = || {
+            let of = |attempt: &'_ Value| ["picked", "breaker", "next"].map(|key| attempt[key].clone());
+            let all = list("attempts").iter().flat_map(of).chain(list("admission").iter().cloned());
+            all.filter(|one| one["would_pass"].as_str().is_some_and(|pass| !pass.is_empty()))
+                .chain([record["outcome"].clone()])
+        };
         self.route.as_ref().is_none_or(|route| record["route"] == route.as_str())
-            && self.code.as_ref().is_none_or(|code| line().contains(&format!("\"code\":\"{}", code.to_lowercase())))
-            && self.text.as_ref().is_none_or(|text| line().contains(&text.to_lowercase()))
+            && self.code.as_ref().is_none_or(|wanted| {
+                refusals().any(|one| one["code"].as_str().is_some_and(|code| begins(code, wanted)))
+            })
+            && self.text.as_ref().is_none_or(|text| line.to_lowercase().contains(&text.to_lowercase()))
     }
+}
+
+fn begins(code: &str, wanted: &str) -> bool {
+    code.get(..wanted.len()).is_some_and(|part| part.eq_ignore_ascii_case(wanted))
 }
 
 /// The newest records.

@@ -58,13 +58,18 @@ impl fmt::Display for Share {
     }
 }
 
-/// A number that is no count, printed with two digits behind the point at most.
+/// A number that is no count, printed with two digits behind the point at most; below 0.01 with its first digit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
 pub struct Number(pub f32);
 
 impl fmt::Display for Number {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", (f64::from(self.0) * 100.0).round() / 100.0)
+        let value = f64::from(self.0);
+        // Not 0 for what is small: a limit of 0.001 a second is one.
+        if value != 0.0 && value.abs() < 0.01 {
+            return write!(f, "{:.1$}", value, (1.0 - value.abs().log10().floor()).clamp(2.0, 9.0) as usize - 1);
+        }
+        write!(f, "{}", (value * 100.0).round() / 100.0)
     }
 }
 
@@ -320,8 +325,8 @@ decisions! {
     PickedRing { skipped: u32, inflight: u32, bound: u32 } = "BT-BAL-RING", Pass,
         "the ring's endpoint for the key was taken after {skipped} that were not available or had reached their bound; it has {inflight} calls, and {bound} is the bound", "";
     #[doc = "The only endpoint that could be taken."]
-    PickedOnly { available: u32, endpoints: u32 } = "BT-BAL-ONLY", Pass,
-        "{available} of {endpoints} endpoints could be taken", "";
+    PickedOnly { available: u32, endpoints: u32, tried: u32 } = "BT-BAL-ONLY", Pass,
+        "{available} of {endpoints} endpoints could be taken, and {tried} of them had been tried for this call", "";
     #[doc = "So few endpoints are healthy that health is not looked at: a few must not carry the load of all."]
     PickedPanic { healthy: u32, endpoints: u32, threshold: Share } = "BT-BAL-PANIC", Pass,
         "{healthy} of {endpoints} endpoints are healthy, less than {threshold}, so calls go to all of them", "";

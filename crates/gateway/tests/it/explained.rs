@@ -118,7 +118,10 @@ fn what_goes_wrong_upstream_says_so_everywhere_and_whether_it_may_have_arrived()
         );
         assert_eq!(attempt["picked"]["code"], "BT-BAL-ONLY", "{told}");
     }
-    let clear = Upstream::answering("ok");
+    let clear = Upstream::new(|_, connection| {
+        connection.write(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        connection.read_request();
+    });
     let proxy = once(to(&format!("https://{}", clear.address)));
     says(&proxy, &get(&proxy, ""), 502, "BT0930");
 }

@@ -81,10 +81,20 @@ byId("find").addEventListener("submit", async (event) => {
   location.assign(`/explain/?${asked}`);
 });
 
+/** The id in the address; one that is not encoded as addresses are stands for itself. */
+function named() {
+  const id = location.pathname.slice("/explain/".length);
+  try {
+    return decodeURIComponent(id);
+  } catch {
+    return id;
+  }
+}
+
 async function start() {
   await routes();
-  const id = location.pathname.slice("/explain/".length);
-  if (id) await one(decodeURIComponent(id));
+  const id = named();
+  if (id) await one(id);
   else await list(new URLSearchParams(location.search));
 }
 

@@ -83,7 +83,7 @@ export function story(record) {
     ...fact("client", record.caller ? `${record.client}, known as ${record.caller}` : record.client),
     ...(record.authority ? fact("host", record.authority) : []),
     ...fact("route", ...(record.route ? [make("b", "", record.route), ` by ${record.matched}`] : ["none takes it"])),
-    ...(record.backend ? fact("backend", record.backend) : []),
+    ...(record.backend ? fact("backend", record.backend + (record.point === null || record.point === undefined ? "" : ` (weights were asked at ${record.point.toFixed(4)} of 1)`)) : []),
     ...(record.deadline_ms > 0 ? fact("deadline", `${ms(record.deadline_ms)}, of which ${ms(record.deadline_left_ms)} were left`) : []),
     ...Object.entries(record.fields ?? {}).flatMap((held) => fact("field", field(held))));
   const command = make("code", "command", `buttress explain ${record.id} --admin ${location.host}`);
