@@ -896,8 +896,7 @@ async fn tries(
         if core.lines.is_some() {
             story.asked = Some(begun.member.clone());
         }
-        let picked = begun.pick.why;
-        story.under_way = Some((begun.upstream.clone(), begun.began, picked));
+        story.under_way = Some((begun.upstream.clone(), begun.began, begun.pick.why));
         let ended = attempt_or_hedge(core, &mut place, begun, asked, replay, client, story).await;
         story.under_way = None;
         story.deadline_left_ms = left_ms(place.call(), ended.ended);
@@ -912,11 +911,11 @@ async fn tries(
                 let outcome = decision(&Why::RetryNeedless { attempt: place.call().attempts().into() });
                 story.keep(ended.status.unwrap_or(200), ended.grpc_status, outcome);
             }
-            let Ended { trying, member, sent: Ok(got), outcome, began, ended, open, .. } = ended else {
+            let Ended { trying, pick, member, sent: Ok(got), outcome, began, ended, open, .. } = ended else {
                 unreachable!("a failure is no success")
             };
             let reply = answered(got, story.id.clone());
-            let last = Last { picked, member: &member, took_ms: ended.since(began).as_secs_f64() * 1e3 };
+            let last = Last { picked: pick.why, member: &member, took_ms: ended.since(began).as_secs_f64() * 1e3 };
             if !open {
                 trying.end(ended, &outcome);
                 return finish(story, last, reply, place, None);
@@ -925,7 +924,7 @@ async fn tries(
         }
         let whole = replay.is_none_or(|replay| replay.borrow().whole());
         let told = ended.told(None);
-        let Ended { trying, member, sent, outcome, began, ended, grpc_status, .. } = ended;
+        let Ended { trying, pick, member, sent, outcome, began, ended, grpc_status, .. } = ended;
         trying.end(ended, &outcome);
         let next = if whole {
             backend.policy.next(ended, core.numbers.draw(), place.call(), &outcome)
@@ -947,7 +946,7 @@ async fn tries(
                 reply.undelivered = story.attempts.iter().all(|attempt| !attempt.delivered);
                 reply.spent = place.call().mark_retried() && !reply.undelivered;
                 keep_failure(story, &reply, grpc_status, why);
-                let last = Last { picked, member: &member, took_ms: ended.since(began).as_secs_f64() * 1e3 };
+                let last = Last { picked: pick.why, member: &member, took_ms: ended.since(began).as_secs_f64() * 1e3 };
                 return finish(story, last, reply, place, None);
             }
         }

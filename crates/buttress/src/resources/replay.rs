@@ -173,7 +173,7 @@ fn lacks(past: &Past, name: &str) -> String {
     match past.fields.get(name) {
         Some(_) => format!("a match asks for the field \"{name}\", which is a credential or too long for a record"),
         None => format!(
-            "a match asks for the field \"{name}\", which the record does not hold: no route of then decided by it"
+            "a match asks for the field \"{name}\", which the record does not hold: it has those by which a route of then decided"
         ),
     }
 }
