@@ -6,7 +6,7 @@ use std::{
     sync::{PoisonError, atomic::Ordering::Relaxed},
 };
 
-use buttress_policy::{Time, time::Span};
+use buttress_policy::{Span, Time};
 use serde_json::{Value, json};
 
 use crate::{

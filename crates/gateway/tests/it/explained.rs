@@ -157,19 +157,25 @@ fn what_rules_and_policies_refuse_says_so_everywhere() {
     says(&proxy, &get(&proxy, "Buttress-Timeout-Ms: 0\r\n"), 504, "BT-DLN-PAST");
 }
 
-/// A route with one place, a queue of one, and somebody in the place.
+/// A route with one place, and somebody in it who does not leave.
 #[test]
 fn a_full_bulkhead_says_who_has_the_places() {
+    for (queue, code) in [(0, "BT-BLK-FULL"), (1, "BT-BLK-WAITED")] {
+        full(queue, code);
+    }
+}
+
+fn full(queue: u32, code: &str) {
     let upstream = Upstream::new(|_, connection| {
         connection.read_request();
         std::thread::park_timeout(PATIENCE);
     });
-    let spec = json!({"to": [{"endpoints": upstream.address.to_string()}], "concurrency": {"limit": 1, "queue": 0, "adaptive": "off"}});
+    let spec = json!({"to": [{"endpoints": upstream.address.to_string()}], "concurrency": {"limit": 1, "queue": queue, "adaptive": "off"}});
     let proxy = Proxy::routing(&[route(spec)], |_| {});
     let mut first = proxy.connect();
     first.write_all(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     until("the place is taken", || !upstream.requests().is_empty());
-    let told = says(&proxy, &get(&proxy, ""), 503, "BT-BLK-FULL");
+    let told = says(&proxy, &get(&proxy, "Buttress-Timeout-Ms: 200\r\n"), 503, code);
     assert!(told["state"].to_string().contains("1 calls run, 0 wait, 1 may run at once"), "{told}");
     assert_eq!(told["attempts"], json!([]));
 }
