@@ -32,8 +32,8 @@ async function one(id) {
   document.title = `${id} – Buttress`;
   try {
     const record = await get(`/v1/requests/${encodeURIComponent(id)}`);
-    byId("story").hidden = false;
-    byId("story").replaceChildren(...story(record));
+    byId("explained").hidden = false;
+    byId("explained").replaceChildren(...story(record));
   } catch (error) {
     const told = error.status === 404
       ? `This proxy keeps no record of request "${id}". Failures are kept, and few successes; another proxy may have had it, or it is too old.`
