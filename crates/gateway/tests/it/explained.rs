@@ -242,7 +242,7 @@ fn records_outlive_the_proxy_where_they_are_kept_on_disk() {
     let dir = tempfile::tempdir().unwrap();
     let to = archive::To { dir: dir.path().to_owned(), bytes: archive::BYTES_MIN };
     let (upstream, again) = (nobody(), to.clone());
-    let proxy = Proxy::to_endpoints(&[upstream.clone()], |options| options.records = Some(to));
+    let proxy = Proxy::to_endpoints(std::slice::from_ref(&upstream), |options| options.records = Some(to));
     let answer = get(&proxy, "X-Request-Id: before\r\n");
     assert_eq!(answer.status, 502);
     let told = record(&proxy, "before");
