@@ -155,6 +155,9 @@ impl Running {
         {
             tracing::warn!("the access log did not take its last lines in time");
         }
+        if let Some(archive) = self.shared.records.archive() {
+            archive.close();
+        }
     }
 }
 

@@ -44,7 +44,7 @@ use crate::{
     local::LocalExecutor,
     parse::{self, Refusal, RequestHead, Scanner},
     proxy::{Client, Core, handle},
-    reply::{HEAD_TIMED_OUT, Hop, Interims, Reply, refused},
+    reply::{HEAD_TIMED_OUT, Hop, Interims, Reply},
     stream::{Stream, WriteHalf, join},
     tls::{Accepted, Peer},
 };
@@ -192,10 +192,10 @@ pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, tcp: TcpStream, from: Socke
                 (stream, http2.then_some(true))
             }
             Accepted::Clear(tcp) => {
-                core.shard.refused.add(1);
+                let told = core.refused(&TLS_EXPECTED, &known.client(&core, false, None));
                 let mut clear = Http1::new(core.clone(), listed, Stream::Plain(tcp), bytes, timer, known);
                 let hop = Hop { minor: 1, head_request: false, keep_alive: false };
-                if clear.write_reply(refused(&TLS_EXPECTED), hop).await.is_ok() {
+                if clear.write_reply(told, hop).await.is_ok() {
                     clear.linger().await;
                 }
                 return;
@@ -286,9 +286,9 @@ impl Http1 {
                 Ok(request) => request,
                 Err(NoRequest::Over) => return,
                 Err(NoRequest::Refused(refusal)) => {
-                    self.core.refused(&refusal, &self.known.client(&self.core, false, None));
+                    let told = self.core.refused(&refusal, &self.known.client(&self.core, false, None));
                     let hop = Hop { minor: 1, head_request: false, keep_alive: false };
-                    let _ = self.write_reply(refused(&refusal), hop).await;
+                    let _ = self.write_reply(told, hop).await;
                     return self.linger().await;
                 }
             };
@@ -537,10 +537,7 @@ async fn serve_http2(core: Rc<Core>, listed: Listed, stream: Rewound, known: Kno
                     let body = if empty { Body::empty() } else { Flow::Http2(incoming).into() };
                     handle(&core, head, body, known.client(&core, true, None)).await
                 }
-                Err(refusal) => {
-                    core.refused(&refusal, &known.client(&core, true, None));
-                    refused(&refusal)
-                }
+                Err(refusal) => core.refused(&refusal, &known.client(&core, true, None)),
             };
             Ok::<_, std::convert::Infallible>(reply.into_http2())
         }

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use crate::{
     access_log::Log,
+    archive::Archive,
     compile::{Declared, World, Wrong, compile, endpoints_of},
     config::Options,
     discover::{Found, Source, first_look},
@@ -50,7 +51,8 @@ pub struct Shared {
 
 impl Shared {
     /// # Errors
-    /// `ROUTES_INVALID` with everything that is wrong, `CERTIFICATE`, `CONFIG` where the access log cannot be opened.
+    /// `ROUTES_INVALID` with everything that is wrong, `CERTIFICATE`, `CONFIG` where the access log cannot be opened; as
+    /// [`Archive::open`].
     pub fn new(
         options: Options,
         address: SocketAddr,
@@ -64,7 +66,8 @@ impl Shared {
         let world = World { found: &found, tls: &tls, cores };
         let table = compile(routes, None, &world).map_err(|wrong| refused(&wrong))?.install(Time::ZERO);
         let shards = (0..cores).map(|_| Arc::default()).collect();
-        let (records, table, started) = (Records::default(), ArcSwap::from_pointee(table), Instant::now());
+        let records = Records::with(options.records.as_ref().map(Archive::open).transpose()?);
+        let (table, started) = (ArcSwap::from_pointee(table), Instant::now());
         let log = options.access_log.as_ref().map(Log::start).transpose()?;
         let export = |to: otlp::To| {
             let connector = to.tls.clone().map(|told| tls.client(told)).transpose()?;

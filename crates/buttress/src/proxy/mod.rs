@@ -7,6 +7,7 @@
 mod admin;
 pub mod explain;
 mod files;
+pub mod fleet;
 mod listeners;
 mod state;
 mod store;
@@ -16,6 +17,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use buttress_core::{Code, Error};
 use buttress_gateway::{
     access_log::To,
+    archive,
     compile::{Declared, everything},
     config::{Edge, Endpoint, Options, Timeouts},
     otlp,
@@ -23,6 +25,7 @@ use buttress_gateway::{
     shared::Shared,
     tcp, tls,
 };
+use buttress_resources::kept::Gateway;
 use serde_json::json;
 use tokio::{
     net::TcpListener,
@@ -87,13 +90,15 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     let access_log = args.access_log.as_deref().map(To::parse);
     let otlp = args.otlp.as_deref().map(|to| collector(to, args)).transpose()?;
     let (bare, seed) = (args.bare, seed()?);
-    let options = Options { listen, tcp_only, threads, bare, timeouts, edge, access_log, otlp, seed };
+    let records = args.records.clone().map(|dir| archive::To { dir, bytes: args.records_size });
+    let options = Options { listen, tcp_only, threads, bare, timeouts, edge, access_log, records, otlp, seed };
     let admin = admin_listener(args.admin).await?;
     let admin_address = admin.local_addr()?;
     let end = interrupted();
     let running = start(options, &routes)?;
     let (shared, state) = (running.shared.clone(), Arc::new(State::new()));
     let mut following = JoinSet::new();
+    let told = store.as_ref().map(|(store, _)| store.clone());
     if let Some((store, first)) = store {
         let beside = routes;
         // The routes of the store hold before anybody is told that the proxy listens.
@@ -102,6 +107,10 @@ async fn proxy(args: &ProxyArgs) -> Answer {
         let _ = taken.await;
     } else if !args.config.is_empty() {
         following.spawn(files::follow(files, texts, listeners, fixed, shared.clone(), state.clone()));
+    }
+    if let Some(store) = told.clone() {
+        let about = about(store.name(), shared.address, admin_address);
+        following.spawn(async move { store.announce(about).await });
     }
     announce(args, &running.shared, admin_address)?;
     let reloading = tokio::spawn(reload_when_asked(Arc::clone(&running.shared)));
@@ -126,15 +135,34 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     reloading.abort();
     reopening.abort();
     following.shutdown().await;
+    if let Some(store) = told {
+        store.leave().await;
+    }
     Ok(true)
+}
+
+/// What others are told of this gateway.
+fn about(name: &str, listen: SocketAddr, admin: SocketAddr) -> Gateway {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let host = fleet::host();
+    // Who listens everywhere is asked by the machine's name.
+    let reached = |address: SocketAddr| match address.ip().is_unspecified() {
+        true => format!("{host}:{}", address.port()),
+        false => address.to_string(),
+    };
+    Gateway {
+        name: name.to_owned(),
+        listen: reached(listen),
+        admin: reached(admin),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_ms: since.as_millis() as u64,
+        host,
+    }
 }
 
 /// How this gateway is called in the store.
 fn name(args: &ProxyArgs) -> String {
-    args.name.clone().unwrap_or_else(|| {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        format!("{host}-{}", std::process::id())
-    })
+    args.name.clone().unwrap_or_else(|| format!("{}-{}", fleet::host(), std::process::id()))
 }
 
 /// Where spans go, with what the variables of OpenTelemetry say about it. What is said here counts more than what they say.

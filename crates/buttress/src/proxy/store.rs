@@ -6,6 +6,7 @@
 //! | `/buttress/services/NAME/INSTANCE` = `HOST:PORT` | an endpoint of backends with `service: NAME` |
 //! | `/buttress/limits/ROUTE/N` | the pool of tokens of a limit with `cluster` |
 //! | `/buttress/status/routes/NAME/GATEWAY` | what this gateway made of a route; ends with it |
+//! | `/buttress/gateways/NAME` | where this gateway is ([`super::fleet`]); ends with it |
 //!
 //! **When the store is away** requests go on as before: routes and endpoints stay, and limits of the cluster burn what they
 //! have and then let pass what `cut_off_per_second` says. Nothing that a request needs waits for the store.
@@ -26,13 +27,13 @@ use buttress_core::{
 use buttress_gateway::{cluster_rate::Leased, compile::Declared, discover::Source, shared::Shared, table::Place};
 use buttress_policy::{Time, lease::Pool};
 use buttress_resources::{
-    kept::{Kept, Status, prefix, status_key},
+    kept::{Gateway, Kept, Status, prefix, status_key},
     kinds::{Kind, Spec},
 };
 use bytes::Bytes;
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{files::Listening, state::State};
+use super::{files::Listening, fleet, state::State};
 
 /// How long after a break until the store is asked again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -53,6 +54,8 @@ pub struct Store {
     url: String,
     /// How this gateway is called in statuses.
     gateway: String,
+    /// On which its announcement hangs.
+    lease: Arc<tokio::sync::watch::Sender<Option<LeaseId>>>,
 }
 
 /// Routes as they were read, and the revision of that.
@@ -67,7 +70,29 @@ impl Store {
     /// As [`EtcdLedger::connect`].
     pub async fn connect(url: &str, gateway: String) -> Result<Self, Error> {
         let ledger = EtcdLedger::connect(Options::from_url(url)?).await?;
-        Ok(Self { ledger: Arc::new(ledger), url: url.to_owned(), gateway })
+        let lease = Arc::new(tokio::sync::watch::Sender::new(None));
+        Ok(Self { ledger: Arc::new(ledger), url: url.to_owned(), gateway, lease })
+    }
+
+    pub fn ledger(&self) -> &dyn Ledger {
+        &*self.ledger
+    }
+
+    /// Tells the store where this gateway is, until it is dropped.
+    pub async fn announce(&self, about: Gateway) {
+        fleet::announce(&*self.ledger, &about, &self.lease).await;
+    }
+
+    /// Takes that back.
+    pub async fn leave(&self) {
+        let lease = *self.lease.borrow();
+        if let Some(lease) = lease {
+            fleet::leave(&*self.ledger, lease).await;
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.gateway
     }
 
     async fn all(&self, prefix: &str) -> Result<(Revision, Vec<KeyValue>), Error> {

@@ -171,6 +171,7 @@ impl Proxy {
             timeouts,
             edge,
             access_log: None,
+            records: None,
             otlp: None,
             seed: 1,
         }
