@@ -45,6 +45,7 @@ use crate::{
     parse::{self, Refusal, RequestHead, Scanner},
     proxy::{Client, Core, handle},
     reply::{HEAD_TIMED_OUT, Hop, Interims, Reply, refused},
+    run::Counted,
     stream::{Stream, WriteHalf, join},
     tls::{Accepted, Peer},
 };
@@ -175,7 +176,7 @@ const TLS_EXPECTED: Refusal = Refusal {
     says: "this port speaks TLS, and the request came without it: use https://",
 };
 
-pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, tcp: TcpStream, from: SocketAddr) {
+pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, tcp: TcpStream, from: SocketAddr, _counted: Counted) {
     let listed = Listed::new(drain).await;
     if tcp.set_nodelay(true).is_err() {
         return;
@@ -214,6 +215,14 @@ pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, tcp: TcpStream, from: Socke
     }
 }
 
+/// Whoever says nothing holds no room for what it might say. Tells whether anything was said.
+fn release(bytes: &mut BytesMut) -> bool {
+    if bytes.is_empty() {
+        *bytes = BytesMut::new();
+    }
+    !bytes.is_empty()
+}
+
 /// Reads until it is clear what the client speaks. `None`: it says nothing.
 fn speaks_http2(
     stream: &mut Stream,
@@ -234,7 +243,10 @@ fn speaks_http2(
             Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
             Poll::Ready(Ok(_)) => {}
             Poll::Pending if bytes.is_empty() && listed.draining() => return Poll::Ready(None),
-            Poll::Pending => return timer.poll(cx).map(|()| None),
+            Poll::Pending => {
+                release(bytes);
+                return timer.poll(cx).map(|()| None);
+            }
         }
     }
 }
@@ -342,7 +354,7 @@ impl Http1 {
                     Poll::Ready(Ok(_)) => continue,
                     Poll::Pending => {}
                 }
-                if !begun && !source.bytes.is_empty() {
+                if release(&mut source.bytes) && !begun {
                     begun = true;
                     timer.set(Instant::now() + timeouts.head);
                 }
