@@ -194,12 +194,8 @@ pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, tcp: TcpStream, from: Socke
             }
             Accepted::Clear(tcp) => {
                 core.shard.refused.add(1);
-                let mut clear = Http1::new(core.clone(), listed, Stream::Plain(tcp), bytes, timer, known);
-                let hop = Hop { minor: 1, head_request: false, keep_alive: false };
-                if clear.write_reply(refused(&TLS_EXPECTED), hop).await.is_ok() {
-                    clear.linger().await;
-                }
-                return;
+                let clear = Http1::new(core, listed, Stream::Plain(tcp), bytes, timer, known);
+                return Box::pin(clear.expects_tls()).await;
             }
             Accepted::Nothing => return,
         },
@@ -325,6 +321,14 @@ impl Http1 {
                 Ok(false) => return self.linger().await,
                 Err(()) => return,
             }
+        }
+    }
+
+    /// Says that this port speaks TLS.
+    async fn expects_tls(mut self) {
+        let hop = Hop { minor: 1, head_request: false, keep_alive: false };
+        if self.write_reply(refused(&TLS_EXPECTED), hop).await.is_ok() {
+            self.linger().await;
         }
     }
 
