@@ -45,7 +45,7 @@ const OHA_HINT: &str =
 /// Of the machine's processor time, what those may have who have nothing to do with the measurement.
 const OTHERS_MAX: f64 = 0.05;
 /// Attempts for each measurement that is wanted; then those that were disturbed least count too.
-const ATTEMPTS: usize = 8;
+const ATTEMPTS: usize = 4;
 /// How long to wait for a quiet moment, and how long to look.
 const CALM_MAX: Duration = Duration::from_secs(5);
 const CALM_LOOK: Duration = Duration::from_millis(100);
