@@ -628,3 +628,19 @@ impl AsyncWrite for Rewound {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room<A, B, C, D, E, F>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Whatever a connection may ever do has its room for as long as the connection is open. A future that is moved where it
+    /// is awaited has it twice.
+    #[test]
+    fn a_connection_has_room_for_one_attempt_and_no_more() {
+        assert!(room(serve) <= 12 * 1024, "{} bytes", room(serve));
+    }
+}
