@@ -830,9 +830,9 @@ async fn attempt_or_hedge(
     let trace = story.trace.clone();
     let id = (story.id, story.traceparent, trace.as_ref());
     let after = backend.policy.hedge(core.now(), place.call());
-    let first = attempt(core, begun, request, asked, replay, client, id);
+    // It stays where it is made, and the second, which is rare, has a box: a connection has room for one attempt, idle or not.
+    let mut first = pin!(attempt(core, begun, request, asked, replay, client, id));
     let Ok(after) = after else { return first.await };
-    let mut first = pin!(first);
     tokio::select! {
         biased;
         ended = &mut first => return ended,
@@ -846,7 +846,7 @@ async fn attempt_or_hedge(
     let Ok(second) = begin(core, place, true) else { return first.await };
     core.shard.hedges.add(1);
     story.sent += 1;
-    let mut second = pin!(attempt(core, second, request, asked, replay, client, id));
+    let mut second = Box::pin(attempt(core, second, request, asked, replay, client, id));
     let (ended, first_is_over) = tokio::select! {
         ended = &mut first => (ended, true),
         ended = &mut second => (ended, false),

@@ -200,16 +200,19 @@ async fn core(shared: Arc<Shared>, at: usize, seed: u64, sockets: Sockets, mut s
         let (core, stopped) = (core.clone(), stopped.clone());
         tokio::task::spawn_local(async move {
             let serving = core.clone();
-            accept(socket, &core, stopped, |stream, from| {
+            accept(socket, &core, stopped, |stream, from, counted| {
                 let core = serving.clone();
-                async move { core.shared.tcp[which].serve(&core, stream, from).await }
+                async move {
+                    let _counted = counted;
+                    core.shared.tcp[which].serve(&core, stream, from).await;
+                }
             })
             .await;
         });
     }
     match sockets.http {
         Some(socket) => {
-            let serving = |stream, from| serve(core.clone(), drain.clone(), stream, from);
+            let serving = |stream, from, counted| serve(core.clone(), drain.clone(), stream, from, counted);
             accept(socket, &core, stopped, serving).await;
         }
         None => drop(stopped.wait_for(|stopped| *stopped).await),
@@ -221,12 +224,29 @@ async fn core(shared: Arc<Shared>, at: usize, seed: u64, sockets: Sockets, mut s
     }
 }
 
+/// A connection, for as long as it is open.
+pub struct Counted(Rc<Core>);
+
+impl Counted {
+    fn new(core: &Rc<Core>) -> Self {
+        core.shard.connections.add(1);
+        core.shard.connections_total.add(1);
+        Self(core.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.shard.connections.take(1);
+    }
+}
+
 /// Takes connections until the proxy stops; then nobody listens any more.
 async fn accept<F: Future<Output = ()> + 'static>(
     socket: std::net::TcpListener,
     core: &Rc<Core>,
     mut stopped: watch::Receiver<bool>,
-    serve: impl Fn(TcpStream, SocketAddr) -> F,
+    serve: impl Fn(TcpStream, SocketAddr, Counted) -> F,
 ) {
     let listener = match TcpListener::from_std(socket) {
         Ok(listener) => listener,
@@ -243,13 +263,9 @@ async fn accept<F: Future<Output = ()> + 'static>(
                 tracing::warn!(limit = CONNECTIONS_MAX, "too many connections; one is closed");
             }
             Ok((stream, from)) => {
-                core.shard.connections.add(1);
-                core.shard.connections_total.add(1);
-                let (shard, serving) = (core.shard.clone(), serve(stream, from));
-                tokio::task::spawn_local(async move {
-                    serving.await;
-                    shard.connections.take(1);
-                });
+                // Not in an `async` block: that would have room for the future twice, as what it holds and as what it awaits,
+                // and each connection has it for as long as it is open.
+                tokio::task::spawn_local(serve(stream, from, Counted::new(core)));
             }
             Err(error) => {
                 // Out of descriptors, most likely.

@@ -45,6 +45,7 @@ use crate::{
     parse::{self, Refusal, RequestHead, Scanner},
     proxy::{Client, Core, handle},
     reply::{HEAD_TIMED_OUT, Hop, Interims, Reply},
+    run::Counted,
     stream::{Stream, WriteHalf, join},
     tls::{Accepted, Peer},
 };
@@ -175,7 +176,7 @@ const TLS_EXPECTED: Refusal = Refusal {
     says: "this port speaks TLS, and the request came without it: use https://",
 };
 
-pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, tcp: TcpStream, from: SocketAddr) {
+pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, tcp: TcpStream, from: SocketAddr, _counted: Counted) {
     let listed = Listed::new(drain).await;
     if tcp.set_nodelay(true).is_err() {
         return;
@@ -192,13 +193,8 @@ pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, tcp: TcpStream, from: Socke
                 (stream, http2.then_some(true))
             }
             Accepted::Clear(tcp) => {
-                let told = core.refused(&TLS_EXPECTED, &known.client(&core, false, None));
-                let mut clear = Http1::new(core.clone(), listed, Stream::Plain(tcp), bytes, timer, known);
-                let hop = Hop { minor: 1, head_request: false, keep_alive: false };
-                if clear.write_reply(told, hop).await.is_ok() {
-                    clear.linger().await;
-                }
-                return;
+                let clear = Http1::new(core, listed, Stream::Plain(tcp), bytes, timer, known);
+                return Box::pin(clear.expects_tls()).await;
             }
             Accepted::Nothing => return,
         },
@@ -212,6 +208,14 @@ pub async fn serve(core: Rc<Core>, drain: Rc<Drain>, tcp: TcpStream, from: Socke
         Some(false) => Http1::new(core, listed, stream, bytes, timer, known).serve().await,
         None => {}
     }
+}
+
+/// Whoever says nothing holds no room for what it might say. Tells whether anything was said.
+fn release(bytes: &mut BytesMut) -> bool {
+    if bytes.is_empty() {
+        *bytes = BytesMut::new();
+    }
+    !bytes.is_empty()
 }
 
 /// Reads until it is clear what the client speaks. `None`: it says nothing.
@@ -234,7 +238,10 @@ fn speaks_http2(
             Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
             Poll::Ready(Ok(_)) => {}
             Poll::Pending if bytes.is_empty() && listed.draining() => return Poll::Ready(None),
-            Poll::Pending => return timer.poll(cx).map(|()| None),
+            Poll::Pending => {
+                release(bytes);
+                return timer.poll(cx).map(|()| None);
+            }
         }
     }
 }
@@ -316,6 +323,15 @@ impl Http1 {
         }
     }
 
+    /// Says that this port speaks TLS.
+    async fn expects_tls(mut self) {
+        let hop = Hop { minor: 1, head_request: false, keep_alive: false };
+        let told = self.core.refused(&TLS_EXPECTED, &self.known.client(&self.core, false, None));
+        if self.write_reply(told, hop).await.is_ok() {
+            self.linger().await;
+        }
+    }
+
     /// Waits for the next request's head.
     async fn request(&mut self) -> Result<RequestHead, NoRequest> {
         let timeouts = self.core.shared.options.timeouts;
@@ -342,7 +358,7 @@ impl Http1 {
                     Poll::Ready(Ok(_)) => continue,
                     Poll::Pending => {}
                 }
-                if !begun && !source.bytes.is_empty() {
+                if release(&mut source.bytes) && !begun {
                     begun = true;
                     timer.set(Instant::now() + timeouts.head);
                 }
@@ -607,5 +623,21 @@ impl AsyncWrite for Rewound {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room<A, B, C, D, E, F>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Whatever a connection may ever do has its room for as long as the connection is open. A future that is moved where it
+    /// is awaited has it twice.
+    #[test]
+    fn a_connection_has_room_for_one_attempt_and_no_more() {
+        assert!(room(serve) <= 12 * 1024, "{} bytes", room(serve));
     }
 }
