@@ -221,7 +221,7 @@ decisions! {
         "{retries} retries were made in the window for {requests} requests, and {allowed} are allowed", "fewer failures, or a larger retry.budget of the route (in the library: budget.share)";
     #[doc = "The next attempt would begin too late to be worth it."]
     RetryDeadline { left: Span, after: Span } = "BT-RTY-DEADLINE", Stop,
-        "{left} of the deadline were left, and the next attempt would begin after {after}", "a longer deadline, or a shorter retry.base";
+        "{left} of the deadline were left, and the next attempt would begin after {after}", "a longer deadline, or an upstream that answers sooner; a shorter retry.base where little was missing";
     #[doc = "The request is a retry already: a hop before this one makes the attempts."]
     RetryHop { inbound: u32 } = "BT-RTY-HOP", Stop,
         "the request came as attempt {inbound} of the caller, so this hop does not multiply it", "a first attempt; only the hop that began with retries goes on with them";
