@@ -255,13 +255,16 @@ pub const ALL: &[(&str, u64, Make)] = &[
     ("hosts", 30, |rng| Box::new(hosts::Hosts::draw(rng))),
 ];
 
-/// The workloads of a seed.
+/// The workloads of a seed: of those that are named, or of all, the ones that it draws. One that is named alone is in every
+/// world, so that as many worlds have it as there are seeds; where it is drawn too, the history is the same.
 pub(crate) fn draw(seed: u64, options: &Options) -> Vec<Box<dyn Workload>> {
     let mut drawn = Vec::new();
     for (at, (name, percent, make)) in ALL.iter().enumerate() {
         let mut rng = Rng::derive(seed, 1000 + at as u64);
-        let wanted = options.workloads.is_empty() || options.workloads.iter().any(|wanted| wanted == name);
-        if rng.percent(*percent) && wanted {
+        let lucky = rng.percent(*percent);
+        let named = options.workloads.iter().any(|wanted| wanted == name);
+        let alone = named && options.workloads.len() == 1;
+        if alone || (lucky && (named || options.workloads.is_empty())) {
             drawn.push(make(&mut rng));
         }
     }
