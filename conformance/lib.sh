@@ -64,6 +64,13 @@ go_build() { # folder
     (cd "$here/go" && go build -mod=readonly -o "$cache/bin/$1" "./$1") >&2 || fail "$1 cannot be built" "the lines above say why"
 }
 
+# Builds a command that is a module of its own, because what it stands on is large and of no use to the others.
+go_build_module() { # folder, command
+    need go "a Go toolchain (1.26 or newer)"
+    mkdir -p "$cache/bin"
+    (cd "$here/$1" && go build -mod=readonly -o "$cache/bin/$2" .) >&2 || fail "$2 cannot be built" "the lines above say why"
+}
+
 cargo_build() { # package
     need cargo "a Rust toolchain"
     (cd "$here/rust" && CARGO_TARGET_DIR="$cache/rust" cargo build --quiet --locked -p "$1") >&2 || fail "$1 cannot be built" "the lines above say why"

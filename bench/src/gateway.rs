@@ -63,6 +63,10 @@ impl Process {
         self.pids.iter().map(|pid| cpu_seconds(&pid.to_string())).sum()
     }
 
+    pub fn pids(&self) -> &[u32] {
+        &self.pids
+    }
+
     fn resident_mib(&self) -> Result<f64> {
         self.pids.iter().map(|pid| Ok(memory(*pid)?.resident)).sum()
     }

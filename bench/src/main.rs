@@ -48,6 +48,7 @@ cargo xtask bench fn-kafka                    a function on a Kafka, exactly onc
 cargo xtask bench gateway                     processor time for each request through a proxy, beside HAProxy and nginx
 cargo xtask bench overload [--load 2]         goodput through a brown-out under overload: direct, HAProxy, buttress proxy
 cargo xtask bench half-load                   what a proxy adds to p99 at half of the capacity: direct, HAProxy, buttress proxy
+cargo xtask bench half-load --generator own   the same without oha, from one thread that never sleeps
 cargo xtask bench fn                          functions: requests/s beside wasmtime serve's library path, cold start, batches
 cargo xtask bench policy                      what the decisions of the traffic plane cost, in ns
 cargo xtask bench append                      commits of 1 MiB to one node beside a loop of append and fdatasync

@@ -22,6 +22,23 @@ pub struct Options {
     pub json: bool,
     /// The one side that is measured, as when a profiler looks at it; both where it is `None`.
     pub only: Option<Only>,
+    /// Who makes the load of `half-load`.
+    pub generator: Generator,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Generator {
+    Oha,
+    Own,
+}
+
+impl Generator {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Generator::Oha => "oha",
+            Generator::Own => "own",
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,6 +59,7 @@ impl Options {
             binary: PathBuf::new(),
             json: false,
             only: None,
+            generator: Generator::Oha,
         };
         let mut args = args.iter();
         while let Some(flag) = args.next() {
@@ -70,6 +88,9 @@ impl Options {
                 "--only" if value == "original" => options.only = Some(Only::Original),
                 "--only" if value == "buttress" => options.only = Some(Only::Buttress),
                 "--only" => bail!("--only takes original or buttress, not \"{value}\""),
+                "--generator" if value == "oha" => options.generator = Generator::Oha,
+                "--generator" if value == "own" => options.generator = Generator::Own,
+                "--generator" => bail!("--generator takes oha or own, not \"{value}\""),
                 "--binary" => options.binary = value.into(),
                 "--output" if value == "json" => options.json = true,
                 "--output" if value == "table" => options.json = false,

@@ -211,7 +211,12 @@ pub fn children_of(parent: u32, word: &str) -> Result<Vec<u32>> {
 struct Stat {
     parent: u32,
     ticks: u64,
+    /// Of children that have ended.
+    waited: u64,
 }
+
+/// USER_HZ, which is 100 on every Linux that Rust runs on.
+const TICKS_PER_SECOND: f64 = 100.0;
 
 /// What `/proc/PID/stat` says; see proc(5).
 fn stat(pid: &str) -> Result<Stat> {
@@ -219,14 +224,41 @@ fn stat(pid: &str) -> Result<Stat> {
     // The name, in parentheses, may hold anything.
     let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).context("/proc/PID/stat");
-    Ok(Stat { parent: number(1)? as u32, ticks: number(11)? + number(12)? })
+    Ok(Stat { parent: number(1)? as u32, ticks: number(11)? + number(12)?, waited: number(13)? + number(14)? })
 }
 
 /// Processor time of a process, user and system, of all its threads; `self` is this one.
 pub fn cpu_seconds(pid: &str) -> Result<f64> {
-    /// USER_HZ, which is 100 on every Linux that Rust runs on.
-    const TICKS_PER_SECOND: f64 = 100.0;
     Ok(stat(pid).with_context(|| format!("process {pid} is gone"))?.ticks as f64 / TICKS_PER_SECOND)
+}
+
+/// Processor time of this process's children that have ended.
+pub fn waited_seconds() -> Result<f64> {
+    Ok(stat("self")?.waited as f64 / TICKS_PER_SECOND)
+}
+
+/// Processor time of the whole machine since it started: used by whomever, and all there was.
+pub fn machine_seconds() -> Result<(f64, f64)> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let line = text.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = line.split_whitespace().skip(1).take(8).filter_map(|field| field.parse().ok()).collect();
+    let [user, nice, system, idle, iowait, irq, softirq, steal] = ticks[..] else {
+        bail!("/proc/stat begins with {line}")
+    };
+    let busy = (user + nice + system + irq + softirq + steal) as f64 / TICKS_PER_SECOND;
+    Ok((busy, busy + (idle + iowait) as f64 / TICKS_PER_SECOND))
+}
+
+/// How long the threads of a process that live have been ready to run and had no core, in seconds; see
+/// Documentation/scheduler/sched-stats of Linux.
+pub fn waited_for_core(pid: u32) -> Result<f64> {
+    let mut nanos = 0u64;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} is gone"))? {
+        // A thread may end while we look; a kernel without these figures has an empty file.
+        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        nanos += text.split_whitespace().nth(1).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(nanos as f64 / 1e9)
 }
 
 /// Memory of processes in MiB. What the page cache holds of files that nobody has mapped is in none of these.

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""How much memory ten thousand idle connections cost `buttress proxy`, in clear and with TLS.
+"""How much memory ten thousand idle connections cost `buttress proxy`, in clear and with TLS, and what a client beside them notices.
 
 usage: BUTTRESS_BINARY=target/release/buttress conformance/traffic/idle.py [CONNECTIONS]
 
-Each connection has asked once, so it has been through everything, and then says nothing.
+Each connection has asked once, so it has been through everything, and then says nothing. At the end every hundredth of them asks
+again. The client beside them asks one request after the other on a connection of its own.
 """
 
 import json
@@ -12,6 +13,7 @@ import resource
 import socket
 import ssl
 import sys
+import time
 
 from common import Mock, Proxy, certificates
 
@@ -27,27 +29,54 @@ def rss_kib(proxy):
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
 
 
-def connection(proxy, secure):
-    stream = socket.create_connection((proxy.host, proxy.port))
-    if secure:
-        stream = trust.wrap_socket(stream, server_hostname="localhost")
+def ask(stream):
     stream.sendall(ASK)
     answer = stream.recv(4096)
     if not answer.startswith(b"HTTP/1.1 200"):
         raise RuntimeError(f"it was answered with {answer}")
+
+
+def connection(proxy, secure):
+    stream = socket.create_connection((proxy.host, proxy.port))
+    if secure:
+        stream = trust.wrap_socket(stream, server_hostname="localhost")
+    ask(stream)
     return stream
+
+
+def latency_ms(proxy, secure, requests=4000):
+    """Median and 99th percentile of a client that asks one request after the other."""
+    stream, took = connection(proxy, secure), []
+    for _ in range(requests):
+        begin = time.perf_counter()
+        ask(stream)
+        took.append((time.perf_counter() - begin) * 1000)
+    stream.close()
+    took.sort()
+    return {"p50_ms": round(took[requests // 2], 3), "p99_ms": round(took[requests * 99 // 100], 3)}
 
 
 with Mock() as to:
     for name, more in [("clear", []), ("tls", ["--tls-cert", at("server.pem"), "--tls-key", at("server.key")])]:
         with Proxy("--to", to, "--threads", "1", *more) as proxy:
-            connection(proxy, bool(more)).close()
+            alone = latency_ms(proxy, bool(more))
             before = rss_kib(proxy)
             held = [connection(proxy, bool(more)) for _ in range(count)]
             after = rss_kib(proxy)
             open_now = proxy.metric("buttress_traffic_connections ")
+            beside = latency_ms(proxy, bool(more))
             # Those that have been idle for 75 s are closed: on a slow machine the first go before the last has come.
-            each = (after - before) / open_now
-            print(json.dumps({"way": name, "open": open_now, "before_kib": before, "after_kib": after, "kib_each": round(each, 2)}), flush=True)
+            for stream in held[-1 : -int(open_now) : -100]:
+                ask(stream)
+            figures = {
+                "way": name,
+                "open": open_now,
+                "before_kib": before,
+                "after_kib": after,
+                "kib_each": round((after - before) / open_now, 2),
+                "alone": alone,
+                "beside": beside,
+            }
+            print(json.dumps(figures), flush=True)
             for stream in held:
                 stream.close()

@@ -7,7 +7,7 @@ from concurrent import futures
 from importlib.metadata import version
 
 import grpc
-from common import Proxy, certificates
+from common import Mock, Proxy, certificates
 from checks import begin, check, end
 
 begin("grpcio", version("grpcio"))
@@ -153,4 +153,37 @@ with (
     with Proxy("--to", f"127.0.0.1:{nobody}") as alone, grpc.insecure_channel(alone.address) as channel:
         check("no upstream is UNAVAILABLE", "UNAVAILABLE", code(lambda: channel.unary_unary("/test.Service/echo")(b"", timeout=20)))
 server.stop(None)
+
+
+# `buttress mock` as the upstream of somebody's CI, and grpcio as its client: alone, and with the proxy between.
+def asked(address, count, method="echo", timeout=20):
+    with grpc.insecure_channel(address, options=OPTIONS) as channel:
+        call = channel.unary_unary(f"/test.Service/{method}")
+        return [code(lambda: call(b"x" * 100, timeout=timeout)) for _ in range(count)]
+
+
+with Mock() as mock, grpc.insecure_channel(mock, options=OPTIONS) as channel:
+    check("mock: an empty message is an answer", b"", channel.unary_unary("/any.Service/Any")(b"hello", timeout=20))
+    check("mock: four mebibytes are read", b"", channel.unary_unary("/any.Service/Any")(LARGE, timeout=40))
+    check("mock: a stream of answers is one", [b""], list(channel.unary_stream("/any.Service/Any")(b"", timeout=20)))
+    check("mock: a stream of requests", b"", channel.stream_unary("/any.Service/Any")(iter([b"a", b"b"]), timeout=20))
+    answer, call = channel.unary_unary("/any.Service/Any").with_call(b"", timeout=20)
+    check("mock: its status is OK", grpc.StatusCode.OK, call.code())
+with Mock("--fail", "100%") as mock, grpc.insecure_channel(mock) as channel:
+    try:
+        channel.unary_unary("/any.Service/Any")(b"", timeout=20)
+    except grpc.RpcError as error:
+        check("mock: a failure says so", ("UNAVAILABLE", "failed on purpose"), (error.code().name, error.details()))
+with Mock("--fail", "40%", "--seed", "7") as one, Mock("--fail", "40%", "--seed", "7") as other:
+    fates = asked(one, 30)
+    check("mock: some fail and some do not", {"no error", "UNAVAILABLE"}, set(fates))
+    check("mock: the same fates by seed", fates, asked(other, 30))
+with Mock("--fail", "100%", "--fail-with", "reset") as mock:
+    check("mock: a reset is UNAVAILABLE or INTERNAL to the client", True, set(asked(mock, 3)) <= {"UNAVAILABLE", "INTERNAL", "CANCELLED", "UNKNOWN"})
+with Mock("--latency", "p50=3s,p99=3s") as mock:
+    check("mock: slower than the deadline", ["DEADLINE_EXCEEDED"], asked(mock, 1, timeout=0.5))
+with Mock("--fail", "30%", "--seed", "3") as mock, Proxy("--to", f"h2c://{mock}") as between, grpc.insecure_channel(between.address) as channel:
+    call = channel.unary_unary("/any.Service/Any")
+    again = [code(lambda: call(b"", timeout=20, metadata=[("idempotency-key", f"k-{n}")])) for n in range(20)]
+    check("mock: failures are hidden by retries where calls may be repeated", ["no error"] * 20, again)
 end()

@@ -10,7 +10,8 @@
 use std::{sync::Arc, time::Duration};
 
 use buttress_core::{
-    Code, Consistency, Entry, Error, Guard, KeyRange, LeaseChange, LeaseId, Ledger, Put, Refusal, Revision, SubmitError,
+    Code, Consistency, Error, KeyRange, LeaseId, Ledger, Refusal, Revision, SubmitError, TimeMs,
+    tenure::{self, Renewal},
 };
 use bytes::Bytes;
 use tokio::{
@@ -25,7 +26,7 @@ pub const TTL_MIN: Duration = Duration::from_secs(3);
 /// A key that is ours while we renew its lease.
 pub struct Hold {
     ledger: Arc<dyn Ledger>,
-    lease: LeaseId,
+    hold: tenure::Hold,
     key: Bytes,
     /// Grows from holder to holder: a fencing token.
     pub revision: Revision,
@@ -54,22 +55,14 @@ impl Hold {
             getrandom::fill(&mut random)
                 .map_err(|error| Error::new(Code::LIMITS, format!("no random number: {error}")))?;
             let lease = LeaseId((i64::from_be_bytes(random) & i64::MAX).max(1));
-            let asked = Instant::now();
-            let entry = Entry {
-                guards: vec![Guard::CreateRevision { key: key.clone(), revision: Revision(0) }],
-                leases: vec![LeaseChange::Grant { lease, ttl_ms: ttl.as_millis() as u64 }],
-                puts: vec![Put {
-                    key: key.clone(),
-                    value: Some(Bytes::copy_from_slice(owner.as_bytes())),
-                    lease: Some(lease),
-                }],
-                ..Entry::default()
-            };
+            let (start, ttl_ms) = (Instant::now(), ttl.as_millis() as u64);
+            let entry = tenure::Hold::take(&key, owner, lease, ttl_ms);
             match ledger.submit(entry).await {
                 Ok(receipt) => {
                     let (tell, lost) = watch::channel(false);
-                    let renewer = tokio::spawn(renew(ledger.clone(), lease, ttl, asked, tell));
-                    return Ok(Self { ledger, lease, key, revision: receipt.revision, lost, renewer });
+                    let hold = tenure::Hold::taken(lease, ttl_ms, TimeMs(0));
+                    let renewer = tokio::spawn(renew(ledger.clone(), hold, start, tell));
+                    return Ok(Self { ledger, hold, key, revision: receipt.revision, lost, renewer });
                 }
                 Err(SubmitError::Refused(Refusal::Guard { .. })) => free(&*ledger, &key).await?,
                 // Its lease ends by itself, if it was granted.
@@ -94,8 +87,7 @@ impl Hold {
     /// What the ledger answers; the lease then ends by itself.
     pub async fn release(self) -> Result<(), Error> {
         self.renewer.abort();
-        let entry = Entry { leases: vec![LeaseChange::Revoke { lease: self.lease }], ..Entry::default() };
-        match self.ledger.submit(entry).await {
+        match self.ledger.submit(self.hold.release()).await {
             Ok(_) => Ok(()),
             Err(error) if error.code() == Code::LEASE_UNKNOWN => Ok(()),
             Err(error) => Err(error.into_error()),
@@ -123,27 +115,25 @@ async fn free(ledger: &dyn Ledger, key: &Bytes) -> Result<(), Error> {
     }
 }
 
-async fn renew(
-    ledger: Arc<dyn Ledger>,
-    lease: LeaseId,
-    ttl: Duration,
-    mut renewed: Instant,
-    tell: watch::Sender<bool>,
-) {
+/// Renews until that fails for too long. The hold's clock begins at `start`.
+async fn renew(ledger: Arc<dyn Ledger>, mut hold: tenure::Hold, start: Instant, tell: watch::Sender<bool>) {
+    let now = || TimeMs(start.elapsed().as_millis() as u64);
     loop {
-        let end = renewed + ttl * 2 / 3;
-        sleep(ttl / 4).await;
-        let asked = Instant::now();
-        let entry = Entry { leases: vec![LeaseChange::KeepAlive { lease }], ..Entry::default() };
-        match timeout_at(end, ledger.submit(entry)).await {
-            Ok(Ok(_)) => renewed = asked,
-            Ok(Err(error)) if error.code() != Code::LEASE_UNKNOWN && Instant::now() < end => {
-                tracing::debug!(plane = "bridge", lease = lease.0, %error, "a hold was not renewed yet");
+        sleep(Duration::from_millis(hold.pause_ms())).await;
+        let asked = now();
+        let end = start + Duration::from_millis(hold.until().0);
+        let what = match timeout_at(end, ledger.submit(hold.renewal())).await {
+            Ok(Ok(_)) => Renewal::Done,
+            Ok(Err(error)) if error.code() == Code::LEASE_UNKNOWN => Renewal::Gone,
+            Ok(Err(error)) => {
+                tracing::debug!(plane = "bridge", lease = hold.lease.0, %error, "a hold was not renewed yet");
+                Renewal::Unanswered
             }
-            Ok(Err(_)) | Err(_) => {
-                tell.send_replace(true);
-                return;
-            }
+            Err(_) => Renewal::Unanswered,
+        };
+        if !hold.renewed(asked, now(), what) {
+            tell.send_replace(true);
+            return;
         }
     }
 }

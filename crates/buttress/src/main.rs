@@ -1,14 +1,16 @@
 //! `buttress`: see [`buttress::cli`].
 
+mod allocator;
+
 use std::process::ExitCode;
 
+use buttress::cli::args::{Args, Command};
 use clap::Parser;
 
-/// A node makes and drops a few dozen small values for every request; this allocator takes a fifth of the processor time
-/// off a put (docs/internals/measurements.md).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
-    buttress::cli::run(buttress::cli::args::Args::parse())
+    let args = Args::parse();
+    if matches!(args.command, Command::Serve(_)) {
+        allocator::give_back_at_once();
+    }
+    buttress::cli::run(args)
 }

@@ -116,6 +116,7 @@ codes! {
     UPSTREAM_FAILED = "BT0911", "the upstream itself answered with an error";
     UPSTREAM_CUT = "BT0912", "the upstream broke off in the middle of its answer";
     REQUEST_UNKNOWN = "BT0913", "no record of this request is kept";
+    CLIENT_LEFT = "BT0914", "the client left before its answer began";
     ROUTE_NONE = "BT0920", "no route takes this request";
     ROUTES_INVALID = "BT0921", "routes cannot be carried out as they are written";
     FAULT_ON_PURPOSE = "BT0922", "the route fails this request on purpose";

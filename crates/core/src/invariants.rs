@@ -94,6 +94,10 @@ invariants! {
     // Sagas.
     SAGA_1 = "SAGA-1", "a saga's journal is one that its definition allows: steps in order, what was begun undone backwards, and nothing after its end";
     SAGA_2 = "SAGA-2", "a saga ends with every step's effect there, or with none, whatever is lost, repeated or late; it is stuck only once the attempts of an undoing are spent";
+    // Hosts on an engine of the user's.
+    SEAT_1 = "SEAT-1", "a host takes a seat only after the lease of whoever had it has ended";
+    CLAIM_1 = "CLAIM-1", "of all hosts' transactions on a partition, those that commit take each input once and in order, whoever believes that the partition is its own";
+    CLAIM_2 = "CLAIM-2", "once whoever changed a function or a model has fenced a partition, nothing is committed there by what it has replaced";
     // Functions.
     PIPE_1 = "PIPE-1", "a function's cursor, state and outputs move together: they are what the inputs below the cursor give, each taken once";
     FN_1 = "FN-1", "the ranges of a function's audit records for one partition tile the topic: no hole, no overlap";

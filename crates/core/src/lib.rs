@@ -23,6 +23,7 @@ pub mod model;
 pub mod mutant;
 pub mod receipt;
 pub mod store;
+pub mod tenure;
 pub mod txn;
 
 pub use claims::{Claimed, Claims, Seat};

@@ -28,8 +28,8 @@ pub const REQUEST_RESULTS_PER_CLIENT_MAX: usize = 4096;
 pub const PRODUCERS_PER_PARTITION_MAX: usize = 1_000_000;
 /// Entries kept for followers that lag, beyond those not yet checkpointed; on disk, but for the newest.
 pub const LOG_TAIL_BYTES: usize = 32 * 1024 * 1024;
-/// Committed records that wait to be written into their segments before nothing new is proposed: 40 ms at 100 MB/s.
-pub const UNFILED_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Committed records that wait to be written into their segments before nothing new is proposed: 20 ms at 100 MB/s.
+pub const UNFILED_BYTES_MAX: u64 = 2 * 1024 * 1024;
 /// Bytes of applied entries that stay in memory: what a follower that is a few round trips behind still needs. One that lags
 /// further is sent what the disk has.
 pub const LOG_MEMORY_BYTES: usize = 2 * 1024 * 1024;

@@ -72,6 +72,11 @@ mutants! {
     WallStamps = "wall-stamps", "a leader stamps entries with its wall clock";
     WallOnElection = "wall-on-election", "a new leader sets the cluster's time to its wall clock, and renews nothing";
     StepRenewsNothing = "step-renews-nothing", "leases are not renewed when the cluster's time stepped";
+    // Hosts on an engine of the user's.
+    SeatStolen = "seat-stolen", "a host takes a seat whether somebody has it or not";
+    TenureMemory = "tenure-memory", "a claim goes on from the position that the host remembers";
+    TenureOldJudge = "tenure-old-judge", "a version that was replaced before the claim may judge under it";
+    FateHopeful = "fate-hopeful", "a commit of which nobody knows is taken for committed";
     // The uplink.
     UplinkPositionApart = "uplink-position-apart", "an uplink commits its position apart from the records";
     UplinkMemory = "uplink-memory", "an uplink goes on from what it remembers, not from what the target has";

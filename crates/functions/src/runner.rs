@@ -40,6 +40,7 @@ use buttress_core::{
     Stream, SubmitError,
     guest::{BatchCall, BatchInstance, BatchOutcome, GuestRecord, NamedModel, StateReader},
     ledger::Batch as Stored,
+    tenure::Tenure,
 };
 use buttress_wire::records::{BatchView, Codec};
 use bytes::Bytes;
@@ -420,8 +421,8 @@ struct Runner {
     instance: Option<Instance>,
     /// Revisions of resources that a refusal has shown to be outdated.
     outdated: HashMap<Bytes, Revision>,
-    /// With a claim: the revisions of function and models that were read after it. Nothing older may judge.
-    claimed: HashMap<Bytes, Revision>,
+    /// What is known under a claim, where there are claims.
+    tenure: Tenure,
 }
 
 impl Runner {
@@ -451,7 +452,7 @@ impl Runner {
             cache: StateCache::default(),
             instance: None,
             outdated: HashMap::new(),
-            claimed: HashMap::new(),
+            tenure: Tenure::default(),
         }
     }
 
@@ -505,6 +506,7 @@ impl Runner {
     fn moved(&mut self, to: Offset) {
         self.cursor = Some(to);
         self.position = to;
+        self.tenure.moved(to);
     }
 
     async fn pause(&mut self, ms: u64) {
@@ -533,19 +535,21 @@ impl Runner {
         let mut state = snapshot.functions.get(&self.name).is_some_and(|slot| slot.wanted.spec.grants.state);
         loop {
             let claimed = claims.claim(&group(&self.name), self.log, state).await?;
-            self.claimed.clear();
+            self.tenure.claimed(claimed.position);
             let ledger = &self.context.ledger;
             let key = function_key(&self.name);
             let read = ledger.read(KeyRange::key(key.clone()), 1, Consistency::Linearizable).await?;
             let Some(kv) = read.kvs.first() else { return Ok(None) };
-            self.claimed.insert(key, kv.mod_revision);
+            self.tenure.read(key, kv.mod_revision);
             let spec: FunctionSpec = serde_json::from_slice(&kv.value).map_err(|e| {
                 Error::new(Code::CORRUPT, format!("the resource of function '{}' cannot be read: {e}", self.name))
             })?;
             for model in &spec.grants.models {
                 let key = model_key(model);
                 let read = ledger.read(KeyRange::key(key.clone()), 1, Consistency::Linearizable).await?;
-                self.claimed.extend(read.kvs.first().map(|kv| (key, kv.mod_revision)));
+                if let Some(kv) = read.kvs.first() {
+                    self.tenure.read(key, kv.mod_revision);
+                }
             }
             if spec.grants.state && !state {
                 state = true;
@@ -556,7 +560,7 @@ impl Runner {
             {
                 claims.follow(topic).await?;
             }
-            self.cursor = claimed.position;
+            self.cursor = self.tenure.position();
             return Ok(Some((claimed.start, claimed.end)));
         }
     }
@@ -609,7 +613,7 @@ impl Runner {
         let mut begun: Option<Instant> = None;
         loop {
             let Some(judges) = self.judges().await else { return Leave::Stop };
-            if self.claimed.get(&function_key(&self.name)).is_some_and(|claimed| judges.function.revision > *claimed) {
+            if self.tenure.is_outdated_by(&function_key(&self.name), judges.function.revision) {
                 // A version that came after the claim may ask models that were not read after it.
                 return Leave::Resync;
             }
@@ -724,7 +728,7 @@ impl Runner {
             return Ok(None);
         }
         let fresh = |key: Bytes, revision: Revision| {
-            self.outdated.get(&key) != Some(&revision) && self.claimed.get(&key).is_none_or(|least| revision >= *least)
+            self.outdated.get(&key) != Some(&revision) && self.tenure.may_judge(&key, revision)
         };
         let function =
             slot.current().filter(|serving| fresh(function_key(&self.name), serving.revision)).ok_or_else(|| {

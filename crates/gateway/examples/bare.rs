@@ -14,6 +14,7 @@ fn main() {
         timeouts: Default::default(),
         edge: buttress_gateway::config::Edge::default(),
         access_log: args.get(3).map(|to| buttress_gateway::access_log::To::parse(to)),
+        records: None,
         otlp: None,
         seed: 1,
     };

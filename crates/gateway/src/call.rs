@@ -35,6 +35,7 @@ use crate::{
     auth::{Caller, FRESHER_PATIENCE, Gate},
     body::{Body, Broken},
     forward::{self, Added},
+    noted::without_secrets,
     otlp::Traces,
     parse::{Fields, Kind, RequestHead},
     proxy::{Client, Core, answered, failure_code, send},
@@ -42,9 +43,9 @@ use crate::{
     replay::Replay,
     reply::{Problem, Reply},
     request_id::RequestId,
-    rules::{Rewrite, drawn},
+    rules::{Point, Rewrite, drawn},
     stale::Stale,
-    table::{Backend, Endpoints, Member, Route, RouteFigures},
+    table::{Backend, Endpoints, Member, Route, RouteFigures, Table},
     trace::{self, Span, Told, Tracing},
     upstream::{Failure, FailureKind, Got, Upstream},
 };
@@ -163,8 +164,12 @@ pub struct Story<'a> {
     /// Attempts that were begun, and who got the last one.
     sent: u32,
     asked: Option<Arc<Member>>,
+    /// The attempt that is under way: to whom, since when, and why to them.
+    under_way: Option<(Rc<Upstream>, Time, Why)>,
+    table: &'a Arc<Table>,
     /// The route and which of its matches; none where no route takes the request.
     route: Option<(&'a Route, Option<usize>)>,
+    point: Option<Point>,
     backend: Option<Arc<Backend>>,
     admission: [Option<Why>; 2],
     attempts: Vec<record::Attempt>,
@@ -190,10 +195,14 @@ impl Story<'_> {
             id: self.id.as_str().to_owned(),
             at_ms: self.core.unix_ms(),
             method: self.request.method.to_string(),
-            path: cut(&self.request.path),
+            path: without_secrets(cut(&self.request.path)),
             authority: cut(&self.request.authority),
             client: self.client.address.to_owned(),
+            listener: self.client.listener.map(ToString::to_string),
+            caller: self.caller.clone(),
             said: Said::of(self.request, priority),
+            fields: self.table.noted.read(&self.request.fields),
+            point: self.point,
             route,
             matched,
             backend,
@@ -277,6 +286,7 @@ impl Story<'_> {
                 method: &self.request.method,
                 path: &self.request.path,
                 authority: &self.request.authority,
+                scheme: self.client.scheme(),
                 protocol: self.client.protocol(self.request.minor),
                 status,
                 route: self.route.map(|(route, _)| route.name.clone()),
@@ -301,6 +311,56 @@ impl Drop for Story<'_> {
             if self.watched() {
                 running.watch = Some(self.watch(&running, 499, None, None, false));
             }
+            self.left();
+        }
+    }
+}
+
+impl Story<'_> {
+    /// Remembers a request whose client left before its answer began, and what it was waiting for.
+    fn left(&mut self) {
+        let waited = Millis(self.began.elapsed().as_secs_f64() * 1e3);
+        let waits_for = match self.under_way.take() {
+            Some((upstream, began, picked)) => {
+                let endpoint = upstream.endpoint.address.clone();
+                let took_ms = self.core.now().since(began).as_secs_f64() * 1e3;
+                let says = format!("attempt {} at {endpoint} was not answered for {}", self.sent, Millis(took_ms));
+                self.attempts.push(record::Attempt {
+                    endpoint,
+                    backend: self.backend.as_ref().map_or_else(String::new, |backend| backend.name.to_string()),
+                    hedge: false,
+                    picked: Some(decision(&picked)),
+                    breaker: None,
+                    took_ms,
+                    status: None,
+                    grpc_status: None,
+                    problem: "its client left".to_owned(),
+                    outcome: Outcome::cancelled(),
+                    delivered: true,
+                    reused_connection: false,
+                    next: None,
+                });
+                says
+            }
+            None if self.sent > 0 => format!("{} attempts had failed, and the next was not begun", self.sent),
+            None if self.admission[0].is_some() => "it waited for a place".to_owned(),
+            None => "nothing of it was sent on".to_owned(),
+        };
+        let says = format!("the client left after {waited}, before its answer began; {waits_for}");
+        let would_pass = "a client that waits longer, or an upstream that answers sooner".to_owned();
+        self.keep(499, None, Decision { code: Code::CLIENT_LEFT.0, says, would_pass });
+    }
+}
+
+/// Milliseconds as people read them.
+struct Millis(f64);
+
+impl std::fmt::Display for Millis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            ms if ms >= 1e3 => write!(f, "{:.2} s", ms / 1e3),
+            ms if ms >= 10.0 => write!(f, "{ms:.0} ms"),
+            ms => write!(f, "{ms:.1} ms"),
         }
     }
 }
@@ -328,7 +388,7 @@ pub async fn handle(core: &Rc<Core>, request: RequestHead, body: Body, client: C
             &made[..]
         }
     };
-    let found = table.find(&request, client.listener);
+    let found = table.find(&request, client.listener.map(|name| &**name));
     let watched = core.lines.is_some() || trace.is_some();
     let taken = (watched && !body.is_empty()).then(Rc::default);
     let body = body.counted(taken.clone());
@@ -345,7 +405,10 @@ pub async fn handle(core: &Rc<Core>, request: RequestHead, body: Body, client: C
         running: Some(Running::new(core, found.map(|(route, _)| &route.figures), began, taken)),
         sent: 0,
         asked: None,
+        under_way: None,
+        table: &table,
         route: found.map(|(route, at)| (&**route, at)),
+        point: None,
         backend: None,
         admission: [None; 2],
         attempts: Vec::new(),
@@ -437,7 +500,8 @@ async fn routed(
         });
     }
     let kept = route.stale.as_ref().and_then(|stale| Some((stale, Stale::key(request, caller)?)));
-    let chosen = route.choose(request, core.numbers.draw());
+    let point = *story.point.insert(Point::of(core.numbers.draw()));
+    let chosen = route.choose(request, point);
     let mut reply = through(core, &route.backends[chosen], &asked, replay.as_ref(), client, story).await;
     if let Some(mirror) = &route.mirror {
         mirror.copy(core, request, &asked, replay.as_ref(), client, story);
@@ -768,9 +832,9 @@ async fn attempt_or_hedge(
     let trace = story.trace.clone();
     let id = (story.id, story.traceparent, trace.as_ref());
     let after = backend.policy.hedge(core.now(), place.call());
-    let first = attempt(core, begun, request, asked, replay, client, id);
+    // It stays where it is made, and the second, which is rare, has a box: a connection has room for one attempt, idle or not.
+    let mut first = pin!(attempt(core, begun, request, asked, replay, client, id));
     let Ok(after) = after else { return first.await };
-    let mut first = pin!(first);
     tokio::select! {
         biased;
         ended = &mut first => return ended,
@@ -784,7 +848,7 @@ async fn attempt_or_hedge(
     let Ok(second) = begin(core, place, true) else { return first.await };
     core.shard.hedges.add(1);
     story.sent += 1;
-    let mut second = pin!(attempt(core, second, request, asked, replay, client, id));
+    let mut second = Box::pin(attempt(core, second, request, asked, replay, client, id));
     let (ended, first_is_over) = tokio::select! {
         ended = &mut first => (ended, true),
         ended = &mut second => (ended, false),
@@ -834,7 +898,9 @@ async fn tries(
         if core.lines.is_some() {
             story.asked = Some(begun.member.clone());
         }
+        story.under_way = Some((begun.upstream.clone(), begun.began, begun.pick.why));
         let ended = attempt_or_hedge(core, &mut place, begun, asked, replay, client, story).await;
+        story.under_way = None;
         story.deadline_left_ms = left_ms(place.call(), ended.ended);
         if core.lines.is_some() {
             story.asked = Some(ended.member.clone());
@@ -847,19 +913,20 @@ async fn tries(
                 let outcome = decision(&Why::RetryNeedless { attempt: place.call().attempts().into() });
                 story.keep(ended.status.unwrap_or(200), ended.grpc_status, outcome);
             }
-            let Ended { trying, member, sent: Ok(got), outcome, ended, open, .. } = ended else {
+            let Ended { trying, pick, member, sent: Ok(got), outcome, began, ended, open, .. } = ended else {
                 unreachable!("a failure is no success")
             };
             let reply = answered(got, story.id.clone());
+            let last = Last { picked: pick.why, member: &member, took_ms: ended.since(began).as_secs_f64() * 1e3 };
             if !open {
                 trying.end(ended, &outcome);
-                return finish(story, &member, reply, place, None);
+                return finish(story, last, reply, place, None);
             }
-            return finish(story, &member, reply, place, Some((trying, ended)));
+            return finish(story, last, reply, place, Some((trying, ended)));
         }
         let whole = replay.is_none_or(|replay| replay.borrow().whole());
         let told = ended.told(None);
-        let Ended { trying, member, sent, outcome, ended, grpc_status, .. } = ended;
+        let Ended { trying, pick, member, sent, outcome, began, ended, grpc_status, .. } = ended;
         trying.end(ended, &outcome);
         let next = if whole {
             backend.policy.next(ended, core.numbers.draw(), place.call(), &outcome)
@@ -881,7 +948,8 @@ async fn tries(
                 reply.undelivered = story.attempts.iter().all(|attempt| !attempt.delivered);
                 reply.spent = place.call().mark_retried() && !reply.undelivered;
                 keep_failure(story, &reply, grpc_status, why);
-                return finish(story, &member, reply, place, None);
+                let last = Last { picked: pick.why, member: &member, took_ms: ended.since(began).as_secs_f64() * 1e3 };
+                return finish(story, last, reply, place, None);
             }
         }
     }
@@ -891,8 +959,15 @@ fn left_ms(call: &Call, now: Time) -> f64 {
     call.left(now).unwrap_or_default().as_secs_f64() * 1e3
 }
 
+/// The attempt whose answer goes to the client.
+struct Last<'a> {
+    picked: Why,
+    member: &'a Member,
+    took_ms: f64,
+}
+
 /// Gives the place back when the body of the answer has ended, and tells how a call of gRPC ended.
-fn finish(story: &Story<'_>, member: &Member, mut reply: Reply, place: Place, open: Option<(Trying, Time)>) -> Reply {
+fn finish(story: &Story<'_>, last: Last<'_>, mut reply: Reply, place: Place, open: Option<(Trying, Time)>) -> Reply {
     if open.is_none() && (reply.body.is_whole() || reply.tunnel.is_some()) {
         return reply;
     }
@@ -904,12 +979,22 @@ fn finish(story: &Story<'_>, member: &Member, mut reply: Reply, place: Place, op
         path: story.request.path.clone(),
         authority: story.request.authority.clone(),
         client: story.client.address.into(),
+        listener: story.client.listener.cloned(),
         said: Said::of(story.request, story.route.and_then(|(route, _)| route.priority.header.as_deref())),
         route,
         matched,
-        endpoint: member.endpoint.address.as_str().into(),
+        caller: story.caller.as_deref().map(Box::from),
+        head: (!story.table.noted.is_empty()).then(|| (story.table.clone(), story.request.fields.clone())),
+        point: story.point,
+        endpoint: last.member.endpoint.address.as_str().into(),
         began: story.began,
         status: reply.status,
+        deadline_ms: story.deadline_ms,
+        deadline_left_ms: story.deadline_left_ms,
+        admission: story.admission,
+        attempts: story.attempts.clone(),
+        picked: last.picked,
+        took_ms: last.took_ms,
     };
     reply.body = reply.body.with(Box::new(Ticket { place, about, open, frames: 0, bytes: 0 }));
     reply
@@ -1130,12 +1215,25 @@ struct About {
     path: Bytes,
     authority: Bytes,
     client: Box<str>,
+    listener: Option<Arc<str>>,
     said: Said,
     route: Arc<str>,
     matched: Box<str>,
+    caller: Option<Box<str>>,
+    /// Where the table has fields that records hold.
+    head: Option<(Arc<Table>, Fields)>,
+    point: Option<Point>,
     endpoint: Box<str>,
     began: Instant,
     status: u16,
+    deadline_ms: f64,
+    deadline_left_ms: f64,
+    admission: [Option<Why>; 2],
+    /// Empty where the first one was answered.
+    attempts: Vec<record::Attempt>,
+    /// Why the last one went to its endpoint, and how long its head took.
+    picked: Why,
+    took_ms: f64,
 }
 
 impl Ticket {
@@ -1170,14 +1268,41 @@ impl Ticket {
         let took_ms = about.began.elapsed().as_secs_f64() * 1e3;
         let says = format!("{} broke off after {} bytes of its answer: {broken}", about.endpoint, self.bytes);
         let would_pass = "an upstream that finishes what it begins".to_owned();
+        let mut attempts = about.attempts.clone();
+        // Where it was not the first one, or is a sample, the last one stands among them already.
+        if attempts.is_empty() {
+            attempts.push(record::Attempt {
+                endpoint: about.endpoint.to_string(),
+                backend: self.place.backend.name.to_string(),
+                hedge: false,
+                picked: Some(decision(&about.picked)),
+                breaker: None,
+                took_ms: about.took_ms,
+                status: Some(about.status),
+                grpc_status: None,
+                problem: String::new(),
+                // The policies were told of its head.
+                outcome: Outcome::http(about.status),
+                delivered: true,
+                reused_connection: false,
+                next: None,
+            });
+        }
+        if let Some(last) = attempts.last_mut() {
+            last.problem = format!("answered {}, and broke off after {} bytes: {broken}", about.status, self.bytes);
+        }
         core.shared.records.keep(Record {
             id: about.id.as_str().to_owned(),
             at_ms: core.unix_ms(),
             method: about.method.to_string(),
-            path: cut(&about.path),
+            path: without_secrets(cut(&about.path)),
             authority: cut(&about.authority),
             client: about.client.to_string(),
+            listener: about.listener.as_deref().map(str::to_owned),
+            caller: about.caller.as_deref().map(str::to_owned),
             said: about.said,
+            fields: about.head.as_ref().map(|(table, fields)| table.noted.read(fields)).unwrap_or_default(),
+            point: about.point,
             route: about.route.to_string(),
             matched: about.matched.to_string(),
             backend: self.place.backend.name.to_string(),
@@ -1185,10 +1310,10 @@ impl Ticket {
             grpc_status: None,
             outcome: Decision { code: Code::UPSTREAM_CUT.0, says, would_pass },
             took_ms,
-            deadline_ms: 0.0,
-            deadline_left_ms: 0.0,
-            admission: Vec::new(),
-            attempts: Vec::new(),
+            deadline_ms: about.deadline_ms,
+            deadline_left_ms: about.deadline_left_ms,
+            admission: about.admission.iter().flatten().map(decision).collect(),
+            attempts,
             state: self.place.backend.state(core.now()),
         });
     }

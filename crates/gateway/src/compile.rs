@@ -19,6 +19,7 @@ use crate::{
     config::{Endpoint, Protocol},
     discover::{Found, Source},
     mirror::Mirror,
+    noted::Names,
     rules::{Condition, Counts, Fault, Key, Limit, Rewrite},
     stale::Stale,
     table::{Backend, Member, Place, Route, RouteFigures, Table},
@@ -90,7 +91,8 @@ pub fn compile(declared: &[Declared], old: Option<&Table>, world: &World<'_>) ->
         let wrong = |(at, flaw): (usize, Flaw)| flawed(&declared[at], flaw);
         flaws.into_iter().map(wrong).collect::<Vec<_>>()
     })?;
-    let table = Table { generation: old.map_or(1, |old| old.generation + 1), routes, matcher, sources };
+    let (generation, noted) = (old.map_or(1, |old| old.generation + 1), Names::of(&routes));
+    let table = Table { generation, routes, matcher, sources, noted };
     Ok(Compiled { table, changes })
 }
 
@@ -198,7 +200,6 @@ impl Compiling<'_> {
             backends,
             always,
             weights,
-            weight_sum,
             rewrite,
             gate,
             limits,

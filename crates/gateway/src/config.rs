@@ -66,6 +66,8 @@ pub struct Options {
     pub edge: Edge,
     /// Where a line for each request goes.
     pub access_log: Option<crate::access_log::To>,
+    /// Where records are kept beside memory.
+    pub records: Option<crate::archive::To>,
     /// Where spans go.
     pub otlp: Option<crate::otlp::To>,
     /// For whatever is drawn by chance.

@@ -153,7 +153,11 @@ pub fn write_head(request: &RequestHead, added: &Added<'_>, out: &mut BytesMut) 
     }
     out.put_slice(added.client.address.as_bytes());
     out.put_slice(b"\r\n");
-    line(out, b"x-forwarded-proto", request.fields.get(Kind::ForwardedProto).unwrap_or(added.client.scheme()));
+    line(
+        out,
+        b"x-forwarded-proto",
+        request.fields.get(Kind::ForwardedProto).unwrap_or(added.client.scheme().as_bytes()),
+    );
     if let Some(certificate) = client_cert(request, added.client) {
         line(out, b"x-forwarded-client-cert", &certificate);
     }
@@ -225,7 +229,7 @@ pub fn http2(request: &RequestHead, added: &Added<'_>, body: Body) -> Result<htt
     let before = request.fields.iter().filter(|(kind, ..)| *kind == Kind::ForwardedFor).map(|(_, _, value)| value);
     let mut chain = before.flat_map(|value| [value, b", "]).collect::<Vec<_>>().concat();
     chain.extend_from_slice(added.client.address.as_bytes());
-    let proto = request.fields.get(Kind::ForwardedProto).unwrap_or(added.client.scheme());
+    let proto = request.fields.get(Kind::ForwardedProto).unwrap_or(added.client.scheme().as_bytes());
     if let Some(certificate) = client_cert(request, added.client) {
         headers.insert("x-forwarded-client-cert", HeaderValue::from_bytes(&certificate)?);
     }

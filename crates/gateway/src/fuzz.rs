@@ -4,7 +4,12 @@ use bytes::{Bytes, BytesMut};
 use http::Method;
 
 use crate::{
-    auth::{jwks::KeySet, jwt, keys::KeyFile, source::Content},
+    auth::{
+        jwks::KeySet,
+        jwt,
+        keys::KeyFile,
+        source::{Content, jwks_uri},
+    },
     forward::{self, Added},
     frame::{Decoder, Step},
     parse::{self, Length, RequestHead, Scanner},
@@ -132,8 +137,15 @@ pub fn token(input: &[u8]) {
     }
 }
 
-/// A JWKS. Whatever it holds, a token of another key is none of it.
+const ISSUER: &str = "https://id.example";
+
+/// A JWKS, or what an issuer says about itself. Whatever it holds, a token of another key is none of it, and no document is of an
+/// issuer that it does not name.
 pub fn jwks(input: &[u8]) {
+    match jwks_uri(input, ISSUER) {
+        Ok(_) => assert!(jwks_uri(input, "https://other.example").is_err()),
+        Err(says) => assert!(says.len() < 120, "{says}"),
+    }
     if let Ok(set) = KeySet::read(input) {
         assert!(set.count() > 0 && set.count() <= input.len());
         let _ = jwt::verify(issuer().1.as_bytes(), &set, &jwt::Wanted::default(), NOW);
@@ -158,7 +170,8 @@ pub fn tokens() -> Vec<Vec<u8>> {
 
 pub fn key_sets() -> Vec<Vec<u8>> {
     let rsa = r#"{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"},{"kty":"EC","crv":"P-256","x":"AQ","y":"AQ","key_ops":["verify"]}]}"#;
-    vec![issuer().0.into_bytes(), rsa.as_bytes().to_vec()]
+    let document = format!(r#"{{"issuer":"{ISSUER}","jwks_uri":"{ISSUER}/keys","scopes_supported":["openid"]}}"#);
+    vec![issuer().0.into_bytes(), rsa.as_bytes().to_vec(), document.into_bytes()]
 }
 
 pub fn key_files() -> Vec<Vec<u8>> {

@@ -46,7 +46,9 @@ pub mod server;
 pub mod fuzz;
 
 pub mod access_log;
+pub mod archive;
 pub mod metrics;
+pub mod noted;
 pub mod otlp;
 pub mod record;
 pub mod report;

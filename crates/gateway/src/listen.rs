@@ -47,7 +47,7 @@ pub const LISTENERS_MAX: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listening {
     /// What routes call it.
-    pub name: String,
+    pub name: Arc<str>,
     pub place: Place,
     pub listen: SocketAddr,
     pub what: What,
@@ -70,11 +70,11 @@ pub struct Http {
 
 impl Listening {
     pub fn http(name: &str, listen: SocketAddr, http: Http) -> Self {
-        Self { name: name.to_owned(), place: Place::default(), listen, what: What::Http(http) }
+        Self { name: name.into(), place: Place::default(), listen, what: What::Http(http) }
     }
 
     pub fn tcp(name: &str, listen: SocketAddr, options: tcp::Options) -> Self {
-        Self { name: name.to_owned(), place: Place::default(), listen, what: What::Tcp(options) }
+        Self { name: name.into(), place: Place::default(), listen, what: What::Tcp(options) }
     }
 
     pub const fn is_http(&self) -> bool {
@@ -91,7 +91,7 @@ impl Listening {
     }
 
     fn wrong(&self, error: Error) -> Wrong {
-        Wrong { listener: self.name.clone(), place: self.place.clone(), error }
+        Wrong { listener: self.name.to_string(), place: self.place.clone(), error }
     }
 
     /// Whether a port that was bound for `other` serves this one as well.
@@ -197,7 +197,7 @@ impl Port {
         let Now { setting, open } = self.now();
         let told = &setting.told;
         serde_json::json!({
-            "listener": told.name, "place": told.place.to_string(), "listen": self.address.to_string(),
+            "listener": *told.name, "place": told.place.to_string(), "listen": self.address.to_string(),
             "protocol": told.protocol(), "state": if open { "serving" } else { "draining" },
             "connections": self.connections.load(Relaxed),
         })

@@ -8,10 +8,10 @@ pub struct LocalExecutor;
 impl<F> Executor<F> for LocalExecutor
 where
     F: Future + 'static,
+    F::Output: 'static,
 {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
+        // Not in an `async` block: that would have room for the future twice, as what it holds and as what it awaits.
+        tokio::task::spawn_local(future);
     }
 }

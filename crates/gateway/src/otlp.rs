@@ -1,7 +1,8 @@
 //! Spans on their way to a collector: OTLP over HTTP, as JSON, from one thread that no request waits for.
 //!
 //! JSON and not protobuf: every receiver of OTLP over HTTP has to take both, nothing must be generated, and whoever debugs can
-//! read it. It is three times the bytes; spans go to an agent on the same host, once a second.
+//! read it. It is three times the bytes; spans go to an agent on the same host, once a second, or within TLS and with the fields
+//! that it asks for to a collector somewhere.
 //!
 //! | what happens | what we do |
 //! |---|---|
@@ -15,6 +16,7 @@
 //! Source: OTLP specification 1.3, "OTLP/HTTP": request, response, failures, JSON encoding (ids in hexadecimal, 64-bit numbers as text).
 
 use std::{
+    fmt::Write as _,
     rc::Rc,
     sync::{
         Arc,
@@ -44,6 +46,7 @@ use crate::{
     config::{Endpoint, Protocol},
     frame::Encoder,
     request_id::hex,
+    tls::{self, Connector},
     trace::{Attempt, Told},
     upstream::{Asked, Upstream},
 };
@@ -63,11 +66,100 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// Of a client's text.
 const TEXT_MAX: usize = 256;
 
+/// Fields that a collector wants to be sent, such as its key.
+const FIELDS_MAX: usize = 16;
+const FIELD_BYTES_MAX: usize = 8 * 1024;
+/// Said by the exporter itself.
+const OWN_FIELDS: [&str; 7] =
+    ["connection", "content-encoding", "content-length", "content-type", "host", "te", "transfer-encoding"];
+
+/// Fields of each request to the collector. Their values are secret: nothing shows them.
+#[derive(Clone, Default)]
+pub struct Fields(Vec<(String, String)>);
+
+impl std::fmt::Debug for Fields {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+impl Fields {
+    /// Takes a field; one of the same name that was there before goes.
+    ///
+    /// # Errors
+    /// `CONFIG` where a request could not carry it. The value is not repeated.
+    pub fn put(&mut self, name: &str, value: &str) -> Result<(), Error> {
+        let wrong = |says: &str| {
+            let shown: String = name.chars().take(64).flat_map(char::escape_default).collect();
+            Err(Error::new(Code::CONFIG, format!("the field \"{shown}\" for the collector {says}"))
+                .hint("give NAME=VALUE, or NAME=@FILE with the value in a file, for example authorization=@token"))
+        };
+        let name = name.to_ascii_lowercase();
+        if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+            return wrong("has a name that no field can have");
+        }
+        if OWN_FIELDS.contains(&name.as_str()) {
+            return wrong("is set by the exporter itself");
+        }
+        let value = value.trim();
+        if value.is_empty() || value.len() > FIELD_BYTES_MAX || !value.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+            return wrong("has no value of visible ASCII, 8 KiB at most");
+        }
+        self.0.retain(|(known, _)| *known != name);
+        if self.0.len() == FIELDS_MAX {
+            return wrong("is one more than the 16 that are sent");
+        }
+        self.0.push((name, value.to_owned()));
+        Ok(())
+    }
+
+    /// As `OTEL_EXPORTER_OTLP_HEADERS` has them: `name=value,name=value`, values percent-encoded where need be (the format of
+    /// W3C Baggage, without its properties).
+    ///
+    /// # Errors
+    /// `CONFIG`, as [`Fields::put`].
+    pub fn put_list(&mut self, list: &str) -> Result<(), Error> {
+        for one in list.split(',').map(str::trim).filter(|one| !one.is_empty()) {
+            let Some((name, value)) = one.split_once('=') else {
+                return Err(Error::new(Code::CONFIG, "the list of fields for the collector has one without \"=\"")
+                    .hint("write OTEL_EXPORTER_OTLP_HEADERS as name=value,name=value"));
+            };
+            self.put(name.trim(), &percent_decoded(value))?;
+        }
+        Ok(())
+    }
+}
+
+/// What is no `%` and two digits stays as it is: keys are pasted, not encoded, by most.
+fn percent_decoded(text: &str) -> String {
+    let (mut out, mut rest) = (Vec::new(), text.as_bytes());
+    while let Some((&byte, behind)) = rest.split_first() {
+        let digits = behind.get(..2).and_then(|two| std::str::from_utf8(two).ok());
+        let decoded = digits.filter(|two| byte == b'%' && two.bytes().all(|b| b.is_ascii_hexdigit()));
+        match decoded.and_then(|two| u8::from_str_radix(two, 16).ok()) {
+            Some(decoded) => {
+                out.push(decoded);
+                rest = &behind[2..];
+            }
+            None => {
+                out.push(byte);
+                rest = behind;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 /// What is exported where.
 #[derive(Clone, Debug)]
 pub struct To {
     /// `HOST:PORT`.
     pub address: String,
+    /// As in the address that was given.
+    pub host: String,
+    /// Within TLS, and whose word counts there.
+    pub tls: Option<tls::Client>,
+    pub fields: Fields,
     /// `/v1/traces`, below whatever the collector is served under.
     pub path: String,
     /// The share of traces that begin here that is sampled, 0 to 1.
@@ -77,22 +169,24 @@ pub struct To {
 }
 
 impl To {
-    /// Reads `http://HOST:PORT` or `http://HOST:PORT/PATH`.
+    /// Reads `http://HOST:PORT` or `https://HOST[:PORT]`, each perhaps with a path.
     ///
     /// # Errors
     /// `CONFIG` where it is neither.
     pub fn parse(text: &str, sample: f64, service: &str) -> Result<Self, Error> {
         let wrong = |says: &str| {
             Error::new(Code::CONFIG, format!("\"{text}\" {says}"))
-                .hint("give the address of an OTLP receiver over HTTP, for example http://127.0.0.1:4318")
+                .hint("give the address of an OTLP receiver over HTTP, for example http://127.0.0.1:4318 or https://otel.example")
         };
-        let rest = match text.split_once("://") {
-            Some(("http", rest)) => rest,
-            Some(("https", _)) => return Err(wrong("asks for TLS to the collector, which is not there yet")),
-            _ => return Err(wrong("does not begin with http://")),
+        let (secure, rest) = match text.split_once("://") {
+            Some(("http", rest)) => (false, rest),
+            Some(("https", rest)) => (true, rest),
+            _ => return Err(wrong("begins neither with http:// nor with https://")),
         };
-        let (address, path) = rest.split_once('/').map_or((rest, ""), |(address, path)| (address, path));
-        let endpoint = Endpoint::parse(address).map_err(|_| wrong("is not a host and a port"))?;
+        let (host, path) = rest.split_once('/').map_or((rest, ""), |(address, path)| (address, path));
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
+        let address = if secure && !has_port { format!("{host}:443") } else { host.to_owned() };
+        let endpoint = Endpoint::parse(&address).map_err(|_| wrong("is not a host and a port"))?;
         let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
         if !path.bytes().all(safe) {
             return Err(wrong("has a path with more than letters, digits and -._~/"));
@@ -103,7 +197,8 @@ impl To {
             path if path.ends_with("v1/traces") => format!("/{path}"),
             path => format!("/{path}/v1/traces"),
         };
-        Ok(Self { address: endpoint.address, path, sample, service: service.to_owned() })
+        let (host, tls, fields) = (host.to_owned(), secure.then(tls::Client::default), Fields::default());
+        Ok(Self { address: endpoint.address, host, tls, fields, path, sample, service: service.to_owned() })
     }
 }
 
@@ -144,11 +239,11 @@ impl Exporter {
 }
 
 impl Traces {
-    /// Starts the thread that exports.
+    /// Starts the thread that exports. `connector` makes TLS to the collector.
     ///
     /// # Errors
     /// `LIMITS` where there is no thread to be had.
-    pub fn start(to: To) -> Result<(Arc<Self>, Exporter), Error> {
+    pub fn start(to: To, connector: Option<Arc<Connector>>) -> Result<(Arc<Self>, Exporter), Error> {
         let (queue, waiting) = channel(QUEUE_MAX);
         let traces = Arc::new(Self {
             queue,
@@ -164,7 +259,7 @@ impl Traces {
             .name("traces".into())
             .spawn(move || {
                 match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-                    Ok(runtime) => runtime.block_on(export(&exporting, waiting, &to)),
+                    Ok(runtime) => runtime.block_on(export(&exporting, waiting, &Export { to, connector })),
                     Err(error) => tracing::error!(%error, "a runtime for traces cannot be made"),
                 }
                 let _ = end.send(());
@@ -198,9 +293,15 @@ fn below(share: f64) -> u64 {
     if share >= 1.0 { u64::MAX } else { (share.max(0.0) * u64::MAX as f64) as u64 }
 }
 
-async fn export(traces: &Traces, mut queue: Receiver<Box<Told>>, to: &To) {
-    let endpoint = Endpoint { address: to.address.clone(), protocol: Protocol::Http1, tls: false };
-    let upstream = Rc::new(Upstream::new(endpoint, None));
+struct Export {
+    to: To,
+    connector: Option<Arc<Connector>>,
+}
+
+async fn export(traces: &Traces, mut queue: Receiver<Box<Told>>, export: &Export) {
+    let (address, tls) = (export.to.address.clone(), export.connector.is_some());
+    let endpoint = Endpoint { address, protocol: Protocol::Http1, tls };
+    let upstream = Rc::new(Upstream::new(endpoint, export.connector.clone()));
     let mut failing = false;
     loop {
         if !traces.closing.load(Relaxed) {
@@ -222,7 +323,7 @@ async fn export(traces: &Traces, mut queue: Receiver<Box<Told>>, to: &To) {
             };
             traces.waiting.fetch_sub(spans as u64, Relaxed);
             if spans > 0 {
-                send(traces, &upstream, to, &batch, spans as u64, &mut failing).await;
+                send(traces, &upstream, export, &batch, spans as u64, &mut failing).await;
             }
             if ended {
                 break;
@@ -242,8 +343,15 @@ enum Said {
 }
 
 /// Sends a batch until it is taken or given up.
-async fn send(traces: &Traces, upstream: &Rc<Upstream>, to: &To, batch: &[Box<Told>], spans: u64, failing: &mut bool) {
-    let body = payload(to, batch).to_string();
+async fn send(
+    traces: &Traces,
+    upstream: &Rc<Upstream>,
+    export: &Export,
+    batch: &[Box<Told>],
+    spans: u64,
+    failing: &mut bool,
+) {
+    let (to, body) = (&export.to, payload(export, batch).to_string());
     let mut pause = Duration::from_secs(1);
     for attempt in 1..=TRIES {
         let why = match ask(upstream, to, &body).await {
@@ -292,14 +400,21 @@ fn tell_once(failing: &mut bool, why: &str, address: &str) {
 
 async fn ask(upstream: &Rc<Upstream>, to: &To, body: &str) -> Said {
     let mut head = BytesMut::new();
-    let text = format!(
-        "POST {} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\nuser-agent: buttress/{}\r\ncontent-length: {}\r\n\r\n",
+    let version = env!("CARGO_PKG_VERSION");
+    let mut text = format!(
+        "POST {} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n",
         to.path,
-        to.address,
-        env!("CARGO_PKG_VERSION"),
+        to.host,
         body.len()
     );
+    if !to.fields.0.iter().any(|(name, _)| name == "user-agent") {
+        let _ = write!(text, "user-agent: buttress/{version}\r\n");
+    }
+    for (name, value) in &to.fields.0 {
+        let _ = write!(text, "{name}: {value}\r\n");
+    }
     head.extend_from_slice(text.as_bytes());
+    head.extend_from_slice(b"\r\n");
     let asked = Asked {
         head,
         body: Body::full(body.to_owned()),
@@ -348,14 +463,14 @@ async fn ask(upstream: &Rc<Upstream>, to: &To, body: &str) -> Said {
 }
 
 /// An `ExportTraceServiceRequest`.
-fn payload(to: &To, batch: &[Box<Told>]) -> Value {
+fn payload(export: &Export, batch: &[Box<Told>]) -> Value {
     let spans: Vec<Value> = batch
         .iter()
         .flat_map(|told| std::iter::once(server(told)).chain(told.attempts.iter().map(|attempt| client(told, attempt))))
         .collect();
     let version = env!("CARGO_PKG_VERSION");
     let mut about = Attributes::default();
-    about.text("service.name", &to.service);
+    about.text("service.name", &export.to.service);
     about.text("service.version", version);
     about.number("process.pid", std::process::id().into());
     json!({"resourceSpans": [{
@@ -426,7 +541,7 @@ fn server(told: &Told) -> Value {
     let mut span = span(told, told.span, parent, &name, SERVER, (told.began_ns, told.ended_ns));
     let mut about = Attributes::default();
     about.text("http.request.method", told.method.as_str());
-    about.text("url.scheme", "http");
+    about.text("url.scheme", told.scheme);
     let path = &told.path[..told.path.len().min(4 * TEXT_MAX)];
     let at = path.iter().position(|byte| *byte == b'?').unwrap_or(path.len());
     about.text("url.path", &String::from_utf8_lossy(&path[..at]));
@@ -480,7 +595,8 @@ fn client(told: &Told, attempt: &Attempt) -> Value {
     let address = &attempt.member.endpoint.address;
     about.text("http.request.method", told.method.as_str());
     let path = String::from_utf8_lossy(&told.path[..told.path.len().min(4 * TEXT_MAX)]);
-    about.text("url.full", &format!("http://{address}{path}"));
+    let scheme = if attempt.member.endpoint.tls { "https" } else { "http" };
+    about.text("url.full", &format!("{scheme}://{address}{path}"));
     about.server(address);
     if attempt.number > 1 {
         about.number("http.request.resend_count", u64::from(attempt.number) - 1);
@@ -520,10 +636,44 @@ mod tests {
         assert_eq!(told("http://otel:4318/"), "otel:4318 /v1/traces");
         assert_eq!(told("http://otel:4318/tenant/v1/traces"), "otel:4318 /tenant/v1/traces");
         assert_eq!(told("http://otel:4318/tenant"), "otel:4318 /tenant/v1/traces");
-        for bad in ["127.0.0.1:4318", "https://a:1", "http://a", "grpc://a:1", "http://a:1/x y", "http://a:1/x\r\ny"] {
+        assert_eq!(told("https://otel.example/otlp"), "otel.example:443 /otlp/v1/traces");
+        assert_eq!(told("https://[::1]:4318"), "[::1]:4318 /v1/traces");
+        assert_eq!(to("https://otel.example/otlp").unwrap().host, "otel.example");
+        assert!(to("https://a:1").unwrap().tls.is_some() && to("http://a:1").unwrap().tls.is_none());
+        for bad in ["127.0.0.1:4318", "https://", "http://a", "grpc://a:1", "http://a:1/x y", "http://a:1/x\r\ny"] {
             let error = to(bad).unwrap_err();
             assert!(error.code == Code::CONFIG && error.hint.is_some(), "{bad}");
         }
+    }
+
+    #[test]
+    fn fields_for_the_collector_are_read_as_users_write_them_and_their_values_are_never_shown() {
+        let mut fields = Fields::default();
+        fields.put_list("api-key=a%20b%3Dc, Authorization=Basic eDp5==,,x-odd=100%").unwrap();
+        fields.put("X-ODD", " other ").unwrap();
+        let known: Vec<_> = fields.0.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+        assert_eq!(known, ["api-key: a b=c", "authorization: Basic eDp5==", "x-odd: other"]);
+        assert_eq!(format!("{fields:?}"), r#"["api-key", "authorization", "x-odd"]"#);
+        for (name, value) in [
+            ("a b", "v"),
+            ("", "v"),
+            ("host", "v"),
+            ("Content-Length", "1"),
+            ("transfer-encoding", "chunked"),
+            ("key", ""),
+            ("key", "secret\r\nx: y"),
+            ("key", "secret\u{e4}"),
+        ] {
+            let error = fields.put(name, value).unwrap_err();
+            assert!(error.code == Code::CONFIG && error.hint.is_some() && !error.message.contains("secret"), "{name}");
+        }
+        assert!(fields.put("key", &"x".repeat(FIELD_BYTES_MAX + 1)).is_err());
+        let error = fields.put_list("secret").unwrap_err();
+        assert!(!error.message.contains("secret") && error.hint.is_some());
+        for at in fields.0.len()..FIELDS_MAX {
+            fields.put(&format!("f-{at}"), "v").unwrap();
+        }
+        assert!(fields.put("f-0", "v").is_err() && fields.put("api-key", "v").is_ok());
     }
 
     #[test]

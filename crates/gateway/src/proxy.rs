@@ -21,9 +21,9 @@ use crate::{
     forward::{self, Added},
     metrics::Shard,
     parse::{Kind, Refusal, RequestHead},
-    record::SAMPLE,
+    record::{Decision, Record, SAMPLE},
     replay::{Replay, Replayed},
-    reply::{Interims, Problem, Reply},
+    reply::{self, Interims, Problem, Reply},
     request_id::{Numbers, RequestId},
     shared::Shared,
     table::{Member, Table},
@@ -108,19 +108,33 @@ impl Core {
     }
 
     /// A request was not taken, because it was no HTTP.
-    pub fn refused(&self, refusal: &Refusal, client: &Client<'_>) {
+    pub fn refused(&self, refusal: &Refusal, client: &Client<'_>) -> Reply {
         self.shard.refused.add(1);
         self.shard.coded(refusal.code.0);
-        let Some(lines) = &self.lines else { return };
+        let id = self.numbers.request_id();
+        let reply = reply::refused(refusal, id.clone());
+        let would_pass = reply::would_pass(refusal.code).to_owned();
+        self.shared.records.keep_unread(Record {
+            id: id.as_str().to_owned(),
+            at_ms: self.unix_ms(),
+            client: client.address.to_owned(),
+            listener: client.listener.map(ToString::to_string),
+            status: refusal.status,
+            outcome: Decision { code: refusal.code.0, says: refusal.says.to_owned(), would_pass },
+            ..Record::default()
+        });
+        let Some(lines) = &self.lines else { return reply };
         let line = lines.begin(&access_log::About {
             unix_ms: self.unix_ms(),
             protocol: client.protocol(1),
             status: refusal.status,
             client: client.address,
+            request_id: id.as_str(),
             ..access_log::About::default()
         });
         let code = Some(refusal.code.0);
         lines.end(line, &End { code, ended: Ended::Whole, ..End::default() });
+        reply
     }
 
     /// Whether this success is one of the few that are remembered.
@@ -135,7 +149,7 @@ impl Core {
 pub struct Client<'a> {
     pub address: &'a str,
     /// The name of the listener at which it came in.
-    pub listener: &'a str,
+    pub listener: Option<&'a Arc<str>>,
     pub http2: bool,
     /// It came with TLS.
     pub secure: bool,
@@ -149,8 +163,8 @@ pub struct Client<'a> {
 }
 
 impl Client<'_> {
-    pub fn scheme(&self) -> &'static [u8] {
-        if self.secure { b"https" } else { b"http" }
+    pub const fn scheme(&self) -> &'static str {
+        if self.secure { "https" } else { "http" }
     }
 }
 

@@ -3,6 +3,10 @@
 //! All failures are kept, and requests that needed more than one attempt; of the others one in [`SAMPLE`]. The newest
 //! [`KEPT`] stay in memory, for all cores together: 4,096 records of about 1 KiB are about 4 MiB. A record is made only when
 //! there is one to keep, so a request that succeeds at once pays for none of it.
+//!
+//! A record holds what the decisions hung on, so that other routes can be asked about the same request: what it said of itself
+//! ([`Said`]), the fields by which the table in force decides ([`crate::noted`]), and the [`Point`] by which weights chose its
+//! backend. Credentials are in none.
 
 use std::{
     collections::VecDeque,
@@ -13,16 +17,26 @@ use std::{
 use buttress_policy::{Outcome, Pushback, parse};
 use serde_json::{Value, json};
 
-use crate::parse::{Kind, RequestHead};
+use crate::{
+    archive::Archive,
+    noted::{self, Noted},
+    parse::{Kind, RequestHead},
+    rules::Point,
+};
 
 pub const KEPT: usize = 4096;
+/// Of requests that could not be read, which have a place of their own: whoever sends garbage must not push out what is worth
+/// keeping. For the same reason they are not kept on disk.
+const KEPT_UNREAD: usize = 256;
+/// Of records of before the start, which are kept as text and shown until there are enough new ones.
+const BEFORE: usize = 200;
 /// One in so many requests that succeeded at once is kept too.
 pub const SAMPLE: u64 = 1024;
 /// Of a path or a host; what is longer is cut.
 const TEXT_MAX: usize = 256;
 
 /// What a policy decided, and why.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Decision {
     pub code: &'static str,
     pub says: String,
@@ -90,7 +104,7 @@ impl Said {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Record {
     pub id: String,
     pub at_ms: u64,
@@ -98,7 +112,15 @@ pub struct Record {
     pub path: String,
     pub authority: String,
     pub client: String,
+    /// The name of the listener at which it came in.
+    pub listener: Option<String>,
+    /// Who calls, where the route found out.
+    pub caller: Option<String>,
     pub said: Said,
+    /// The fields by which a route of the table could have decided.
+    pub fields: Vec<Noted>,
+    /// By which weights chose the backend; none where the request got no further than to a route's rules.
+    pub point: Option<Point>,
     pub route: String,
     /// Where the match that took it was written.
     pub matched: String,
@@ -133,8 +155,13 @@ fn pushback(asked: Pushback) -> Value {
     match asked {
         Pushback::None => Value::Null,
         Pushback::Never => "never".into(),
-        Pushback::After(pause) => (pause.as_secs_f64() * 1e3).into(),
+        Pushback::After(pause) => micros(pause.as_secs_f64() * 1e3).into(),
     }
+}
+
+/// Milliseconds to the microsecond: what is finer nobody reads, and it would not come back from JSON as it was.
+fn micros(ms: f64) -> f64 {
+    (ms * 1e3).round() / 1e3
 }
 
 impl Decision {
@@ -152,7 +179,7 @@ impl Record {
             .map(|a| {
                 json!({
                     "endpoint": a.endpoint, "backend": a.backend, "hedge": a.hedge, "picked": option(&a.picked), "breaker": option(&a.breaker),
-                    "took_ms": a.took_ms, "status": a.status, "grpc_status": a.grpc_status, "problem": a.problem,
+                    "took_ms": micros(a.took_ms), "status": a.status, "grpc_status": a.grpc_status, "problem": a.problem,
                     "kind": a.outcome.kind.word(), "undelivered": a.outcome.undelivered, "pushback": pushback(a.outcome.pushback),
                     "delivered": a.delivered, "reused_connection": a.reused_connection, "next": option(&a.next),
                 })
@@ -160,54 +187,180 @@ impl Record {
             .collect();
         json!({
             "id": self.id, "at_ms": self.at_ms, "method": self.method, "path": self.path, "authority": self.authority,
-            "client": self.client,
+            "client": self.client, "listener": self.listener, "caller": self.caller,
             "said": {
                 "keyed": self.said.keyed, "upgrade": self.said.upgrade, "attempt": self.said.attempt,
-                "left_ms": self.said.left.map(|left| left.as_secs_f64() * 1e3), "priority": self.said.priority,
+                "left_ms": self.said.left.map(|left| micros(left.as_secs_f64() * 1e3)), "priority": self.said.priority,
             },
+            "fields": noted::json(&self.fields), "point": self.point.map(Point::share),
             "route": self.route, "matched": self.matched, "backend": self.backend, "status": self.status, "grpc_status": self.grpc_status,
-            "outcome": self.outcome.json(), "took_ms": self.took_ms, "deadline_ms": self.deadline_ms,
-            "deadline_left_ms": self.deadline_left_ms,
+            "outcome": self.outcome.json(), "took_ms": micros(self.took_ms), "deadline_ms": micros(self.deadline_ms),
+            "deadline_left_ms": micros(self.deadline_left_ms),
             "admission": self.admission.iter().map(Decision::json).collect::<Vec<_>>(),
             "attempts": attempts, "state": self.state,
         })
     }
+}
 
-    /// One line for a list.
-    pub fn summary(&self) -> Value {
-        json!({
-            "id": self.id, "at_ms": self.at_ms, "method": self.method, "path": self.path, "status": self.status,
-            "code": self.outcome.code, "says": self.outcome.says, "took_ms": self.took_ms,
-            "attempts": self.attempts.len(),
-        })
+/// One line of a list, from a record as JSON.
+pub fn summary(record: &Value) -> Value {
+    let mut line = json!({
+        "says": record["outcome"]["says"], "code": record["outcome"]["code"],
+        "attempts": record["attempts"].as_array().map_or(0, Vec::len),
+    });
+    for key in ["id", "at_ms", "method", "path", "status", "grpc_status", "route", "took_ms"] {
+        line[key] = record[key].clone();
     }
+    line
+}
+
+/// Which records are wanted; what is absent lets all pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Its whole name; empty: those that no route took.
+    pub route: Option<String>,
+    /// What the code of its outcome, or of a decision against it, begins with; in any case.
+    pub code: Option<String>,
+    /// What stands in id, path, host, client, caller, endpoints, or the sentence; in any case.
+    pub text: Option<String>,
+}
+
+impl Filter {
+    fn holds(&self, record: &Record) -> bool {
+        // A decision that let the call pass is no reason to look for it.
+        let refusals = || {
+            let of = |attempt: &'_ Attempt| [attempt.picked.clone(), attempt.breaker.clone(), attempt.next.clone()];
+            let all = record.attempts.iter().flat_map(of).flatten().chain(record.admission.iter().cloned());
+            all.filter(|one| !one.would_pass.is_empty()).chain([record.outcome.clone()])
+        };
+        let texts = || {
+            let known =
+                [&record.id, &record.path, &record.authority, &record.client, &record.method, &record.outcome.says];
+            let endpoints = record.attempts.iter().flat_map(|attempt| [&attempt.endpoint, &attempt.problem]);
+            known.into_iter().chain(endpoints).chain(&record.caller).map(String::as_str)
+        };
+        self.route.as_ref().is_none_or(|route| *route == record.route)
+            && self.code.as_ref().is_none_or(|wanted| refusals().any(|one| begins(one.code, wanted)))
+            && self.text.as_ref().is_none_or(|wanted| {
+                let wanted = wanted.to_lowercase();
+                texts().any(|text| text.to_lowercase().contains(&wanted)) || record.status.to_string() == wanted
+            })
+    }
+
+    /// The same of a record of before the start, where all of its text is looked at.
+    fn holds_json(&self, record: &Value, line: &str) -> bool {
+        let list = |key: &str| record[key].as_array().map(Vec::as_slice).unwrap_or_default();
+        let refusals = || {
+            let of = |attempt: &'_ Value| ["picked", "breaker", "next"].map(|key| attempt[key].clone());
+            let all = list("attempts").iter().flat_map(of).chain(list("admission").iter().cloned());
+            all.filter(|one| one["would_pass"].as_str().is_some_and(|pass| !pass.is_empty()))
+                .chain([record["outcome"].clone()])
+        };
+        self.route.as_ref().is_none_or(|route| record["route"] == route.as_str())
+            && self.code.as_ref().is_none_or(|wanted| {
+                refusals().any(|one| one["code"].as_str().is_some_and(|code| begins(code, wanted)))
+            })
+            && self.text.as_ref().is_none_or(|text| line.to_lowercase().contains(&text.to_lowercase()))
+    }
+}
+
+fn begins(code: &str, wanted: &str) -> bool {
+    code.get(..wanted.len()).is_some_and(|part| part.eq_ignore_ascii_case(wanted))
 }
 
 /// The newest records.
 #[derive(Default)]
 pub struct Records {
-    ring: Mutex<VecDeque<Arc<Record>>>,
+    rings: Mutex<Rings>,
+    /// Newest first.
+    before: Vec<Box<str>>,
+    archive: Option<Archive>,
+}
+
+#[derive(Default)]
+struct Rings {
+    all: VecDeque<Arc<Record>>,
+    unread: VecDeque<Arc<Record>>,
 }
 
 impl Records {
-    pub fn keep(&self, record: Record) {
-        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        if ring.len() == KEPT {
-            ring.pop_front();
+    /// Also on disk, and with what lies there.
+    pub fn with(archive: Option<Archive>) -> Self {
+        let mut before = Vec::new();
+        if let Some(archive) = &archive {
+            archive.before(|_, line| {
+                before.push(line.into());
+                before.len() < BEFORE
+            });
         }
-        ring.push_back(Arc::new(record));
+        Self { rings: Mutex::default(), before, archive }
     }
 
-    /// The newest record of this id: a client may have used one twice.
+    pub fn archive(&self) -> Option<&Archive> {
+        self.archive.as_ref()
+    }
+
+    pub fn keep(&self, record: Record) {
+        let record = Arc::new(record);
+        if let Some(archive) = &self.archive {
+            archive.keep(&record);
+        }
+        push(&mut self.lock().all, record, KEPT);
+    }
+
+    /// A request whose head could not be read.
+    pub fn keep_unread(&self, record: Record) {
+        push(&mut self.lock().unread, Arc::new(record), KEPT_UNREAD);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Rings> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest record of this id that is in memory: a client may have used one twice.
     pub fn find(&self, id: &str) -> Option<Arc<Record>> {
-        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        ring.iter().rev().find(|record| record.id == id).cloned()
+        let rings = self.lock();
+        rings.all.iter().rev().chain(rings.unread.iter().rev()).find(|record| record.id == id).cloned()
     }
 
-    /// The newest ones, newest first.
-    pub fn latest(&self, most: usize) -> Vec<Arc<Record>> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().take(most).cloned().collect()
+    /// The same, also from disk, which may take some milliseconds.
+    pub fn find_anywhere(&self, id: &str) -> Option<Value> {
+        self.find(id).map(|record| record.json()).or_else(|| self.archive.as_ref()?.find(id))
     }
+
+    /// The newest ones in memory, newest first.
+    pub fn latest(&self, most: usize) -> Vec<Arc<Record>> {
+        self.lock().all.iter().rev().take(most).cloned().collect()
+    }
+
+    /// The newest ones that a filter lets pass, those that could not be read among them, newest first; where there are fewer, of
+    /// before the start too.
+    pub fn list(&self, filter: &Filter, most: usize) -> Vec<Value> {
+        // Held as short as may be: cores wait for it to keep theirs.
+        let (mut found, unread) = {
+            let rings = self.lock();
+            let taken = if *filter == Filter::default() { most } else { usize::MAX };
+            let of = |ring: &VecDeque<Arc<Record>>| ring.iter().rev().take(taken).cloned().collect::<Vec<_>>();
+            (of(&rings.all), of(&rings.unread))
+        };
+        found.extend(unread);
+        found.retain(|record| filter.holds(record));
+        // Stable, so that those of one millisecond stay as they came.
+        found.sort_by_key(|record| std::cmp::Reverse(record.at_ms));
+        let fresh = found.iter().map(|record| record.json());
+        let before = self.before.iter().filter_map(|line| {
+            let record: Value = serde_json::from_str(line).ok()?;
+            filter.holds_json(&record, line).then_some(record)
+        });
+        fresh.chain(before).take(most).collect()
+    }
+}
+
+fn push(ring: &mut VecDeque<Arc<Record>>, record: Arc<Record>, most: usize) {
+    if ring.len() == most {
+        ring.pop_front();
+    }
+    ring.push_back(record);
 }
 
 #[cfg(test)]
@@ -220,7 +373,11 @@ pub(crate) fn example(id: &str) -> Record {
         path: "/".into(),
         authority: "h".into(),
         client: "c".into(),
+        listener: Some("web".into()),
+        caller: None,
         said: Said::default(),
+        fields: Vec::new(),
+        point: None,
         route: "all".into(),
         matched: "routes.yaml:3".into(),
         backend: "1".into(),
@@ -250,6 +407,30 @@ mod tests {
         records.keep(Record { status: 200, ..example("r-20") });
         assert_eq!(records.find("r-20").unwrap().status, 200);
         assert_eq!(records.latest(2).len(), 2);
+        for number in 0..KEPT_UNREAD + 1 {
+            records.keep_unread(example(&format!("u-{number}")));
+        }
+        assert!(records.find("r-20").is_some() && records.find("u-1").is_some() && records.find("u-0").is_none());
         assert_eq!(cut(&[b'a'; 300]).chars().count(), TEXT_MAX + 1);
+    }
+
+    #[test]
+    fn a_list_is_by_route_code_and_text() {
+        let records = Records::default();
+        records.keep(Record { path: "/Orders".into(), route: "shop".into(), at_ms: 2, ..example("a") });
+        records.keep_unread(Record { route: String::new(), at_ms: 1, ..example("b") });
+        let ids = |filter: Filter| -> String {
+            let listed = records.list(&filter, 10);
+            listed.iter().map(|record| record["id"].as_str().unwrap_or_default()).collect()
+        };
+        let text = |text: &str| ids(Filter { text: Some(text.into()), ..Filter::default() });
+        assert_eq!(
+            (ids(Filter::default()), text("orders"), text("503"), text("none")),
+            ("ab".into(), "a".into(), "ab".into(), String::new())
+        );
+        let route = |route: &str| ids(Filter { route: Some(route.into()), ..Filter::default() });
+        assert_eq!((route("shop"), route(""), route("sho")), ("a".into(), "b".into(), String::new()));
+        let code = |code: &str| ids(Filter { code: Some(code.into()), ..Filter::default() });
+        assert_eq!((code("bt0911"), code("BT-")), ("ab".into(), String::new()));
     }
 }

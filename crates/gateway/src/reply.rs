@@ -106,14 +106,27 @@ impl Problem<'_> {
     }
 }
 
+/// What would have been read in place of a request that was not.
+pub fn would_pass(code: Code) -> &'static str {
+    match code {
+        Code::HTTP_MALFORMED => "a request as RFC 9112 (HTTP/1.1) and 9113 (HTTP/2) write it",
+        Code::HTTP_AMBIGUOUS => "a request that can be read in one way only",
+        Code::HTTP_HEAD_TOO_LARGE => "a head of at most 64 KiB and 100 fields",
+        Code::HTTP_HEAD_TIMEOUT => "a head that comes whole within 10 s of its first byte",
+        Code::HTTP_UNSUPPORTED => "a request without that part of HTTP",
+        Code::TLS_EXPECTED => "https:// in place of http://",
+        _ => "",
+    }
+}
+
 /// Answers a request that was not taken.
-pub fn refused(refusal: &Refusal) -> Reply {
+pub fn refused(refusal: &Refusal, id: RequestId) -> Reply {
     Problem {
         status: refusal.status,
         code: refusal.code.0,
         detail: refusal.says,
-        would_pass: None,
-        id: None,
+        would_pass: Some(would_pass(refusal.code)).filter(|text| !text.is_empty()),
+        id: Some(id),
         grpc: None,
         retry_after: None,
     }

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
 };
 
-use buttress_policy::Time;
+use buttress_policy::{Span, Time};
 use serde_json::{Value, json};
 
 use crate::{
@@ -48,6 +48,12 @@ impl Backend {
         let (extras, requests, allowed) = (view.budget.extras, view.budget.requests, view.budget.allowed);
         state.push(format!("retry budget: {extras} retries for {requests} requests lately, {allowed} are allowed"));
         state.push(format!("{} calls run, {} wait, {} may run at once", view.inflight, view.queued, view.limit));
+        if let Some(limiter) = view.limiter {
+            let (limit, short, base) = (limiter.limit, Span::from(limiter.short), Span::from(limiter.base));
+            state.push(format!(
+                "adaptive limit: {limit} at once; answers took {short} lately, and take {base} without load"
+            ));
+        }
         let count = self.endpoints.load().set.count(now);
         state.push(format!("endpoints: {} available, {} ejected, {} down", count.available, count.ejected, count.down));
         state
@@ -237,6 +243,13 @@ impl Shared {
             one(name, "counter", "Lines that the access log could not take.", figures.dropped.load(Relaxed));
             let name = "buttress_traffic_access_log_failures_total";
             one(name, "counter", "Writes of the access log that failed.", figures.failures.load(Relaxed));
+        }
+        if let Some(archive) = self.records.archive() {
+            let figures = archive.figures();
+            let name = "buttress_traffic_records_written_total";
+            one(name, "counter", "Decision records written to disk.", figures.written.load(Relaxed));
+            let name = "buttress_traffic_records_lost_total";
+            one(name, "counter", "Decision records that the disk did not get.", figures.lost.load(Relaxed));
         }
         if let Some(traces) = &self.traces {
             let figures = &traces.figures;

@@ -156,7 +156,59 @@ impl Fault {
     }
 }
 
+/// Where in [0, 1) the number fell that was drawn for a request: weights choose its backend by it. A record holds it, so that other
+/// weights can be asked about the same request. It has 48 bits, and so survives being written as a decimal number of JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point(u64);
+
+impl Point {
+    const BITS: u32 = 48;
+
+    pub const fn of(random: u64) -> Self {
+        Self(random >> (u64::BITS - Self::BITS))
+    }
+
+    pub fn share(self) -> f64 {
+        self.0 as f64 / (1u64 << Self::BITS) as f64
+    }
+
+    /// From what [`share`](Self::share) gave.
+    pub fn read(share: f64) -> Option<Self> {
+        let whole = 1u64 << Self::BITS;
+        (0.0..1.0).contains(&share).then(|| Self(((share * whole as f64).round() as u64).min(whole - 1)))
+    }
+
+    /// Which of these has the point, each as wide as its weight; none where all of them are 0.
+    pub fn among(self, weights: &[u64]) -> Option<usize> {
+        let sum: u64 = weights.iter().sum();
+        let mut drawn = ((u128::from(self.0) * u128::from(sum)) >> Self::BITS) as u64;
+        weights.iter().position(|weight| {
+            let here = drawn < *weight;
+            drawn = drawn.saturating_sub(*weight);
+            here
+        })
+    }
+}
+
 /// Whether something that happens to a share of requests happens to this one.
 pub fn drawn(random: u64, share: f32) -> bool {
     (random >> 11) as f64 / (1u64 << 53) as f64 <= f64::from(share) && share > 0.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_point_chooses_by_weight_and_is_read_back_as_it_was() {
+        for random in [0, 1, u64::MAX, u64::MAX / 3, 0x9e37_79b9_7f4a_7c15] {
+            let point = Point::of(random);
+            let text = serde_json::json!(point.share()).to_string();
+            assert_eq!(Point::read(serde_json::from_str(&text).unwrap()), Some(point), "{text}");
+        }
+        let at = |share: f64, weights: &[u64]| Point::read(share).unwrap().among(weights);
+        assert_eq!((at(0.0, &[95, 5]), at(0.9499, &[95, 5]), at(0.9501, &[95, 5])), (Some(0), Some(0), Some(1)));
+        assert_eq!((at(0.5, &[0, 1, 0]), at(0.999_999, &[1, 1, 0]), at(0.5, &[0, 0])), (Some(1), Some(1), None));
+        assert_eq!((Point::read(1.0), Point::read(-0.1), Point::read(f64::NAN)), (None, None, None));
+    }
 }

@@ -126,6 +126,9 @@ impl Running {
         {
             tracing::warn!("the access log did not take its last lines in time");
         }
+        if let Some(archive) = self.shared.records.archive() {
+            archive.close();
+        }
     }
 }
 
@@ -178,8 +181,8 @@ impl Drop for Serving {
     }
 }
 
-/// A connection, counted until it ends in whatever way.
-struct Counted(Rc<Core>, Arc<Port>);
+/// A connection, for as long as it is open.
+pub struct Counted(Rc<Core>, Arc<Port>);
 
 impl Counted {
     fn new(core: &Rc<Core>, port: &Arc<Port>) -> Self {
@@ -205,12 +208,11 @@ impl Serving {
         let (core, setting) = (self.core.clone(), self.setting.clone());
         let counted = Counted::new(&self.core, &self.port);
         match &self.setting.serves {
+            // Not in an `async` block: that would have room for what it was given beside the future that has it too, and each
+            // connection has it for as long as it is open.
             Serves::Http(acceptor) => {
                 let acceptor = acceptor.clone();
-                self.drain.spawn(|listed| async move {
-                    let _counted = counted;
-                    serve(core, listed, setting, acceptor, stream, from).await;
-                });
+                self.drain.spawn(|listed| serve(core, listed, setting, acceptor, stream, from, counted));
             }
             Serves::Tcp(_) => self.drain.spawn(|listed| async move {
                 let (_counted, _listed) = (counted, listed);
@@ -282,7 +284,7 @@ async fn serve_port(order: Order, core: Rc<Core>, mut stopped: watch::Receiver<b
     }
     let cut: usize = former.iter().map(|drain| drain.cut()).sum();
     if cut > 0 {
-        let (listener, address) = (&serving.setting.told.name, serving.port.address);
+        let (listener, address) = (&*serving.setting.told.name, serving.port.address);
         tracing::warn!(listener, %address, connections = cut, "the time to drain is over; connections are cut");
     }
 }

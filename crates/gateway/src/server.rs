@@ -47,7 +47,8 @@ use crate::{
     local::LocalExecutor,
     parse::{self, Refusal, RequestHead, Scanner},
     proxy::{Client, Core, handle},
-    reply::{HEAD_TIMED_OUT, Hop, Interims, Reply, refused},
+    reply::{HEAD_TIMED_OUT, Hop, Interims, Reply},
+    run::Counted,
     stream::{Stream, WriteHalf, join},
     tls::{Accepted, Acceptor, Peer},
 };
@@ -192,7 +193,7 @@ impl Known {
     fn client<'a>(&'a self, core: &Core, http2: bool, interim: Option<&'a Interims>) -> Client<'a> {
         Client {
             address: &self.address,
-            listener: &self.setting.told.name,
+            listener: Some(&self.setting.told.name),
             http2,
             secure: self.secure,
             identity: self.peer.as_ref().and_then(|peer| peer.identity.clone()),
@@ -218,6 +219,7 @@ pub async fn serve(
     acceptor: Option<Arc<Acceptor>>,
     tcp: TcpStream,
     from: SocketAddr,
+    _counted: Counted,
 ) {
     listed.wakes().await;
     if tcp.set_nodelay(true).is_err() {
@@ -235,13 +237,8 @@ pub async fn serve(
                 (stream, http2.then_some(true))
             }
             Accepted::Clear(tcp) => {
-                core.shard.refused.add(1);
-                let mut clear = Http1::new(core.clone(), listed, Stream::Plain(tcp), bytes, timer, known);
-                let hop = Hop { minor: 1, head_request: false, keep_alive: false };
-                if clear.write_reply(refused(&TLS_EXPECTED), hop).await.is_ok() {
-                    clear.linger().await;
-                }
-                return;
+                let clear = Http1::new(core, listed, Stream::Plain(tcp), bytes, timer, known);
+                return Box::pin(clear.expects_tls()).await;
             }
             Accepted::Nothing => return,
         },
@@ -255,6 +252,14 @@ pub async fn serve(
         Some(false) => Http1::new(core, listed, stream, bytes, timer, known).serve().await,
         None => {}
     }
+}
+
+/// Whoever says nothing holds no room for what it might say. Tells whether anything was said.
+fn release(bytes: &mut BytesMut) -> bool {
+    if bytes.is_empty() {
+        *bytes = BytesMut::new();
+    }
+    !bytes.is_empty()
 }
 
 /// Reads until it is clear what the client speaks. `None`: it says nothing.
@@ -277,7 +282,10 @@ fn speaks_http2(
             Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
             Poll::Ready(Ok(_)) => {}
             Poll::Pending if bytes.is_empty() && listed.leaves_idle() => return Poll::Ready(None),
-            Poll::Pending => return timer.poll(cx).map(|()| None),
+            Poll::Pending => {
+                release(bytes);
+                return timer.poll(cx).map(|()| None);
+            }
         }
     }
 }
@@ -329,9 +337,9 @@ impl Http1 {
                 Ok(request) => request,
                 Err(NoRequest::Over) => return,
                 Err(NoRequest::Refused(refusal)) => {
-                    self.core.refused(&refusal, &self.known.client(&self.core, false, None));
+                    let told = self.core.refused(&refusal, &self.known.client(&self.core, false, None));
                     let hop = Hop { minor: 1, head_request: false, keep_alive: false };
-                    let _ = self.write_reply(refused(&refusal), hop).await;
+                    let _ = self.write_reply(told, hop).await;
                     return self.linger().await;
                 }
             };
@@ -356,6 +364,15 @@ impl Http1 {
                 Ok(false) => return self.linger().await,
                 Err(()) => return,
             }
+        }
+    }
+
+    /// Says that this port speaks TLS.
+    async fn expects_tls(mut self) {
+        let hop = Hop { minor: 1, head_request: false, keep_alive: false };
+        let told = self.core.refused(&TLS_EXPECTED, &self.known.client(&self.core, false, None));
+        if self.write_reply(told, hop).await.is_ok() {
+            self.linger().await;
         }
     }
 
@@ -386,7 +403,7 @@ impl Http1 {
                     }
                     Poll::Pending => {}
                 }
-                if !begun && !source.bytes.is_empty() {
+                if release(&mut source.bytes) && !begun {
                     begun = true;
                     timer.set(Instant::now() + timeouts.head);
                 }
@@ -581,10 +598,7 @@ async fn serve_http2(core: Rc<Core>, listed: Listed, stream: Rewound, known: Kno
                     let body = if empty { Body::empty() } else { Flow::Http2(incoming).into() };
                     handle(&core, head, body, known.client(&core, true, None)).await
                 }
-                Err(refusal) => {
-                    core.refused(&refusal, &known.client(&core, true, None));
-                    refused(&refusal)
-                }
+                Err(refusal) => core.refused(&refusal, &known.client(&core, true, None)),
             };
             Ok::<_, std::convert::Infallible>(reply.into_http2())
         }
@@ -654,5 +668,21 @@ impl AsyncWrite for Rewound {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room<A, B, C, D, E, F, G, H>(_: impl Fn(A, B, C, D, E, F, G) -> H) -> usize {
+        size_of::<H>()
+    }
+
+    /// Whatever a connection may ever do has its room for as long as the connection is open. A future that is moved where it
+    /// is awaited has it twice.
+    #[test]
+    fn a_connection_has_room_for_one_attempt_and_no_more() {
+        assert!(room(serve) <= 14 * 1024, "{} bytes", room(serve));
     }
 }

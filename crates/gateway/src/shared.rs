@@ -15,12 +15,13 @@ use tokio::sync::Notify;
 
 use crate::{
     access_log::Log,
+    archive::Archive,
     compile::{Declared, World, Wrong, compile, endpoints_of},
     config::Options,
     discover::{Found, Source, first_look},
     listen::{self, Listeners, Listening},
     metrics::Shard,
-    otlp::{Exporter, Traces},
+    otlp::{self, Exporter, Traces},
     record::Records,
     table::Table,
     tls,
@@ -49,7 +50,8 @@ pub struct Shared {
 
 impl Shared {
     /// # Errors
-    /// `ROUTES_INVALID` with everything that is wrong, `CERTIFICATE`, `CONFIG` where the access log cannot be opened.
+    /// `ROUTES_INVALID` with everything that is wrong, `CERTIFICATE`, `CONFIG` where the access log cannot be opened; as
+    /// [`Archive::open`].
     pub fn new(options: Options, listeners: Listeners, routes: &[Declared]) -> Result<Self, Error> {
         let cores = options.threads.max(1);
         let new = first_look(new_names(routes, &Found::new()));
@@ -58,9 +60,14 @@ impl Shared {
         let world = World { found: &found, tls: &tls, cores };
         let table = compile(routes, None, &world).map_err(|wrong| refused(&wrong))?.install(Time::ZERO);
         let shards = (0..cores).map(|_| Arc::default()).collect();
-        let (records, table, started) = (Records::default(), ArcSwap::from_pointee(table), Instant::now());
+        let records = Records::with(options.records.as_ref().map(Archive::open).transpose()?);
+        let (table, started) = (ArcSwap::from_pointee(table), Instant::now());
         let log = options.access_log.as_ref().map(Log::start).transpose()?;
-        let (traces, exporter) = options.otlp.clone().map(Traces::start).transpose()?.unzip();
+        let export = |to: otlp::To| {
+            let connector = to.tls.clone().map(|told| tls.client(told)).transpose()?;
+            Traces::start(to, connector)
+        };
+        let (traces, exporter) = options.otlp.clone().map(export).transpose()?.unzip();
         Ok(Self {
             options,
             listeners,

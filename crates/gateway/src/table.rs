@@ -34,8 +34,9 @@ use crate::{
     discover::Source,
     metrics::{AuthFigures, EndpointFigures, Golden},
     mirror::Mirror,
+    noted::Names,
     parse::RequestHead,
-    rules::{self, Condition, Counts, Fault, Key, Limit, Rewrite},
+    rules::{self, Condition, Counts, Fault, Key, Limit, Point, Rewrite},
     stale::Stale,
     tls::Connector,
 };
@@ -65,6 +66,8 @@ pub struct Table {
     pub matcher: Matcher,
     /// Where its gates have their keys from.
     pub sources: Arc<Sources>,
+    /// Fields of requests that records hold.
+    pub noted: Names,
 }
 
 /// A route as it is carried out.
@@ -79,7 +82,6 @@ pub struct Route {
     pub always: Vec<(Condition, usize)>,
     /// In the order of the backends.
     pub weights: Vec<u64>,
-    pub weight_sum: u64,
     pub rewrite: Option<Rewrite>,
     /// Who may call; none where everybody may.
     pub gate: Option<Arc<Gate>>,
@@ -169,8 +171,8 @@ impl Table {
     }
 
     /// The route of a request at a listener, and which of its matches it was; none where the route takes all that is left.
-    pub fn find(&self, request: &RequestHead, listener: &str) -> Option<(&Arc<Route>, Option<usize>)> {
-        let request = Request { listener: Some(listener), ..rules::looked_at(request) };
+    pub fn find(&self, request: &RequestHead, listener: Option<&str>) -> Option<(&Arc<Route>, Option<usize>)> {
+        let request = Request { listener, ..rules::looked_at(request) };
         let found = self.matcher.find(&request)?;
         Some((&self.routes[found.route], found.at))
     }
@@ -178,21 +180,14 @@ impl Table {
 
 impl Route {
     /// The backend that a request goes to.
-    pub fn choose(&self, request: &RequestHead, random: u64) -> usize {
+    pub fn choose(&self, request: &RequestHead, point: Point) -> usize {
         if let Some((_, at)) = self.always.iter().find(|(condition, _)| condition.holds(request)) {
             return *at;
         }
-        if self.backends.len() == 1 || self.weight_sum == 0 {
+        if self.backends.len() == 1 {
             return 0;
         }
-        let mut drawn = ((u128::from(random) * u128::from(self.weight_sum)) >> 64) as u64;
-        for (at, weight) in self.weights.iter().enumerate() {
-            if drawn < *weight {
-                return at;
-            }
-            drawn -= weight;
-        }
-        unreachable!("what was drawn is below the sum of the weights")
+        point.among(&self.weights).unwrap_or(0)
     }
 }
 

@@ -614,8 +614,9 @@ impl Client {
     fn roots(&self) -> Result<PathBuf, Error> {
         let system = || SYSTEM_ROOTS.iter().map(PathBuf::from).find(|path| path.exists());
         self.ca.clone().or_else(system).ok_or_else(|| {
-            unusable("this machine has no list of authorities that it trusts".into())
-                .hint("install ca-certificates, or name the upstream's authority with --upstream-ca")
+            unusable("this machine has no list of authorities that it trusts".into()).hint(
+                "install ca-certificates, or name the authority with --upstream-ca, --otlp-ca, or ca in the route",
+            )
         })
     }
 
@@ -739,7 +740,7 @@ pub fn said(error: &io::Error) -> Option<String> {
     use CertificateError as Bad;
     Some(match error {
         rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => {
-            "its certificate is of an authority that is not trusted here; name the right one with --upstream-ca".into()
+            "its certificate is of an authority that is not trusted here; name the right one (--upstream-ca, --otlp-ca, or ca in the route)".into()
         }
         rustls::Error::InvalidCertificate(Bad::ExpiredContext { not_after, .. }) => {
             format!("its certificate has expired, at {}", date(not_after.as_secs() as i64))
@@ -859,6 +860,14 @@ impl State {
             let host = dns.split_once("://").map_or(dns.as_str(), |(_, rest)| rest);
             told.server_name = host.rsplit_once(':').map(|(host, _)| host.to_owned());
         }
+        self.client(told)
+    }
+
+    /// The same for whoever says everything itself.
+    ///
+    /// # Errors
+    /// As [`Connector::new`].
+    pub fn client(&self, told: Client) -> Result<Arc<Connector>, Error> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         clients.retain(|known| known.strong_count() > 0);
         if let Some(known) = clients.iter().filter_map(Weak::upgrade).find(|known| known.told == told) {

@@ -72,6 +72,8 @@ pub struct Told {
     pub method: Method,
     pub path: Bytes,
     pub authority: Bytes,
+    /// What its client spoke.
+    pub scheme: &'static str,
     pub protocol: &'static str,
     pub status: u16,
     pub grpc_status: Option<u16>,
@@ -162,7 +164,8 @@ impl Tracing {
 
     /// All that is known when the answer begins.
     pub fn told(&self, about: About<'_>) -> Told {
-        let About { method, path, authority, protocol, status, route, backend, client, request_id, user_agent } = about;
+        let About { method, path, authority, scheme, protocol, status, route, backend, client, .. } = about;
+        let About { request_id, user_agent, .. } = about;
         Told {
             id: self.id,
             parent: self.parent,
@@ -173,6 +176,7 @@ impl Tracing {
             method: method.clone(),
             path: path.clone(),
             authority: authority.clone(),
+            scheme,
             protocol,
             status,
             grpc_status: None,
@@ -194,6 +198,7 @@ pub struct About<'a> {
     pub method: &'a Method,
     pub path: &'a Bytes,
     pub authority: &'a Bytes,
+    pub scheme: &'static str,
     pub protocol: &'static str,
     pub status: u16,
     pub route: Option<Arc<str>>,

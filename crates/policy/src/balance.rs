@@ -170,7 +170,8 @@ impl Draw<'_> {
             let threshold = Share(self.config.panic);
             pick.why = Why::PickedPanic { healthy, endpoints: endpoints as u32, threshold };
         } else if many == 1 {
-            pick.why = Why::PickedOnly { available: healthy, endpoints: endpoints as u32 };
+            let tried = size(Among::Available) - size(Among::AvailableUntried);
+            pick.why = Why::PickedOnly { available: healthy, endpoints: endpoints as u32, tried: tried as u32 };
         }
         Ok(pick)
     }
@@ -212,7 +213,7 @@ impl Draw<'_> {
     fn two(&self, among: Among, many: usize, random: u64) -> Pick {
         if many == 1 {
             let at = self.nth(among, 0);
-            return Pick { at, why: Why::PickedOnly { available: 1, endpoints: self.set.len() as u32 } };
+            return Pick { at, why: Why::PickedOnly { available: 1, endpoints: self.set.len() as u32, tried: 0 } };
         }
         // Two that differ: the second is drawn from one less, and steps over the first.
         let first = below(random, many as u64) as usize;

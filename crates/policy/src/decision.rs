@@ -58,13 +58,18 @@ impl fmt::Display for Share {
     }
 }
 
-/// A number that is no count, printed with two digits behind the point at most.
+/// A number that is no count, printed with two digits behind the point at most; below 0.01 with its first digit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
 pub struct Number(pub f32);
 
 impl fmt::Display for Number {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", (f64::from(self.0) * 100.0).round() / 100.0)
+        let value = f64::from(self.0);
+        // Not 0 for what is small: a limit of 0.001 a second is one.
+        if value != 0.0 && value.abs() < 0.01 {
+            return write!(f, "{:.1$}", value, (1.0 - value.abs().log10().floor()).clamp(2.0, 9.0) as usize - 1);
+        }
+        write!(f, "{}", (value * 100.0).round() / 100.0)
     }
 }
 
@@ -198,7 +203,7 @@ decisions! {
         "attempt {attempt} was answered, and the answer is nothing that a retry would change", "";
     #[doc = "Retries are off on this route."]
     RetryOff { attempt: u32 } = "BT-RTY-OFF", Stop,
-        "the route makes no retries", "retry.attempts above 1 on the route";
+        "the route makes no retries", "an upstream that does not fail; retry.attempts above 1 on the route where failures are brief";
     #[doc = "All attempts that the route allows were made."]
     RetryAttempts { attempt: u32, attempts: u32 } = "BT-RTY-ATTEMPTS", Stop,
         "{attempt} of {attempts} attempts were made, and all failed", "a healthy upstream; more attempts (retry.attempts) only if failures are brief";
@@ -207,22 +212,22 @@ decisions! {
         "attempt {attempt} may have reached the upstream, and the request is not one that can be repeated safely", "an idempotent method, an Idempotency-Key, or a failure before the request reached the upstream";
     #[doc = "The body was not kept, so the request cannot be sent again."]
     RetryBody { attempt: u32 } = "BT-RTY-BODY", Stop,
-        "the body of the request was too large to be kept for attempt {attempt}", "a body below retry.body_bytes_max";
+        "the body of the request was too large to be kept for attempt {attempt}", "an upstream that does not fail; a body below retry.body_bytes_max could have been sent again";
     #[doc = "The answer is one that a retry would not change, or that the route does not retry."]
     RetryStatus { status: u32 } = "BT-RTY-STATUS", Stop,
-        "the upstream answered {status}, which the route does not retry", "the status in retry.statuses of the route";
+        "the upstream answered {status}, which the route does not retry", "an upstream that does not fail; with its status in retry.statuses of the route it would have been tried again";
     #[doc = "The retry budget is spent: retries are a share of requests, so that they cannot become a storm."]
     RetryBudget { retries: u32, requests: u32, allowed: u32 } = "BT-RTY-BUDGET", Stop,
-        "{retries} retries were made in the window for {requests} requests, and {allowed} are allowed", "fewer failures, or a larger budget.share of the route";
+        "{retries} retries were made in the window for {requests} requests, and {allowed} are allowed", "fewer failures, or a larger retry.budget of the route (in the library: budget.share)";
     #[doc = "The next attempt would begin too late to be worth it."]
     RetryDeadline { left: Span, after: Span } = "BT-RTY-DEADLINE", Stop,
-        "{left} of the deadline were left, and the next attempt would begin after {after}", "a longer deadline, or a shorter retry.base";
+        "{left} of the deadline were left, and the next attempt would begin after {after}", "a longer deadline, or an upstream that answers sooner; a shorter retry.base where little was missing";
     #[doc = "The request is a retry already: a hop before this one makes the attempts."]
     RetryHop { inbound: u32 } = "BT-RTY-HOP", Stop,
         "the request came as attempt {inbound} of the caller, so this hop does not multiply it", "a first attempt; only the hop that began with retries goes on with them";
     #[doc = "The upstream asked not to be tried again, or later than the route waits."]
     RetryPushback { asked: Span, accepted: Span } = "BT-RTY-PUSHBACK", Stop,
-        "the upstream asked to wait {asked}, and the route waits {accepted} at most", "the upstream's Retry-After within retry.after_max and the deadline";
+        "the upstream asked to wait {asked}, and the route waits {accepted} at most", "a Retry-After of the upstream that is within the deadline and what the route waits (in the library: retry.after_max)";
 
     #[doc = "A second attempt is started beside the first."]
     HedgeNow { waited: Span, quantile: Share } = "BT-HDG-GO", Pass,
@@ -235,16 +240,16 @@ decisions! {
         "the route does not hedge", "a section hedge on the route";
     #[doc = "All hedged attempts that the route allows were started."]
     HedgeAttempts { hedges: u32, allowed: u32 } = "BT-HDG-ATTEMPTS", Stop,
-        "{hedges} of {allowed} hedged attempts were started", "a larger hedge.extra";
+        "{hedges} of {allowed} hedged attempts were started", "an upstream that answers sooner (in the library: or a larger hedge.extra)";
     #[doc = "The request could have an effect twice."]
     HedgeEffect { attempts: u32 } = "BT-HDG-EFFECT", Stop,
         "the request is not one that can be sent twice safely", "an idempotent method, or an Idempotency-Key";
     #[doc = "Too few calls were seen to know what is slow."]
     HedgeCold { samples: u32, needed: u32 } = "BT-HDG-COLD", Stop,
-        "{samples} calls were seen lately, and {needed} are needed to know what is slow", "more traffic, or a smaller hedge.samples_min";
+        "{samples} calls were seen lately, and {needed} are needed to know what is slow", "more traffic (in the library: or a smaller hedge.samples_min)";
     #[doc = "The budget of hedged attempts is spent."]
     HedgeBudget { hedges: u32, requests: u32, allowed: u32 } = "BT-HDG-BUDGET", Stop,
-        "{hedges} hedged attempts were made in the window for {requests} requests, and {allowed} are allowed", "fewer slow calls, or a larger hedge.share";
+        "{hedges} hedged attempts were made in the window for {requests} requests, and {allowed} are allowed", "fewer slow calls, or a larger hedge.budget of the route (in the library: hedge.share)";
     #[doc = "The deadline comes before the hedged attempt would start."]
     HedgeDeadline { left: Span, after: Span } = "BT-HDG-DEADLINE", Stop,
         "{left} of the deadline were left, and a second attempt would start after {after}", "a longer deadline";
@@ -266,17 +271,17 @@ decisions! {
         "the breaker is half-open, and its {probes} probes are under way; {succeeded} succeeded", "a call after the probes have succeeded";
     #[doc = "An operator holds the breaker open."]
     BreakerForced { calls: u32 } = "BT-BRK-FORCED", UNAVAILABLE,
-        "an operator holds the breaker open", "the operator's release (breaker.force = none)";
+        "an operator holds the breaker open", "the operator's release: a route without breaker.force (in the library: force(None))";
 
     #[doc = "All places for concurrent calls are taken, and the queue is full or absent."]
     BulkheadFull { inflight: u32, limit: u32, queued: u32, queue: u32 } = "BT-BLK-FULL", UNAVAILABLE,
-        "{inflight} of {limit} concurrent calls run, and {queued} of {queue} places in the queue are taken", "fewer concurrent calls, or a larger bulkhead.concurrent or bulkhead.queue";
+        "{inflight} of {limit} concurrent calls run, and {queued} of {queue} places in the queue are taken", "fewer concurrent calls, or a larger concurrency.limit or concurrency.queue of the route (in the library: bulkhead)";
     #[doc = "The call waits for a place."]
     BulkheadQueued { ahead: u32, wait_max: Span } = "BT-BLK-QUEUED", Wait,
         "the call waits for a place, {ahead} before it, {wait_max} at most", "";
     #[doc = "The call waited for a place for as long as it may."]
     BulkheadWaited { waited: Span, wait_max: Span } = "BT-BLK-WAITED", UNAVAILABLE,
-        "the call waited {waited} for a place, and {wait_max} is the most", "fewer concurrent calls, or a longer queue.wait_max";
+        "the call waited {waited} for a place, and {wait_max} is the most", "fewer concurrent calls, or an upstream that answers sooner (in the library: or a longer queue.wait_max)";
     #[doc = "The adaptive limit of concurrency is reached: more calls at once only made answers slower."]
     LimiterFull { inflight: u32, limit: u32, latency: Span, usual: Span } = "BT-LIM-FULL", UNAVAILABLE,
         "{inflight} calls run, and {limit} is what the upstream serves without slowing down: it answers in {latency}, {usual} without load", "fewer concurrent calls, or an upstream with more capacity";
@@ -320,8 +325,8 @@ decisions! {
     PickedRing { skipped: u32, inflight: u32, bound: u32 } = "BT-BAL-RING", Pass,
         "the ring's endpoint for the key was taken after {skipped} that were not available or had reached their bound; it has {inflight} calls, and {bound} is the bound", "";
     #[doc = "The only endpoint that could be taken."]
-    PickedOnly { available: u32, endpoints: u32 } = "BT-BAL-ONLY", Pass,
-        "{available} of {endpoints} endpoints could be taken", "";
+    PickedOnly { available: u32, endpoints: u32, tried: u32 } = "BT-BAL-ONLY", Pass,
+        "{available} of {endpoints} endpoints could be taken, and {tried} of them had been tried for this call", "";
     #[doc = "So few endpoints are healthy that health is not looked at: a few must not carry the load of all."]
     PickedPanic { healthy: u32, endpoints: u32, threshold: Share } = "BT-BAL-PANIC", Pass,
         "{healthy} of {endpoints} endpoints are healthy, less than {threshold}, so calls go to all of them", "";

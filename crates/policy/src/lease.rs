@@ -22,8 +22,10 @@
 //! `burst + rate × (t + ttl)`, since nothing is burnt later than that. In the long run it is the rate exactly, or less by what expires.
 //! Cut off from the store, `cut_off_per_second × nodes cut off` comes on top.
 //!
-//! **Clocks.** The pool's time is the wall clock of whoever writes. It never goes back: a writer whose clock lags uses the last time seen. A clock
-//! that is ahead by d gives at most `rate × d` tokens early, once, and no more than a burst.
+//! **Clocks.** The pool's time begins as the wall clock of whoever writes, and never goes back. A clock that is ahead by d gives at most
+//! `rate × d` tokens early, once, and no more than a burst. A writer whose clock lags, or was set back, goes on from the latest time that
+//! the pool has seen, by a clock of its own that nobody sets ([`Lease::take_from`]): after a jump there and back the pool fills as before,
+//! and not only when the wall clock has caught up.
 //!
 //! **First start.** A node has nothing, asks, and refuses until it is answered; [`Lease::ask`] may be called before the first request. The pool
 //! begins full. **Recovery.** Tokens of a node that died are lost with it, never given twice.
@@ -148,6 +150,8 @@ pub struct Lease {
     silent_since: AtomicU64,
     alone: Option<rate::Limit>,
     asking: Mutex<Asking>,
+    /// The pool's time as this node last knew it, in nanoseconds, and when that was.
+    latest: Mutex<(u64, Time)>,
 }
 
 #[derive(Debug)]
@@ -172,7 +176,23 @@ impl Lease {
             silent_since: AtomicU64::new(0),
             alone,
             asking: Mutex::new(Asking { under_way: false, not_before: Time::ZERO }),
+            latest: Mutex::new((0, Time::ZERO)),
         }
+    }
+
+    /// Takes up to `wanted` tokens from the pool as it was just read; the pool after that is to be written. `now` is of a clock that
+    /// nobody sets, `wall` of the one that all nodes share more or less.
+    ///
+    /// # Errors
+    /// It is empty; how long until there is half a slice.
+    pub fn take_from(&self, pool: &mut Pool, now: Time, wall: Time, wanted: u32) -> Result<u32, Duration> {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let (known, at) = *latest;
+        // Never faster than time goes by: what is known was written no later than it was read.
+        let known = if known == 0 { 0 } else { known.saturating_add(nanos(now.since(at))) };
+        let time = known.max(wall.nanos()).max(pool.seen);
+        *latest = (time, now);
+        pool.grant(&self.config, Time::from_nanos(time), wanted)
     }
 
     /// Burns `cost` tokens.
@@ -345,6 +365,39 @@ mod tests {
         assert!(pool.grant(&config, at(10_600), 10).is_err());
         assert_eq!(pool.grant(&config, at(11_600), 10), Ok(1), "until the others have caught up");
         assert_eq!(Pool::from_bytes(&[0; 15]), None);
+    }
+
+    #[test]
+    fn a_wall_clock_that_jumps_an_hour_ahead_and_back_gives_one_burst_and_starves_nobody() {
+        const HOUR: u64 = 3_600_000;
+        let config = Config { slice: 10, ..Config::new(10.0, 10) };
+        let (mut pool, leases) = (Pool::default(), [Lease::new(config), Lease::new(config)]);
+        // What both nodes get in the second that begins at `from`, with the walls so far ahead.
+        let mut second = |from: u64, ahead: [u64; 2]| -> u32 {
+            let mut got = 0;
+            for ms in (from..from + 1_000).step_by(10) {
+                for (lease, ahead) in leases.iter().zip(ahead) {
+                    got += lease.take_from(&mut pool, at(ms), at(50 * HOUR + ms + ahead), 1).unwrap_or(0);
+                }
+            }
+            got
+        };
+        let mut within = |from, ahead, range: std::ops::RangeInclusive<u32>, what: &str| {
+            let got = second(from, ahead);
+            assert!(range.contains(&got), "{what}: {got}");
+        };
+        within(0, [0, 0], 18..=20, "the burst, and what came while it was used");
+        within(1_000, [0, 0], 9..=11, "the rate");
+        within(2_000, [HOUR, 0], 18..=20, "a burst at most, once");
+        within(3_000, [HOUR, 0], 9..=11, "one ahead, one behind");
+        within(4_000, [0, 0], 9..=11, "set back, and the pool fills as before");
+        within(5_000, [HOUR, HOUR], 9..=11, "the same jump again gives nothing");
+        // Somebody who was never there before goes on from what the pool has seen.
+        let fresh = Lease::new(config);
+        let got: u32 = (0..100)
+            .map(|step| fresh.take_from(&mut pool, at(step * 10), at(50 * HOUR + 6_000 + step * 10), 1).unwrap_or(0))
+            .sum();
+        assert!((8..=11).contains(&got), "{got}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `/buttress/routes/NAME`, `/buttress/listeners/NAME` | [`Kept`] | whoever applies |
 //! | `/buttress/status/routes/NAME/GATEWAY` | [`Status`], with a lease | a gateway that observes the route |
+//! | `/buttress/gateways/NAME` | [`Gateway`], with a lease | the gateway itself |
 //!
 //! An apply reads, plans and writes what it planned in one entry, guarded with the revisions that it read: what somebody
 //! else wrote in between is never lost, the entry is refused.
@@ -37,6 +38,31 @@ pub struct Status {
     /// Why not, or what is worth knowing; empty: nothing.
     #[serde(default)]
     pub message: String,
+}
+
+/// Where a gateway is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gateway {
+    pub name: String,
+    /// The machine's name, which says whose loopback an address is of.
+    pub host: String,
+    /// Where clients connect.
+    pub listen: String,
+    /// Where its page, metrics and records are.
+    pub admin: String,
+    #[serde(default)]
+    pub version: String,
+    /// Milliseconds of the Unix epoch.
+    #[serde(default)]
+    pub started_ms: u64,
+}
+
+pub fn gateways_prefix() -> String {
+    "/buttress/gateways/".to_owned()
+}
+
+pub fn gateway_key(name: &str) -> String {
+    format!("{}{name}", gateways_prefix())
 }
 
 /// Where resources of a kind lie.

@@ -245,11 +245,13 @@ pub struct ApiKeys {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Jwt {
-    /// A file with a JWKS, or an `http://` or `https://` address of one.
-    pub jwks: String,
+    /// A file with a JWKS, or an `http://` or `https://` address of one; absent: where `issuer` says (OpenID Connect Discovery).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks: Option<String>,
     /// For `https://`: a file of certificates (PEM) that sign the issuer's; absent: the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
+    /// Whose tokens count, exactly as their `iss` has it; without `jwks` the address of an OpenID provider.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

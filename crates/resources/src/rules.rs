@@ -289,10 +289,18 @@ fn auth(auth: Option<&Auth>, all: &mut All) {
             );
         }
     }
-    if let Some(jwt) = &auth.jwt
-        && jwt.jwks.is_empty()
-    {
-        all.tell("/auth/jwt/jwks", "the place of the keys is empty", "name a file, or an http:// or https:// address");
+    match auth.jwt.as_ref().map(|jwt| (jwt.jwks.as_deref(), jwt.issuer.as_deref())) {
+        Some((Some(""), _)) => {
+            let hint = "name a file, or an http:// or https:// address";
+            all.tell("/auth/jwt/jwks", "the place of the keys is empty", hint);
+        }
+        Some((None, issuer))
+            if !issuer.is_some_and(|name| name.starts_with("http://") || name.starts_with("https://")) =>
+        {
+            let hint = "name the address of an OpenID provider as issuer, or a file or an address as jwks";
+            all.tell("/auth/jwt", "nothing says where the keys are", hint);
+        }
+        _ => {}
     }
     for (at, rule) in auth.allow.iter().enumerate() {
         if rule.caller.is_none() && rule.claims.is_empty() && rule.method.is_none() {

@@ -104,6 +104,7 @@ impl Drop for Queued {
 
 /// Asks for a place, and waits for it where there is a queue.
 pub(crate) async fn admit(policy: &Policy, asked: &policy::Request, story: &mut Story) -> Result<Place, Why> {
+    policy.hooks().cluster_limits()?;
     let place = |call| Place { policy: policy.clone(), call: Some(call) };
     let (call, ticket, until) = match policy.route().admit(policy.now(), asked) {
         Admit::Go(call, why) => {

@@ -16,6 +16,7 @@
 //! | client, one endpoint | [`PolicyLayer`] | [`Error`], with [`Error::why`]; answers as they came |
 //! | client, several endpoints | [`Balanced`] | the same |
 //! | server | [`ShedLayer`] | 503, 429, 504 with a problem of RFC 9457 |
+//! | both, over a whole cluster (feature `cluster`) | `cluster::ClusterLimit` | 429 or an [`Error`], by tokens leased from a store |
 //!
 //! A service that answers requests by making others passes on where it stands with [`Hop::pass`], so that deadlines shrink and retries do
 //! not multiply from hop to hop.
@@ -58,6 +59,11 @@ mod keep;
 
 pub mod headers;
 mod problem;
+
+#[cfg(feature = "cluster")]
+pub mod cluster;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 
 mod clock;
 

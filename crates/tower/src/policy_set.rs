@@ -54,6 +54,19 @@ pub(crate) struct Hooks {
     pub classify: Option<Box<Classify>>,
     pub on_decision: Option<Box<OnDecision>>,
     pub on_event: Option<Box<OnEvent>>,
+    #[cfg(feature = "cluster")]
+    pub cluster: Vec<crate::cluster::ClusterLimit>,
+}
+
+impl Hooks {
+    /// Burns a token of each limit of the cluster. What the first ones gave when a later one has none is spent, as in the proxy.
+    pub fn cluster_limits(&self) -> Result<(), Why> {
+        #[cfg(feature = "cluster")]
+        for limit in &self.cluster {
+            limit.take()?;
+        }
+        Ok(())
+    }
 }
 
 enum Waiter {
@@ -238,6 +251,14 @@ impl Builder {
     /// Is told when a breaker changes or an endpoint is ejected.
     pub fn on_event(mut self, told: impl Fn(&policy::Event<'_>) + Send + Sync + 'static) -> Self {
         self.hooks.on_event = Some(Box::new(told));
+        self
+    }
+
+    /// Each call costs a token of this limit, which a whole cluster shares, before anything else is asked. Without one it is refused:
+    /// 429 from [`crate::ShedLayer`], [`crate::Error`] for clients, `BT-LSE-EMPTY`. More than once for more limits.
+    #[cfg(feature = "cluster")]
+    pub fn cluster_limit(mut self, limit: crate::cluster::ClusterLimit) -> Self {
+        self.hooks.cluster.push(limit);
         self
     }
 

@@ -172,6 +172,12 @@ impl Batch {
         self.frame.len()
     }
 
+    /// Makes room for a commit of about so many bytes at once: a buffer that doubles as it fills ends up to twice as large and
+    /// is copied on the way.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.frame.reserve_exact(frame_bytes(bytes));
+    }
+
     pub fn hard_state(&mut self, shard: u32, state: HardState) {
         self.record(HARD_STATE, shard, state.commit.0, state.term.0, &[&state.vote.0.to_le_bytes()]);
         self.notes.push((shard, Note::HardState(state)));
@@ -234,8 +240,8 @@ impl Batch {
     }
 }
 
-/// Buffer that a writer keeps between commits: two of the largest record batches.
-const BATCH_KEEP_BYTES: usize = 2 * 1024 * 1024;
+/// Buffer that a writer keeps between commits: a hundred requests of 4 KiB. What a larger commit needs it asks for again.
+const BATCH_KEEP_BYTES: usize = 512 * 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -328,4 +334,30 @@ pub(super) fn raw_records(body: &[u8]) -> impl Iterator<Item = Result<Raw<'_>, &
 /// What is wrong with it, without a place.
 pub fn records(body: &[u8]) -> Result<Vec<(u32, Record)>, &'static str> {
     raw_records(body).map(|raw| raw.and_then(|raw| Ok((raw.shard, raw.to_record()?)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As many entries of this size as a job of the writer has, and the job.
+    fn job(entries: u64, bytes: usize) -> crate::Job {
+        let entry = |index| LogEntry { index: Index(index), term: Term(1), kind: 0, data: Bytes::from(vec![7; bytes]) };
+        crate::Job { entries: (1..=entries).map(entry).collect(), ..crate::Job::default() }
+    }
+
+    #[test]
+    fn a_commit_takes_the_memory_that_its_jobs_stated_and_gives_a_large_one_back() {
+        let mut batch = Batch::default();
+        for (entries, bytes) in [(1, 100), (4000, 64), (40, 100_000), (1, 3_000_000)] {
+            let job = job(entries, bytes);
+            batch.reserve(job.bytes() as usize);
+            let reserved = batch.frame.capacity();
+            job.add_to(&mut batch);
+            batch.seal(1, 1);
+            assert_eq!(batch.frame.capacity(), reserved, "{entries} entries of {bytes} made the buffer grow");
+            batch.clear();
+            assert!(batch.frame.capacity() <= BATCH_KEEP_BYTES, "{} are kept", batch.frame.capacity());
+        }
+    }
 }

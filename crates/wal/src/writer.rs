@@ -168,6 +168,7 @@ fn run(mut wal: Wal, shared: &Shared, on_event: &mut impl FnMut(Event)) {
                 }
             }
             drop(queue);
+            batch.reserve(bytes as usize);
             for job in taken {
                 job.add_to(&mut batch);
                 tickets.push((job.shard, job.ticket));

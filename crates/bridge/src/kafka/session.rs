@@ -24,7 +24,10 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use buttress_core::{Append, AppendOutcome, Code, Error, Offset, SubmitError};
+use buttress_core::{
+    Append, AppendOutcome, Code, Error, Offset, SubmitError,
+    tenure::{Came, Fate, Next, Told},
+};
 use buttress_wire::{
     kafka::{
         ErrorCode,
@@ -70,6 +73,7 @@ pub(super) struct Session {
     producer_id: i64,
     epoch: i16,
     deadline: Duration,
+    fate: Fate,
     /// Kafka has refused it, or its last outcome is unknown.
     pub(super) lost: Option<Error>,
 }
@@ -118,7 +122,8 @@ impl Session {
             match asked.await {
                 Step::Done(answer) => {
                     let InitProducerIdResponse { producer_id, producer_epoch: epoch, .. } = answer;
-                    return Ok(Self { transactional_id, producer_id, epoch, deadline, lost: None });
+                    let fate = Fate::claimed();
+                    return Ok(Self { transactional_id, producer_id, epoch, deadline, fate, lost: None });
                 }
                 Step::Again(_) if patience.pause().await => {}
                 Step::Again(error) | Step::Failed(error) => return Err(error),
@@ -137,24 +142,21 @@ impl Session {
         if let Some(error) = &self.lost {
             return Err(SubmitError::Failed(error.clone()));
         }
+        assert!(self.fate.begin(), "a session that is not lost has a claim");
         // A caller that goes away in the middle leaves a transaction of which nobody knows how far it is.
         self.lose(Error::new(Code::TIMEOUT, "a commit was given up while it was on its way"));
-        match self.prepare(client, targets, appends.len(), moved).await {
-            Ok(outcomes) => match self.end(client, true).await {
-                Ok(()) => {
-                    self.lost = None;
-                    Ok(outcomes)
-                }
-                Err(error) => Err(SubmitError::Failed(self.lose(error))),
-            },
-            Err(error) => {
-                let error = self.lose(error);
-                // Best done at once, for readers wait behind an open transaction; the next claim does it in any case.
-                if error.code != Code::EPOCH_STALE {
-                    let _ = self.end(client, false).await;
-                }
-                Err(SubmitError::Failed(error))
+        let prepared = self.prepare(client, targets, appends.len(), moved).await;
+        let told = prepared.as_ref().map_or_else(refused, |_| Told::Done);
+        let ended = match self.fate.prepared(told) {
+            Next::End { commit } => self.end(client, commit).await,
+            _ => Ok(()),
+        };
+        match prepared.and_then(|outcomes| ended.map(|()| outcomes)) {
+            Ok(outcomes) => {
+                self.lost = None;
+                Ok(outcomes)
             }
+            Err(error) => Err(SubmitError::Failed(self.lose(error))),
         }
     }
 
@@ -353,8 +355,6 @@ impl Session {
                 .hint("claim the partition again: the claim reads how it has ended")
                 .retryable()
         };
-        // An earlier request may have been carried out, whatever is said to this one.
-        let mut open = false;
         loop {
             let asked = ask_coordinator(
                 client,
@@ -364,20 +364,24 @@ impl Session {
                 &request,
                 |answer: &EndTxnResponse| answer.error_code,
             );
-            match asked.await {
+            let (told, error, patient) = match asked.await {
                 Step::Done(answer) => {
                     if answer.producer_id >= 0 {
                         (self.producer_id, self.epoch) = (answer.producer_id, answer.producer_epoch);
                     }
-                    return Ok(());
+                    (Told::Done, None, true)
                 }
                 Step::Again(error) => {
-                    open |= error.code == Code::UNREACHABLE;
-                    if !patience.pause().await {
-                        return Err(unknown(error));
-                    }
+                    let told = Told::Again { open: error.code == Code::UNREACHABLE };
+                    (told, Some(error), patience.pause().await)
                 }
-                Step::Failed(error) => return Err(if open { unknown(error) } else { error }),
+                Step::Failed(error) => (refused(&error), Some(error), true),
+            };
+            match (self.fate.ended(told, patient), error) {
+                (Next::Over(Came::Unknown), Some(error)) => return Err(unknown(error)),
+                (Next::Over(_), Some(error)) => return Err(error),
+                (Next::Over(_), None) => return Ok(()),
+                (Next::Ask | Next::End { .. }, _) => {}
             }
         }
     }
@@ -473,6 +477,10 @@ async fn ask_coordinator<Q: buttress_wire::kafka::Body, A: buttress_wire::kafka:
             step(failure)
         }
     }
+}
+
+fn refused(error: &Error) -> Told {
+    Told::Refused { stale: error.code == Code::EPOCH_STALE }
 }
 
 fn judge<T>(code: ErrorCode, what: &str) -> Step<T> {

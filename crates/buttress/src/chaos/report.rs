@@ -194,7 +194,7 @@ impl Report {
     /// A page of its own: it needs no other file and no network.
     pub fn page(&self) -> String {
         // Tokens, resets and panels are the demo page's.
-        let style = include_str!("../demo/page/style.css").split("/* Header */").next().unwrap_or_default();
+        let style = include_str!("../page/style.css").split("/* Header */").next().unwrap_or_default();
         let own = include_str!("page.css");
         let mut faults = String::new();
         for fault in &self.faults {

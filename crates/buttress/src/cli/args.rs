@@ -95,19 +95,25 @@ pub enum Command {
     /// Run an upstream that is as slow and as unreliable as you say, for tests.
     Mock(MockArgs),
     /// Explain an error code, or why a request through `buttress proxy` was answered as it was.
-    #[command(
-        after_help = "Examples:\n  buttress explain BT0301\n  buttress explain 4f0c2a9be11d7c35 --admin 127.0.0.1:7390"
-    )]
-    Explain {
-        /// For example BT0301, BT-BRK-OPEN, or the x-request-id of an answer.
-        #[arg(value_name = "CODE|REQUEST-ID")]
-        what: String,
-        /// The admin address that the proxy printed.
-        #[arg(long, env = "BUTTRESS_ADMIN", default_value = PROXY_ADMIN)]
-        admin: String,
-        #[arg(long, value_enum, default_value_t = Output::Table)]
-        output: Output,
-    },
+    Explain(ExplainArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  buttress explain BT0301\n  buttress explain 4f0c2a9be11d7c35 --admin 127.0.0.1:7390\n  buttress explain 4f0c2a9be11d7c35 --store http://127.0.0.1:2379"
+)]
+pub struct ExplainArgs {
+    /// For example BT0301, BT-BRK-OPEN, or the x-request-id of an answer.
+    #[arg(value_name = "CODE|REQUEST-ID")]
+    pub what: String,
+    /// The admin address that the proxy printed; several with commas, or more than once [default: 127.0.0.1:7390].
+    #[arg(long, env = "BUTTRESS_ADMIN", value_delimiter = ',', value_name = "ADDRESS")]
+    pub admin: Vec<String>,
+    /// Ask every gateway that has its routes from this store.
+    #[arg(long, value_name = "URL", conflicts_with = "admin")]
+    pub store: Option<String>,
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
 }
 
 /// Where a proxy's page, metrics and records are by themselves.
@@ -153,9 +159,21 @@ pub struct ProxyArgs {
     /// A line of JSON for each request goes to this file, or to stdout: -. SIGUSR1 opens the file anew.
     #[arg(long, value_name = "FILE|-", conflicts_with = "bare")]
     pub access_log: Option<String>,
-    /// Spans go to this collector: OTLP over HTTP, as JSON. OTEL_SERVICE_NAME names the service.
-    #[arg(long, value_name = "http://HOST:PORT", conflicts_with = "bare")]
+    /// Decision records are kept in this directory too, so that requests can be explained after a restart. One proxy for each.
+    #[arg(long, value_name = "DIR", conflicts_with = "bare")]
+    pub records: Option<PathBuf>,
+    /// The most that they take there; the oldest go.
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = records_size)]
+    pub records_size: u64,
+    /// Spans go to this collector, http://HOST:PORT or https://HOST: OTLP over HTTP, as JSON. OTEL_SERVICE_NAME names the service.
+    #[arg(long, value_name = "URL", conflicts_with = "bare")]
     pub otlp: Option<String>,
+    /// A field that the collector asks for, its key for example; VALUE or @FILE. More than once for more.
+    #[arg(long, value_name = "NAME=VALUE", requires = "otlp")]
+    pub otlp_header: Vec<String>,
+    /// Believe a collector at https:// that has a certificate of an authority in this file [default: those that this machine trusts].
+    #[arg(long, value_name = "FILE", requires = "otlp")]
+    pub otlp_ca: Option<PathBuf>,
     /// The share of the traces that begin here that is exported; failures are, whatever it is.
     #[arg(long, default_value = "1%", value_name = "SHARE", value_parser = fate::share)]
     pub trace_sample: f64,
@@ -241,6 +259,13 @@ pub struct MockArgs {
     pub seed: Option<u64>,
     #[arg(long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
+}
+
+/// What decision records may take of a disk.
+fn records_size(text: &str) -> Result<u64, String> {
+    use buttress_gateway::archive::BYTES_MIN;
+    let bytes = size(text)?;
+    if bytes < BYTES_MIN { Err(format!("records need {} MiB at least", BYTES_MIN >> 20)) } else { Ok(bytes) }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -48,7 +48,7 @@ pub fn run(args: args::Args) -> ExitCode {
         Command::Proxy(proxy) => crate::proxy::run(&proxy),
         Command::OrdersPart(part) => crate::orders::part::run(part),
         Command::Mock(mock) => crate::mock::run(&mock),
-        Command::Explain { what, admin, output } => crate::proxy::explain::run(&what, &admin, output),
+        Command::Explain(args) => crate::proxy::explain::run(&args),
         Command::Apply(args) => crate::resources::cli::apply(&args),
         Command::Get(args) => crate::resources::cli::get(&args),
         Command::Describe(args) => crate::resources::cli::describe(&args),

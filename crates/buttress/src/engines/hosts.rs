@@ -21,6 +21,7 @@ use buttress_bridge::hold::Hold;
 use buttress_core::{
     BoxFuture, Code, Consistency, Error, KeyRange, Ledger, Revision, Seat,
     ledger::{KeyEvent, KeyValue},
+    tenure::turn,
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -63,7 +64,7 @@ pub struct View {
 impl View {
     /// Whose turn a partition is; `None` while nobody is there.
     fn turn(&self, seat: &str) -> Option<&str> {
-        self.hosts.keys().map(String::as_str).max_by_key(|host| (weight(seat, host), *host))
+        turn(seat, self.hosts.keys().map(String::as_str))
     }
 
     fn take(&mut self, key: &[u8], value: Option<&Bytes>, revision: Revision) {
@@ -84,17 +85,6 @@ impl View {
             }
         }
     }
-}
-
-/// FNV-1a over both names, then mixed (the finaliser of SplitMix64), so that neighbours differ in every bit.
-fn weight(seat: &str, host: &str) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for byte in seat.bytes().chain([0]).chain(host.bytes()) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ hash >> 31
 }
 
 pub fn seat_name(group: &str, topic: &str, partition: i32) -> String {
@@ -279,26 +269,6 @@ async fn follow_once(ledger: &dyn Ledger, tell: &watch::Sender<View>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn view(hosts: &[&str]) -> View {
-        let hosts = hosts.iter().map(|name| ((*name).to_owned(), Host { name: (*name).to_owned(), ..Host::default() }));
-        View { hosts: hosts.collect(), ..View::default() }
-    }
-
-    #[test]
-    fn partitions_are_shared_and_only_those_of_a_host_that_goes_move() {
-        let (all, less) = (view(&["a", "b", "c"]), view(&["a", "c"]));
-        let mut shares = BTreeMap::<String, usize>::new();
-        for partition in 0..300 {
-            let seat = seat_name("fn:f", "t", partition);
-            let before = all.turn(&seat).unwrap();
-            *shares.entry(before.to_owned()).or_default() += 1;
-            let after = less.turn(&seat).unwrap();
-            assert!(before == "b" || before == after, "{seat} has moved from {before} to {after}");
-        }
-        assert!(shares.len() == 3 && shares.values().all(|share| (70..=130).contains(share)), "{shares:?}");
-        assert_eq!(view(&[]).turn("x"), None);
-    }
 
     #[test]
     fn a_view_follows_hosts_and_seats() {

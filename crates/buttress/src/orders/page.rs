@@ -9,7 +9,7 @@
 //! Nothing can be changed here. `Host` has to be a loopback name, so that a foreign page whose name resolves to 127.0.0.1
 //! reads nothing (DNS rebinding).
 
-use std::{sync::Arc, time::Duration};
+use std::{future::ready, sync::Arc, time::Duration};
 
 use http::{Request, Response, StatusCode};
 use tokio::net::TcpListener;
@@ -20,7 +20,7 @@ use crate::page::{self, Asset, Body, full, plain};
 const CONNECTIONS_MAX: usize = 64;
 const FEED_EVERY: Duration = Duration::from_millis(500);
 
-const ASSETS: [Asset; 3] = [
+static ASSETS: [Asset; 3] = [
     ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("/orders.css", "text/css; charset=utf-8", include_str!("page/orders.css")),
     ("/orders.js", "text/javascript; charset=utf-8", include_str!("page/orders.js")),
@@ -28,12 +28,12 @@ const ASSETS: [Asset; 3] = [
 
 /// Serves until aborted.
 pub async fn serve(listener: TcpListener, feed: Arc<Feed>) {
-    page::serve(listener, CONNECTIONS_MAX, move |request| answer(request, &feed)).await;
+    page::serve(listener, CONNECTIONS_MAX, move |request| ready(answer(&request, &feed))).await;
 }
 
 fn answer<B>(request: &Request<B>, feed: &Arc<Feed>) -> Response<Body> {
     let path = request.uri().path();
-    page::guarded(if !page::is_local(request.headers()) {
+    page::guarded(if page::local_host(request.headers()).is_none() {
         plain(StatusCode::MISDIRECTED_REQUEST, "open the address that the demo printed\n")
     } else if !page::looks(request.method()) {
         plain(StatusCode::METHOD_NOT_ALLOWED, "nothing can be changed here; use GET\n")

@@ -5,20 +5,21 @@
 //! | `GET /` and the files it names | the live page, embedded into the binary |
 //! | `GET /feed` | server-sent events: a snapshot every second |
 //! | `GET /v1/traffic` | the same snapshot once |
-//! | `GET /v1/requests` | the newest records, one line each |
-//! | `GET /v1/requests/ID` | one record whole |
-//! | `GET /v1/records` | all records whole, one a line, newest last; 12 MiB at most, the newest |
+//! | `GET /explain/`, `/explain/ID` | the same for one request, to be linked to; without an id, a list to choose from |
+//! | `GET /v1/requests` | the newest records, one line each; `?route=`, `code=` (how it begins), `text=` and `limit=` choose |
+//! | `GET /v1/requests/ID` | one record whole, also from disk with `--records` |
+//! | `GET /v1/records` | all records whole, one a line, newest last, those of before the start first; 12 MiB at most, the newest |
 //! | `GET /v1/routes` | the routes that hold now, with where they were written |
 //! | `GET /metrics`, `/healthz` | Prometheus' text form; 200 while the process answers |
 //!
 //! Nothing can be changed here. On a loopback address the `Host` has to be a loopback name too, so that a foreign page
 //! whose name resolves to 127.0.0.1 reads nothing (DNS rebinding).
 
-use std::{sync::Arc, time::Duration};
+use std::{future::ready, sync::Arc, time::Duration};
 
 use buttress_core::{Code, Error};
 use buttress_gateway::{
-    record::{KEPT, SAMPLE},
+    record::{Filter, KEPT, SAMPLE, summary},
     shared::Shared,
     table::Table,
 };
@@ -35,8 +36,9 @@ use crate::{
 
 const CONNECTIONS_MAX: usize = 256;
 const FEED_EVERY: Duration = Duration::from_secs(1);
-/// Records in a list.
-const LISTED_MAX: usize = 100;
+/// Records in a list, where nothing is said and at most.
+const LISTED: usize = 100;
+const LISTED_MAX: usize = 1000;
 /// Of `/v1/records`: what a client has to be ready for. 4,096 records are 4 MiB to 10 MiB.
 const RECORDS_BYTES_MAX: usize = 12 * 1024 * 1024;
 /// Records that the page shows.
@@ -48,17 +50,20 @@ struct Seen {
     state: Arc<State>,
 }
 
-const ASSETS: [Asset; 3] = [
+static ASSETS: [Asset; 6] = [
     ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("/proxy.css", "text/css; charset=utf-8", include_str!("page/proxy.css")),
     ("/proxy.js", "text/javascript; charset=utf-8", include_str!("page/proxy.js")),
+    ("/explain", "text/html; charset=utf-8", include_str!("page/explain.html")),
+    ("/explain.js", "text/javascript; charset=utf-8", include_str!("page/explain.js")),
+    ("/story.js", "text/javascript; charset=utf-8", include_str!("page/story.js")),
 ];
 
 /// Serves until aborted.
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>, state: Arc<State>) {
     let loopback = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
     let seen = Arc::new(Seen { shared, state });
-    page::serve(listener, CONNECTIONS_MAX, move |request| answer(request, &seen, loopback)).await;
+    page::serve(listener, CONNECTIONS_MAX, move |request| ready(answer(&request, &seen, loopback))).await;
 }
 
 fn answer<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Response<Body> {
@@ -70,7 +75,7 @@ fn answer<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Response
 fn route<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Result<Response<Body>, (StatusCode, Error)> {
     let shared = &seen.shared;
     let path = request.uri().path();
-    if loopback && !page::is_local(request.headers()) {
+    if loopback && page::local_host(request.headers()).is_none() {
         let error = Error::new(Code::BAD_REQUEST, "this address is served under a loopback name only");
         return Err((StatusCode::MISDIRECTED_REQUEST, error.hint("open the address that the proxy printed")));
     }
@@ -78,7 +83,9 @@ fn route<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Result<Re
         let error = Error::new(Code::METHOD, format!("{path} does not take {}", request.method()));
         return Err((StatusCode::METHOD_NOT_ALLOWED, error.hint("use GET")));
     }
-    if let Some(asset) = page::embedded(path, &ASSETS) {
+    // The page finds the id in its own address.
+    let asset = if path.starts_with("/explain/") { "/explain" } else { path };
+    if let Some(asset) = page::embedded(asset, &ASSETS) {
         return Ok(asset);
     }
     match path {
@@ -96,14 +103,16 @@ fn route<B>(request: &Request<B>, seen: &Arc<Seen>, loopback: bool) -> Result<Re
         }
         "/v1/traffic" => Ok(json_response(StatusCode::OK, &snapshot(seen))),
         "/v1/requests" => {
-            let records: Vec<Value> = shared.records.latest(LISTED_MAX).iter().map(|record| record.summary()).collect();
+            let (filter, limit) =
+                wanted(request.uri().query().unwrap_or_default()).map_err(|error| (StatusCode::BAD_REQUEST, error))?;
+            let records: Vec<Value> = shared.records.list(&filter, limit).iter().map(summary).collect();
             Ok(json_response(StatusCode::OK, &json!({"requests": records})))
         }
         "/v1/records" => Ok(full(StatusCode::OK, "application/x-ndjson", records(seen).into())),
         "/v1/routes" => Ok(json_response(StatusCode::OK, &routes(&shared.table.load()))),
         _ => match path.strip_prefix("/v1/requests/").and_then(decoded) {
-            Some(id) => match shared.records.find(&id) {
-                Some(record) => Ok(json_response(StatusCode::OK, &record.json())),
+            Some(id) => match shared.records.find_anywhere(&id) {
+                Some(record) => Ok(json_response(StatusCode::OK, &record)),
                 None => Err((
                     StatusCode::NOT_FOUND,
                     Error::new(Code::REQUEST_UNKNOWN, format!("no record of request \"{id}\" is kept"))
@@ -129,6 +138,16 @@ fn records(seen: &Seen) -> String {
         left = rest;
         lines.push(line);
     }
+    if let Some(archive) = seen.shared.records.archive() {
+        archive.before(|_, line| match left.checked_sub(line.len() + 1) {
+            Some(rest) => {
+                left = rest;
+                lines.push(line.to_owned());
+                true
+            }
+            None => false,
+        });
+    }
     lines.reverse();
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
@@ -145,6 +164,28 @@ fn routes(table: &Table) -> Value {
         })
         .collect();
     json!({"generation": table.generation, "sample": SAMPLE, "routes": routes})
+}
+
+/// What a query asks for.
+fn wanted(query: &str) -> Result<(Filter, usize), Error> {
+    let (mut filter, mut limit) = (Filter::default(), LISTED);
+    let wrong =
+        |part: &str, hint: &str| Error::new(Code::BAD_REQUEST, format!("\"{part}\" is not understood")).hint(hint);
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        let (name, value) = part.split_once('=').unwrap_or((part, ""));
+        let value = decoded(&value.replace('+', " ")).ok_or_else(|| wrong(part, "encode it with %, and two digits"))?;
+        match name {
+            "route" => filter.route = Some(value),
+            "code" => filter.code = Some(value).filter(|code| !code.is_empty()),
+            "text" => filter.text = Some(value).filter(|text| !text.is_empty()),
+            "limit" => {
+                let number = value.parse().ok().filter(|limit| (1..=LISTED_MAX).contains(limit));
+                limit = number.ok_or_else(|| wrong(part, "limit is a number from 1 to 1000"))?;
+            }
+            _ => return Err(wrong(part, "the list takes route, code, text and limit")),
+        }
+    }
+    Ok((filter, limit))
 }
 
 /// Undoes percent-encoding.
@@ -165,7 +206,7 @@ fn decoded(text: &str) -> Option<String> {
 fn snapshot(seen: &Seen) -> Value {
     let mut snapshot = seen.shared.snapshot();
     snapshot["config"] = seen.state.json();
-    let newest: Vec<Value> = seen.shared.records.latest(SHOWN_MAX).iter().map(|record| record.json()).collect();
+    let newest = seen.shared.records.list(&Filter::default(), SHOWN_MAX);
     snapshot["records"] = newest.into();
     snapshot
 }
@@ -177,6 +218,18 @@ fn json_response(status: StatusCode, body: &Value) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_is_asked_for_by_what_it_knows_and_nothing_else() {
+        let (filter, limit) = wanted("route=shop&code=BT-&text=a+b%26c&limit=5").unwrap();
+        assert_eq!((filter.route.as_deref(), filter.code.as_deref(), limit), (Some("shop"), Some("BT-"), 5));
+        assert_eq!(filter.text.as_deref(), Some("a b&c"));
+        assert_eq!(wanted("").unwrap(), (Filter::default(), LISTED));
+        assert_eq!(wanted("code=&text=&route=").unwrap().0.route.as_deref(), Some(""), "those that no route took");
+        for bad in ["limit=0", "limit=1001", "limit=x", "status=5", "text=%zz"] {
+            assert!(wanted(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn request_ids_are_decoded_and_half_escapes_refused() {

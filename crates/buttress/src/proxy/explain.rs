@@ -1,21 +1,24 @@
 //! `buttress explain REQUEST-ID`: a decision record in plain sentences.
 
-use std::{fmt::Write as _, io::Write as _, time::Duration};
+use std::{fmt::Write as _, io::Write as _};
 
 use buttress_core::{Code, Error};
 use buttress_gateway::decision;
 use serde_json::Value;
 
 use crate::{
-    cli::{Answer, args::Output, show},
-    client::segment,
+    cli::{
+        Answer,
+        args::{ExplainArgs, Output, PROXY_ADMIN},
+        show,
+    },
     demo::http::{self, Ask, HttpClient},
+    proxy::fleet::{self, Asked, PATIENCE, Said},
 };
 
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// A code has its page; anything else names a request.
-pub fn run(what: &str, admin: &str, output: Output) -> Answer {
+pub fn run(args: &ExplainArgs) -> Answer {
+    let what = args.what.as_str();
     if is_code(what) {
         return show::explain(what);
     }
@@ -26,10 +29,74 @@ pub fn run(what: &str, admin: &str, output: Output) -> Answer {
         return explain_lint(&what.to_uppercase());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let record = runtime.block_on(fetch(what, admin))?;
+    match (&args.store, args.admin.as_slice()) {
+        (None, []) => one(&runtime.block_on(fetch(what, PROXY_ADMIN))?, args.output),
+        (None, [admin]) => one(&runtime.block_on(fetch(what, admin))?, args.output),
+        (None, several) => {
+            let ask = async |admin: &String| {
+                let asked = Asked { name: String::new(), admin: bare(admin).to_owned() };
+                let said = fleet::ask(&asked, what).await;
+                (asked, said)
+            };
+            let told = runtime.block_on(futures::future::join_all(several.iter().map(ask)));
+            all(what, told, args.output)
+        }
+        (Some(url), _) => {
+            let gateways = runtime.block_on(fleet::of_store(url))?;
+            if gateways.is_empty() {
+                return Err(Error::new(Code::NOT_FOUND, format!("no gateway has its routes from {url}"))
+                    .hint("gateways tell the store where they are when they run with --store; others are asked with --admin")
+                    .into());
+            }
+            all(what, runtime.block_on(fleet::ask_all(gateways, what)), args.output)
+        }
+    }
+}
+
+fn one(record: &Value, output: Output) -> Answer {
     match output {
-        Output::Json => show::json(&record)?,
-        Output::Table => std::io::stdout().lock().write_all(sentences(&record).as_bytes())?,
+        Output::Json => show::json(record)?,
+        Output::Table => std::io::stdout().lock().write_all(sentences(record).as_bytes())?,
+    }
+    Ok(true)
+}
+
+/// What several gateways said, the one that had the request first at the beginning; those that were silent are named.
+fn all(id: &str, mut told: Vec<(Asked, Said)>, output: Output) -> Answer {
+    told.sort_by(|(_, a), (_, b)| {
+        let key = |said: &Said| if let Said::Record(record) = said { fleet::came(record) } else { f64::MAX };
+        key(a).total_cmp(&key(b))
+    });
+    let silent = told.iter().filter_map(|(asked, said)| match said {
+        Said::Silent(error) => Some((asked.label(), error.message.as_str())),
+        _ => None,
+    });
+    let silent: Vec<(String, &str)> = silent.collect();
+    let found = told.iter().filter(|(_, said)| matches!(said, Said::Record(_))).count();
+    if output == Output::Json && found > 0 {
+        show::json(&fleet::json(&told))?;
+        return Ok(true);
+    }
+    for (label, why) in &silent {
+        eprintln!("not asked: {label}: {why}");
+    }
+    if found == 0 {
+        let asked: Vec<String> =
+            told.iter().filter(|(_, said)| matches!(said, Said::NotKept)).map(|(asked, _)| asked.label()).collect();
+        let message = match asked.len() {
+            0 => format!("no gateway could be asked for request \"{id}\""),
+            _ => format!("no record of request \"{id}\" is kept by {}", asked.join(", ")),
+        };
+        let but = if silent.is_empty() { "" } else { "; those that were not asked may have one" };
+        return Err(Error::new(Code::REQUEST_UNKNOWN, format!("{message}{but}"))
+            .hint("failures are kept, and few successes; buttress explain BT0913 says more")
+            .into());
+    }
+    let mut out = std::io::stdout().lock();
+    for (at, (asked, said)) in told.iter().enumerate() {
+        let Said::Record(record) = said else { continue };
+        let gap = if at == 0 { "" } else { "\n" };
+        write!(out, "{gap}gateway {}:\n{}", asked.label(), sentences(record))?;
     }
     Ok(true)
 }
@@ -95,20 +162,27 @@ fn bare(admin: &str) -> &str {
 }
 
 async fn ask_any(address: &str, path: &str) -> Result<http::Answer, Error> {
-    HttpClient::default().ask(address, &Ask::get(path), PATIENCE).await.map_err(|error| Error {
-        hint: Some("is the proxy running? it prints its admin address; name it with --admin or BUTTRESS_ADMIN".into()),
-        ..error
-    })
+    HttpClient::default().ask(address, &Ask::get(path), PATIENCE).await.map_err(not_there)
+}
+
+fn not_there(error: Error) -> Error {
+    error.hint("is the proxy running? it prints its admin address; name it with --admin or BUTTRESS_ADMIN")
 }
 
 async fn fetch(id: &str, admin: &str) -> Result<Value, Error> {
-    let address = bare(admin);
-    let answer = ask_any(address, &format!("/v1/requests/{}", segment(id))).await?;
-    match answer.status.as_u16() {
-        200 => Ok(answer.json()),
-        404 => Err(Error::new(Code::REQUEST_UNKNOWN, format!("the proxy at {address} keeps no record of request \"{id}\""))
-            .hint("failures are kept, and few successes: curl http://ADMIN/v1/requests lists them; buttress explain BT0913 says more")),
-        _ => Err(Error::new(Code::BAD_REQUEST, answer.problem())),
+    let asked = Asked { name: String::new(), admin: bare(admin).to_owned() };
+    match fleet::ask(&asked, id).await {
+        Said::Record(record) => Ok(*record),
+        Said::NotKept => Err(Error::new(
+            Code::REQUEST_UNKNOWN,
+            format!("the proxy at {} keeps no record of request \"{id}\"", asked.admin),
+        )
+        .hint(format!(
+            "failures are kept, and few successes: http://{}/explain/ lists them; buttress explain BT0913 says more",
+            asked.admin
+        ))),
+        Said::Silent(error) if error.code == Code::BAD_REQUEST => Err(error),
+        Said::Silent(error) => Err(not_there(error)),
     }
 }
 
@@ -121,7 +195,12 @@ pub fn sentences(record: &Value) -> String {
         let _ = writeln!(out, "{text}");
     };
     let grpc = record["grpc_status"].as_u64().map(|status| format!(", gRPC status {status}")).unwrap_or_default();
-    line(format!("{} {}  from {}", text(&record["method"]), text(&record["path"]), text(&record["client"])));
+    let caller = record["caller"].as_str().map(|caller| format!(", known as {caller}")).unwrap_or_default();
+    let asked = match text(&record["method"]) {
+        method if method.is_empty() => "a request that could not be read".to_owned(),
+        method => format!("{method} {}", text(&record["path"])),
+    };
+    line(format!("{asked}  from {}{caller}", text(&record["client"])));
     line(format!(
         "was answered {}{grpc} after {} at {}",
         record["status"],
@@ -138,13 +217,17 @@ pub fn sentences(record: &Value) -> String {
         (route, _) if route.is_empty() => line("  route     none takes it".to_owned()),
         (route, matched) => line(format!("  route     {route}, by {matched}")),
     }
+    for (name, held) in record["fields"].as_object().into_iter().flatten() {
+        line(format!("  field     {name}: {}", field(held)));
+    }
     let (all, left) = (&record["deadline_ms"], &record["deadline_left_ms"]);
     if all.as_f64().is_some_and(|all| all > 0.0) {
         line(format!("  deadline  {}, of which {} were left", ms(all), ms(left)));
     }
     let backend = text(&record["backend"]);
     if !backend.is_empty() {
-        line(format!("  backend   {backend}"));
+        let point = record["point"].as_f64().map(|point| format!(" (weights were asked at {point:.4} of 1)"));
+        line(format!("  backend   {backend}{}", point.unwrap_or_default()));
     }
     for state in record["state"].as_array().into_iter().flatten() {
         line(format!("  state     {}", text(state)));
@@ -180,6 +263,16 @@ pub fn sentences(record: &Value) -> String {
     out
 }
 
+/// What a record holds of a field.
+fn field(held: &Value) -> String {
+    let values: Vec<String> = held["values"].as_array().into_iter().flatten().map(Value::to_string).collect();
+    match (held["withheld"] == true, values.is_empty()) {
+        (true, _) => "withheld, it may be a credential".to_owned(),
+        (_, true) => "absent".to_owned(),
+        _ => values.join(", ") + if held["cut"] == true { " …" } else { "" },
+    }
+}
+
 fn duration(ms: f64) -> String {
     match ms {
         ms if ms >= 1000.0 => format!("{:.2} s", ms / 1000.0),
@@ -199,7 +292,8 @@ mod tests {
     fn a_record_is_told_in_sentences() {
         let decision = |code: &str, says: &str, pass: &str| json!({"code": code, "says": says, "would_pass": pass});
         let record = json!({
-            "id": "4f0c", "at_ms": 1_795_543_509_000_u64, "method": "POST", "path": "/orders", "client": "10.0.0.9",
+            "caller": "shop", "fields": {"cookie": {"withheld": true}, "x-canary": {"values": ["1"]}, "x-no": {"values": []}},
+            "point": 0.25, "id": "4f0c", "at_ms": 1_795_543_509_000_u64, "method": "POST", "path": "/orders", "client": "10.0.0.9",
             "route": "everything", "matched": "the command line", "backend": "1", "status": 502, "grpc_status": null, "took_ms": 12.4, "deadline_ms": 15000.0,
             "deadline_left_ms": 14987.0,
             "outcome": decision("BT0907", "10.0.0.1:80: the connection closed before an answer", "an idempotent method"),
@@ -212,14 +306,17 @@ mod tests {
             }],
         });
         expect![[r#"
-            POST /orders  from 10.0.0.9
+            POST /orders  from 10.0.0.9, known as shop
             was answered 502 after 12 ms at 2026-11-24 18:05:09 UTC
             BT0907: 10.0.0.1:80: the connection closed before an answer
             It would have passed with: an idempotent method.
 
               route     everything, by the command line
+              field     cookie: withheld, it may be a credential
+              field     x-canary: "1"
+              field     x-no: absent
               deadline  15.00 s, of which 14.99 s were left
-              backend   1
+              backend   1 (weights were asked at 0.2500 of 1)
               let in    1 of 20 places are taken [BT-ADM-OK]
               attempt 1  10.0.0.1:80 the connection closed before an answer, after 12 ms
                          chosen: 1 of 1 endpoints is available [BT-BAL-ONLY]

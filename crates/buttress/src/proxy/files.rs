@@ -152,7 +152,7 @@ pub async fn follow(
     state: Arc<State>,
 ) {
     let mut trouble = None;
-    // A port that was taken may be free by now, without a change of the files.
+    // A port that was taken, or a certificate that was wrong, may be well by now without a change of the files.
     let mut again = false;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -178,7 +178,7 @@ pub async fn follow(
         last = texts.clone();
         let (changing, fixed, base) = (shared.clone(), fixed.clone(), base.clone());
         let loaded = tokio::task::spawn_blocking(move || take_up(&texts, fixed, &base, &changing)).await;
-        again = matches!(&loaded, Ok(Err(error)) if error.code == Code::PORT_TAKEN);
+        again = matches!(&loaded, Ok(Err(error)) if [Code::PORT_TAKEN, Code::CERTIFICATE].contains(&error.code));
         let problem = match loaded {
             Ok(Ok(generation)) => {
                 state.loaded(generation);

@@ -94,13 +94,13 @@ pub fn told(one: &Listening, timeouts: &Timeouts) -> Result<listen::Listening, E
             What::Http(Http { tls, idle: idle.map(|span| span.0) })
         }
     };
-    Ok(listen::Listening { name: one.name.clone(), place: one.place.clone(), listen, what })
+    Ok(listen::Listening { name: one.name.as_str().into(), place: one.place.clone(), listen, what })
 }
 
 /// Routes for listeners that are not there: nobody would ever reach them.
 pub fn orphans(routes: &[Declared], listeners: &[listen::Listening]) -> Vec<compile::Wrong> {
     let http = listeners.iter().filter(|one| one.is_http());
-    let known: Vec<&str> = http.map(|one| one.name.as_str()).collect();
+    let known: Vec<&str> = http.map(|one| &*one.name).collect();
     let mut wrong = Vec::new();
     for route in routes {
         let named = route.spec.listeners.as_ref().map_or(&[][..], |named| named.as_slice());
@@ -143,10 +143,10 @@ mod tests {
         let db = json!({"address": "127.0.0.1:5432", "tcp": {"endpoints": ["10.0.0.1:5432"], "idle": "1m"}});
         let web = json!({"address": ":8443", "tls": {"certificates": {"cert": "c", "key": "k"}}, "idle": "9s"});
         let all = base().with_resources(&[listening("db", db.clone()), listening("web", web)]).unwrap();
-        let told: Vec<_> = all.iter().map(|one| (one.name.as_str(), one.protocol(), one.listen.port())).collect();
+        let told: Vec<_> = all.iter().map(|one| (&*one.name, one.protocol(), one.listen.port())).collect();
         assert_eq!(told, [("db", "tcp", 5432), ("web", "https", 8443)]);
         let all = base().with_resources(&[listening("db", db)]).unwrap();
-        assert_eq!(all[1].name, COMMAND_LINE, "where nothing else takes HTTP, the usual port does");
+        assert_eq!(&*all[1].name, COMMAND_LINE, "where nothing else takes HTTP, the usual port does");
         for (spec, says) in [
             (json!({"address": "nowhere"}), "\"nowhere\" is no address; write HOST:PORT"),
             (json!({"address": ":1", "tls": {"certificates": []}, "tcp": {"endpoints": []}}), "it has tls and tcp"),

@@ -7,15 +7,21 @@
 mod admin;
 pub mod explain;
 mod files;
+pub mod fleet;
 mod listeners;
 mod state;
 mod store;
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use buttress_core::{Code, Error};
 use buttress_gateway::{
     access_log::To,
+    archive,
     compile::{Declared, everything},
     config::{Edge, Endpoint, Options, Timeouts},
     listen, otlp,
@@ -24,6 +30,7 @@ use buttress_gateway::{
     table::Place,
     tcp, tls,
 };
+use buttress_resources::kept::Gateway;
 use serde_json::json;
 use tokio::{
     net::TcpListener,
@@ -95,17 +102,17 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     }
     let edge = edge(&args.edge);
     let access_log = args.access_log.as_deref().map(To::parse);
-    let service = std::env::var("OTEL_SERVICE_NAME").ok().filter(|name| !name.is_empty());
-    let service = service.as_deref().unwrap_or("buttress-proxy");
-    let otlp = args.otlp.as_deref().map(|to| otlp::To::parse(to, args.trace_sample, service)).transpose()?;
+    let otlp = args.otlp.as_deref().map(|to| collector(to, args)).transpose()?;
     let (bare, seed) = (args.bare, seed()?);
-    let options = Options { listeners: beside, threads, bare, timeouts, edge, access_log, otlp, seed };
+    let records = args.records.clone().map(|dir| archive::To { dir, bytes: args.records_size });
+    let options = Options { listeners: beside, threads, bare, timeouts, edge, access_log, records, otlp, seed };
     let admin = admin_listener(args.admin).await?;
     let admin_address = admin.local_addr()?;
     let end = interrupted();
     let running = start(options, &routes)?;
     let (shared, state) = (running.shared.clone(), Arc::new(State::new()));
     let mut following = JoinSet::new();
+    let told = store.as_ref().map(|(store, _)| store.clone());
     if let Some((store, first)) = store {
         let beside = store::Beside { routes, listeners, base };
         // The routes and listeners of the store hold before anybody is told that the proxy listens.
@@ -114,6 +121,11 @@ async fn proxy(args: &ProxyArgs) -> Answer {
         let _ = taken.await;
     } else if !args.config.is_empty() {
         following.spawn(files::follow(files, texts, fixed, base, shared.clone(), state.clone()));
+    }
+    if let Some(store) = told.clone() {
+        let (name, shared) = (store.name().to_owned(), shared.clone());
+        let since = std::time::SystemTime::now();
+        following.spawn(async move { store.announce(|| about(&name, &shared, admin_address, since)).await });
     }
     announce(args, &running.shared, admin_address)?;
     let reloading = tokio::spawn(reload_when_asked(Arc::clone(&running.shared)));
@@ -138,15 +150,74 @@ async fn proxy(args: &ProxyArgs) -> Answer {
     reloading.abort();
     reopening.abort();
     following.shutdown().await;
+    if let Some(store) = told {
+        store.leave().await;
+    }
     Ok(true)
+}
+
+/// What others are told of this gateway, as it is now.
+fn about(name: &str, shared: &Shared, admin: SocketAddr, since: std::time::SystemTime) -> Gateway {
+    let since = since.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let host = fleet::host();
+    // Who listens everywhere is asked by the machine's name.
+    let reached = |address: SocketAddr| match address.ip().is_unspecified() {
+        true => format!("{host}:{}", address.port()),
+        false => address.to_string(),
+    };
+    // Where clients of HTTP connect first, else those of TCP; nowhere while all listeners are taken away.
+    let ports = &shared.listeners;
+    let listen = ports.first_http().or_else(|| ports.all().into_iter().find(|port| port.now().open));
+    Gateway {
+        name: name.to_owned(),
+        listen: listen.map(|port| reached(port.address)).unwrap_or_default(),
+        admin: reached(admin),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_ms: since.as_millis() as u64,
+        host,
+    }
 }
 
 /// How this gateway is called in the store.
 fn name(args: &ProxyArgs) -> String {
-    args.name.clone().unwrap_or_else(|| {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        format!("{host}-{}", std::process::id())
-    })
+    args.name.clone().unwrap_or_else(|| format!("{}-{}", fleet::host(), std::process::id()))
+}
+
+/// Where spans go, with what the variables of OpenTelemetry say about it. What is said here counts more than what they say.
+fn collector(to: &str, args: &ProxyArgs) -> Result<otlp::To, Error> {
+    let first =
+        |names: &[&str]| names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    let service = first(&["OTEL_SERVICE_NAME"]);
+    let mut to = otlp::To::parse(to, args.trace_sample, service.as_deref().unwrap_or("buttress-proxy"))?;
+    if let Some(list) = first(&["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"]) {
+        to.fields.put_list(&list)?;
+    }
+    for field in &args.otlp_header {
+        let (name, value) = field.split_once('=').unwrap_or((field, ""));
+        match value.strip_prefix('@') {
+            None => to.fields.put(name, value)?,
+            Some(file) => {
+                let read = std::fs::read_to_string(file).map_err(|error| {
+                    Error::new(Code::CONFIG, format!("--otlp-header {name}: \"{file}\" cannot be read: {error}"))
+                        .hint("name a file with the value alone in it")
+                })?;
+                to.fields.put(name, &read)?;
+            }
+        }
+    }
+    match (&mut to.tls, &args.otlp_ca) {
+        (Some(tls), Some(ca)) => tls.ca = Some(ca.clone()),
+        (Some(tls), None) => {
+            let named = first(&["OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE"]);
+            tls.ca = named.map(PathBuf::from);
+        }
+        (None, Some(_)) => {
+            return Err(Error::new(Code::CONFIG, "--otlp-ca is of a collector with TLS, and --otlp names one without")
+                .hint("write https:// in --otlp"));
+        }
+        (None, None) => {}
+    }
+    Ok(to)
 }
 
 fn pair(certificate: &Path, key: &Path) -> tls::Pair {

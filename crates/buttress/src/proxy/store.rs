@@ -7,6 +7,7 @@
 //! | `/buttress/services/NAME/INSTANCE` = `HOST:PORT` | an endpoint of backends with `service: NAME` |
 //! | `/buttress/limits/ROUTE/N` | the pool of tokens of a limit with `cluster` |
 //! | `/buttress/status/routes/NAME/GATEWAY`, `…/listeners/…` | what this gateway made of it; ends with it |
+//! | `/buttress/gateways/NAME` | where this gateway is ([`super::fleet`]); ends with it |
 //!
 //! **When the store is away** requests go on as before: routes and endpoints stay, and limits of the cluster burn what they
 //! have and then let pass what `cut_off_per_second` says. Nothing that a request needs waits for the store.
@@ -35,7 +36,7 @@ use buttress_gateway::{
 };
 use buttress_policy::{Time, lease::Pool};
 use buttress_resources::{
-    kept::{Kept, Status, prefix, status_key},
+    kept::{Gateway, Kept, Status, prefix, status_key},
     kinds::{Kind, Spec},
 };
 use bytes::Bytes;
@@ -43,6 +44,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::{
     files::Listening,
+    fleet,
     listeners::{self, Base},
     state::State,
 };
@@ -68,6 +70,8 @@ pub struct Store {
     url: String,
     /// How this gateway is called in statuses.
     gateway: String,
+    /// On which its announcement hangs.
+    lease: Arc<tokio::sync::watch::Sender<Option<LeaseId>>>,
 }
 
 /// Of a resource: its kind and its name.
@@ -103,7 +107,29 @@ impl Store {
     /// As [`EtcdLedger::connect`].
     pub async fn connect(url: &str, gateway: String) -> Result<Self, Error> {
         let ledger = EtcdLedger::connect(Options::from_url(url)?).await?;
-        Ok(Self { ledger: Arc::new(ledger), url: url.to_owned(), gateway })
+        let lease = Arc::new(tokio::sync::watch::Sender::new(None));
+        Ok(Self { ledger: Arc::new(ledger), url: url.to_owned(), gateway, lease })
+    }
+
+    pub fn ledger(&self) -> &dyn Ledger {
+        &*self.ledger
+    }
+
+    /// Tells the store where this gateway is, until it is dropped.
+    pub async fn announce(&self, about: impl Fn() -> Gateway) {
+        fleet::announce(&*self.ledger, about, &self.lease).await;
+    }
+
+    /// Takes that back.
+    pub async fn leave(&self) {
+        let lease = *self.lease.borrow();
+        if let Some(lease) = lease {
+            fleet::leave(&*self.ledger, lease).await;
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.gateway
     }
 
     async fn all(&self, prefix: &str) -> Result<(Revision, Vec<KeyValue>), Error> {
@@ -282,7 +308,7 @@ impl Store {
         loop {
             let asked = shared.now();
             if let Some(wanted) = leased.lease.ask(asked) {
-                match self.slice(leased, wanted).await {
+                match self.slice(leased, wanted, shared).await {
                     Ok(Ok(tokens)) => leased.lease.granted(asked, tokens),
                     Ok(Err(empty_for)) => leased.lease.refused(shared.now(), empty_for),
                     Err(error) => {
@@ -300,7 +326,7 @@ impl Store {
     ///
     /// # Errors
     /// The store does not answer.
-    async fn slice(&self, leased: &Leased, wanted: u32) -> Result<Result<u32, Duration>, Error> {
+    async fn slice(&self, leased: &Leased, wanted: u32, shared: &Shared) -> Result<Result<u32, Duration>, Error> {
         let key = Bytes::from(leased.key.clone());
         for _ in 0..SLICE_TRIES {
             let read = self.ledger.read(KeyRange::key(key.clone()), 1, Consistency::Linearizable).await?;
@@ -309,7 +335,7 @@ impl Store {
                 Some(kv) => (Pool::from_bytes(&kv.value).unwrap_or_default(), kv.mod_revision),
                 None => (Pool::default(), Revision(0)),
             };
-            let tokens = match pool.grant(&leased.config, wall_clock(), wanted) {
+            let tokens = match leased.lease.take_from(&mut pool, shared.now(), wall_clock(), wanted) {
                 Ok(tokens) => tokens,
                 Err(empty_for) => return Ok(Err(empty_for)),
             };

@@ -8,7 +8,7 @@ use std::{
 };
 
 use buttress_core::{Code, Error};
-use buttress_resources::{kinds::Kind, nearest::nearest, yaml};
+use buttress_resources::{kept::Gateway, kinds::Kind, nearest::nearest, yaml};
 use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::{Value, json};
 
@@ -65,9 +65,11 @@ pub enum Form {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Examples:\n  buttress get routes\n  buttress get route orders -o yaml > orders.yaml")]
+#[command(
+    after_help = "Examples:\n  buttress get routes\n  buttress get route orders -o yaml > orders.yaml\n  buttress get gateways"
+)]
 pub struct GetArgs {
-    /// route, listener, function, model or topic.
+    /// route, listener, function, model, topic; or gateways: those that have their routes from there.
     pub kind: String,
     pub name: Option<String>,
     #[arg(short, long, value_enum, default_value_t = Form::Table)]
@@ -310,6 +312,10 @@ fn tell(output: Output, rows: &[Value], dry_run: bool) -> Result<(), Error> {
 }
 
 pub fn get(args: &GetArgs) -> Answer {
+    // They are no resources: nobody applies a gateway.
+    if ["gateways", "gateway"].contains(&args.kind.to_ascii_lowercase().as_str()) {
+        return get_gateways(args);
+    }
     let kind = kind_of(&args.kind)?;
     let items = on_runtime(at(&args.at, async |place| match &args.name {
         None => place.list(kind).await,
@@ -330,6 +336,41 @@ pub fn get(args: &GetArgs) -> Answer {
             let told: Vec<Value> = items.iter().map(json_of).collect();
             let told = if args.name.is_some() { told[0].clone() } else { json!({"resources": told}) };
             writeln!(out, "{told}").map_err(show::output_failed)?;
+        }
+    }
+    Ok(true)
+}
+
+/// The gateways that run with this store, where each is, and since when.
+fn get_gateways(args: &GetArgs) -> Answer {
+    let mut all = on_runtime(at(&args.at, async |place| place.gateways().await))?;
+    if let Some(name) = &args.name {
+        all.retain(|gateway| gateway.name == *name);
+        if all.is_empty() {
+            return Err(Error::new(Code::RESOURCE_UNKNOWN, format!("there is no gateway \"{name}\""))
+                .hint("buttress get gateways; one that ended is gone after 30 s at most")
+                .into());
+        }
+    }
+    let told = |gateway: &Gateway| serde_json::to_value(gateway).expect("it is plain data");
+    match args.output {
+        Form::Table => {
+            let row = |gateway: &Gateway| {
+                let Gateway { name, host, listen, admin, version, started_ms } = gateway.clone();
+                vec![name, host, listen, admin, version, show::utc(started_ms)]
+            };
+            let rows: Vec<Vec<String>> = all.iter().map(row).collect();
+            show::table(&["GATEWAY", "HOST", "LISTENS", "ADMIN", "VERSION", "SINCE"], &rows)
+                .map_err(show::output_failed)?;
+        }
+        Form::Yaml => {
+            let documents: Vec<String> = all.iter().map(|gateway| yaml::write(&told(gateway))).collect();
+            write!(std::io::stdout().lock(), "{}", documents.join("---\n")).map_err(show::output_failed)?;
+        }
+        Form::Json if args.name.is_some() => show::json(&told(&all[0])).map_err(show::output_failed)?,
+        Form::Json => {
+            let all: Vec<Value> = all.iter().map(told).collect();
+            show::json(&json!({"gateways": all})).map_err(show::output_failed)?;
         }
     }
     Ok(true)

@@ -1,9 +1,12 @@
 //! The decision records of a proxy, as `GET /v1/records` gives them: what came, when, and what came of each attempt.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use buttress_core::{Code, Error};
-use buttress_gateway::record::SAMPLE;
+use buttress_gateway::{record::SAMPLE, rules::Point};
 use buttress_policy::{
     Outcome, Pushback,
     outcome::{self, Kind},
@@ -40,6 +43,14 @@ pub struct Past {
     pub cut: bool,
     pub host: String,
     pub client: String,
+    /// At which it came in; none where the record is of an older proxy.
+    pub listener: Option<String>,
+    /// Who called, where the route of then found out.
+    pub caller: Option<String>,
+    /// What the record holds of the head, by name in lower case.
+    pub fields: BTreeMap<String, Field>,
+    /// By which weights choose; none where the record is of an older proxy, or got no further than to its route's rules.
+    pub point: Option<Point>,
     /// Empty where no route took it.
     pub route: String,
     /// The first that was asked; empty where none was.
@@ -57,7 +68,33 @@ pub struct Past {
     pub attempts: Vec<Tried>,
 }
 
+/// A field of a request, as far as its record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// All of its values; none where the request did not have it.
+    Known(Vec<String>),
+    /// A credential, or too long.
+    Withheld,
+}
+
+impl Field {
+    fn read(value: &Value) -> Self {
+        let values = value["values"].as_array().filter(|_| value["cut"] != true && value["withheld"] != true);
+        values.map_or(Self::Withheld, |values| {
+            Self::Known(values.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+        })
+    }
+}
+
 impl Past {
+    /// The first value of a field; inside, none where there was none. Outside, none where nobody knows.
+    pub fn field(&self, name: &str) -> Option<Option<&str>> {
+        match self.fields.get(&name.to_ascii_lowercase())? {
+            Field::Known(values) => Some(values.first().map(String::as_str)),
+            Field::Withheld => None,
+        }
+    }
+
     fn read(record: &Value) -> Option<Self> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let took = record["took_ms"].as_f64().filter(|ms| ms.is_finite() && *ms >= 0.0)?;
@@ -76,6 +113,15 @@ impl Past {
             path: path.trim_end_matches(CUT).to_owned(),
             host: text(&record["authority"]),
             client: text(&record["client"]),
+            listener: record["listener"].as_str().map(str::to_owned),
+            caller: record["caller"].as_str().map(str::to_owned),
+            fields: record["fields"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(name, value)| (name.to_ascii_lowercase(), Field::read(value)))
+                .collect(),
+            point: record["point"].as_f64().and_then(Point::read),
             route: text(&record["route"]),
             backend: attempts.first().map_or_else(|| text(&record["backend"]), |first| first.backend.clone()),
             answered,

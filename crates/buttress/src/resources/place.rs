@@ -6,7 +6,7 @@ use buttress_bridge::etcd::EtcdLedger;
 use buttress_core::{Code, Error};
 use buttress_resources::{
     function::Function,
-    kept::{self, Status},
+    kept::{self, Gateway, Status},
     kinds::{Kind, Spec},
     model::Model,
     topic::Topic,
@@ -16,7 +16,10 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::store::{Change, Done, Outcome, Present, Store, unknown};
-use crate::client::{Client, segment};
+use crate::{
+    client::{Client, segment},
+    proxy::fleet,
+};
 
 pub enum Place {
     Node(Client),
@@ -102,6 +105,21 @@ impl Place {
     pub async fn close(&self) {
         if let Self::Etcd { etcd, .. } = self {
             etcd.close().await;
+        }
+    }
+
+    /// Gateways that have their routes from here.
+    pub async fn gateways(&self) -> Result<Vec<Gateway>, Error> {
+        match self {
+            Self::Etcd { store, .. } => fleet::gateways(&*store.ledger).await,
+            Self::Node(client) => {
+                let path =
+                    format!("/v1/keys?prefix={}&limit={}", segment(&kept::gateways_prefix()), fleet::GATEWAYS_MAX);
+                let answer = client.get(&path).await?;
+                let keys = answer["keys"].as_array().ok_or_else(|| not_understood("gateways"))?;
+                let read = |key: &Value| serde_json::from_str(key["value"].as_str()?).ok();
+                Ok(keys.iter().filter_map(read).collect())
+            }
         }
     }
 

@@ -7,9 +7,13 @@
 //!
 //! | | |
 //! |---|---|
-//! | exact | matching by host, path and method; retries, their budget, breaker and ejection over what is recorded; what an attempt shorter than the recorded one would have been |
+//! | exact | matching by host, path, method, listener, and by fields that the record holds; the backend that weights choose, by the point that was drawn then; retries, their budget, breaker and ejection over what is recorded; what an attempt shorter than the recorded one would have been |
 //! | estimate | arrivals between samples; so also concurrency, queues, rate limits, and a breaker's share of failures |
-//! | not replayed | credentials, faults on purpose, mirrors, weights of backends that were asked, answers of a fallback that are fixed or old |
+//! | not replayed | credentials, faults on purpose, mirrors, answers of a fallback that are fixed or old |
+//!
+//! **Fields.** A record holds those by which the table of its time decided, and no credentials. Where these routes ask for
+//! another one, the request stays with the route that took it, if that may still be, and the report names the field; else nobody
+//! knows.
 //!
 //! **Samples.** A success that is kept stands for [`SAMPLE`](buttress_gateway::record::SAMPLE) requests. All of them are
 //! played, spread evenly until the next sample, and not denser than samples came on the whole: two cores may keep theirs
@@ -27,7 +31,7 @@ use std::{
 use buttress_core::{Code, Error};
 use buttress_gateway::{
     compile::{endpoint_of, policies},
-    rules::Key,
+    rules::{Key, Point},
 };
 use buttress_policy::{
     Admit, Attempt, Call, EndpointSet, GaveUp, Next, Outcome, Priority, Request, Rng, RoutePolicy, Ticket, Time, Why,
@@ -38,7 +42,7 @@ use buttress_resources::{
     route::{self as spec, Level, OneOrMany, Route, Switch},
 };
 
-use super::past::Past;
+use super::past::{Field, Past};
 
 /// Keys of a limit for each caller.
 const KEYS: u32 = 100_000;
@@ -95,6 +99,8 @@ pub struct Row {
     pub retries_now: u64,
     /// Of all fates: those that another route would have taken.
     pub other_route: u64,
+    /// Requests of the same route that went to a backend, by its name: then, and now.
+    pub backends: BTreeMap<String, (u64, u64)>,
     /// What is told of fates that are no answer: a code, or why nobody knows.
     pub why: BTreeMap<(Fate, String), Told>,
 }
@@ -118,7 +124,7 @@ pub struct Report {
     /// From the first request to the last one's begin.
     pub span: Duration,
     /// What has to be known with the figures: a sentence, and how many requests it is about.
-    pub notes: BTreeMap<&'static str, u64>,
+    pub notes: BTreeMap<String, u64>,
 }
 
 impl Report {
@@ -131,39 +137,51 @@ impl Report {
     }
 }
 
-const BY_FIELDS: &str = "a match asks for a field, and records hold none: taken to stay with the route that took them";
-const FIELDS_UNKNOWN: &str = "a match asks for a field, and records hold none";
 const PATH_CUT: &str = "the path is longer than a record holds: matched by what there is of it";
 const CREDENTIALS: &str = "the route asks for credentials, which records do not hold: taken to be judged as then";
-const LIMIT_BY: &str = "a rate is limited by what records do not hold; that limit is left out";
+const LIMIT_BY: &str = "a rate is limited by what these records do not hold; that limit is left out";
 const LIMIT_CLUSTER: &str = "a rate of the cluster is taken as if this proxy had all of it";
 const ONE_SAMPLE: &str = "a single sample of successes, or all in one moment: played once, and counted with its weight";
 const FAULTS: &str = "faults on purpose are not replayed";
 const FALLBACKS: &str =
     "the route has a fixed or an old answer to give: those who get it count as failed, then and now";
 const HEDGED: &str = "another attempt was sent beside the first; hedges are played as they were recorded";
-const SPLIT: &str = "requests stay with the backend that they went to, whatever the weights say now";
+const SPLIT: &str = "the record does not say which number was drawn: taken to stay with the backend that it went to, whatever the weights say now";
+const WHEN: &str = "a backend's `when` asks for a field that the record does not hold: taken not to hold";
 
-/// A request without fields, or with any that is asked for.
-struct AnyFields(bool);
+/// The fields of a record; of what it does not hold, all that is asked for is taken to be there, or not to be.
+struct Held<'p> {
+    past: &'p Past,
+    unknown: bool,
+}
 
-impl Fields for AnyFields {
-    fn any(&self, _: &str, _: impl Fn(&[u8]) -> bool) -> bool {
-        self.0
+impl Fields for Held<'_> {
+    fn any(&self, name: &str, fits: impl Fn(&[u8]) -> bool) -> bool {
+        match self.past.fields.get(name) {
+            Some(Field::Known(values)) => values.iter().any(|value| fits(value.as_bytes())),
+            Some(Field::Withheld) | None => self.unknown,
+        }
     }
 }
 
-fn request<'p>(past: &'p Past, fields: &'p AnyFields) -> matcher::Request<'p, AnyFields> {
-    // Records do not hold the listener.
+fn request<'p>(past: &'p Past, fields: &'p Held<'p>) -> matcher::Request<'p, Held<'p>> {
     let (host, path, method) = (past.host.as_bytes(), past.path.as_bytes(), past.method.as_bytes());
-    matcher::Request { host, path, method, fields, listener: None }
+    matcher::Request { host, path, method, fields, listener: past.listener.as_deref() }
+}
+
+/// Says why a field of a record cannot be looked at.
+fn lacks(past: &Past, name: &str) -> String {
+    match past.fields.get(name) {
+        Some(_) => format!("a match asks for the field \"{name}\", which is a credential or too long for a record"),
+        None => format!(
+            "a match asks for the field \"{name}\", which the record does not hold: it has those by which a route of then decided"
+        ),
+    }
 }
 
 enum Counts {
     One(rate::Limit),
     Each(Key, Box<rate::Keyed>),
-    /// By what is in no record.
-    LeftOut,
 }
 
 struct Backend {
@@ -354,10 +372,7 @@ impl<'r> Candidate<'r> {
             config.validate("rate").map_err(|all| refused(all[0].to_string()))?;
             Ok(match limit.by.as_deref().map(Key::parse) {
                 None => Counts::One(rate::Limit::new(config)),
-                Some(Ok(key @ (Key::Client | Key::Path))) => {
-                    Counts::Each(key, Box::new(rate::Keyed::new(config, KEYS)))
-                }
-                Some(Ok(_)) => Counts::LeftOut,
+                Some(Ok(key)) => Counts::Each(key, Box::new(rate::Keyed::new(config, KEYS))),
                 Some(Err(says)) => return Err(refused(says)),
             })
         });
@@ -365,26 +380,36 @@ impl<'r> Candidate<'r> {
         Ok(Self { name, spec: route, backends, limits })
     }
 
-    /// Where a request goes: where it went, else where the weights send it.
-    fn choose(&self, past: &Past, random: u64) -> usize {
-        let none = AnyFields(false);
-        let holds = |when: &spec::Match| Pattern::read(when).is_ok_and(|when| when.holds(&request(past, &none)));
-        if let Some(at) = self.backends.iter().position(|backend| backend.when.as_ref().is_some_and(holds)) {
-            return at;
-        }
-        let may = |backend: &Backend| backend.weight > 0 || backend.when.is_some();
-        if let Some(at) = self.backends.iter().position(|backend| backend.name == past.backend && may(backend)) {
-            return at;
-        }
-        let sum: u64 = self.backends.iter().map(|backend| backend.weight).sum();
-        let mut drawn = ((u128::from(random) * u128::from(sum)) >> 64) as u64;
+    /// The backend that a request goes to, as a gateway chooses it; and what has to be known with it.
+    fn choose(&self, past: &Past, random: u64) -> (usize, Option<&'static str>) {
+        let mut note = None;
         for (at, backend) in self.backends.iter().enumerate() {
-            if drawn < backend.weight {
-                return at;
+            let Some(Ok(when)) = backend.when.as_ref().map(Pattern::read) else { continue };
+            let holds = |unknown| when.holds(&request(past, &Held { past, unknown }));
+            match (holds(false), holds(true)) {
+                (true, _) => return (at, note),
+                (false, true) if backend.name == past.backend && self.name == past.route => return (at, Some(WHEN)),
+                (false, true) => note = Some(WHEN),
+                (false, false) => {}
             }
-            drawn -= backend.weight;
         }
-        0
+        if self.backends.len() == 1 {
+            return (0, note);
+        }
+        let point = match past.point {
+            Some(point) => point,
+            None => {
+                let stays = self.backends.iter().position(|backend| backend.name == past.backend);
+                if let Some(at) = stays.filter(|at| self.backends[*at].weight > 0 || self.backends[*at].when.is_some())
+                {
+                    return (at, Some(SPLIT));
+                }
+                note = Some(SPLIT);
+                Point::of(random)
+            }
+        };
+        let weights: Vec<u64> = self.backends.iter().map(|backend| backend.weight).collect();
+        (point.among(&weights).unwrap_or(0), note)
     }
 
     fn asked(&self, past: &Past) -> Request {
@@ -398,7 +423,10 @@ impl<'r> Candidate<'r> {
             Some(Level::Low) => Priority::LOW,
             Some(Level::Bulk) => Priority::BULK,
         };
-        let told = past.priority.filter(|_| wanted.is_some_and(|wanted| wanted.header.is_some()));
+        let told = wanted.and_then(|wanted| wanted.header.as_deref()).and_then(|name| match past.field(name) {
+            Some(value) => value?.trim().parse().ok(),
+            None => past.priority,
+        });
         let key = self.spec.policies.balance.as_ref().and_then(|balance| balance.key.as_deref());
         Request {
             left: past.left,
@@ -406,18 +434,22 @@ impl<'r> Candidate<'r> {
             idempotent: idempotent && !past.upgrade,
             replayable: past.replayable,
             priority: told.map_or(by_itself, Priority::new),
-            ring_key: key.and_then(|key| Key::parse(key).ok()).map_or(0, |key| key_of(&key, past)),
+            ring_key: key.and_then(|key| Key::parse(key).ok()).and_then(|key| key_of(&key, past)).unwrap_or(0),
             ..Request::default()
         }
     }
 }
 
-fn key_of(key: &Key, past: &Past) -> u64 {
-    match key {
-        Key::Client => hash(past.client.as_bytes()).max(1),
-        Key::Path => hash(past.path.as_bytes()).max(1),
-        Key::Nothing | Key::Caller | Key::Header(_) => 0,
-    }
+/// As [`Key::of`]; none where the record does not hold it.
+fn key_of(key: &Key, past: &Past) -> Option<u64> {
+    let text = match key {
+        Key::Nothing => return Some(0),
+        Key::Client => &past.client,
+        Key::Path => &past.path,
+        Key::Caller => past.caller.as_deref()?,
+        Key::Header(name) => past.field(name)?.unwrap_or_default(),
+    };
+    Some(hash(text.as_bytes()).max(1))
 }
 
 impl Replay<'_> {
@@ -462,8 +494,8 @@ impl Replay<'_> {
         }
     }
 
-    fn note(&mut self, says: &'static str, weight: u64) {
-        *self.report.notes.entry(says).or_default() += weight;
+    fn note(&mut self, says: impl Into<String>, weight: u64) {
+        *self.report.notes.entry(says.into()).or_default() += weight;
     }
 
     fn fate(&mut self, record: usize, weight: u64, route: Option<usize>, fate: Fate, why: &str) {
@@ -477,19 +509,32 @@ impl Replay<'_> {
         }
     }
 
-    /// The route that takes a request; an error where only its fields could tell.
-    fn find(&mut self, matcher: &Matcher, record: usize, weight: u64) -> Result<Option<Found>, ()> {
+    /// The route that takes a request; an error where only a field could tell that the record does not hold.
+    fn find(&mut self, matcher: &Matcher, record: usize, weight: u64) -> Result<Option<Found>, String> {
         let past = &self.past[record];
-        let (bare, all) = (AnyFields(false), AnyFields(true));
+        let (bare, all) = (Held { past, unknown: false }, Held { past, unknown: true });
         let (found, with_all) = (matcher.find(&request(past, &bare)), matcher.find(&request(past, &all)));
-        let found = if found.map(|found| found.route) == with_all.map(|found| found.route) {
+        let found = if found == with_all {
             found
         } else {
-            let possible = matcher.explain(&request(past, &bare)).into_iter();
-            let mut possible = possible.filter(|(at, miss)| matches!(miss, Some(Miss::Field(_))) || Some(*at) == found);
-            let stays = possible.find(|(at, _)| self.routes[at.route].name == past.route).ok_or(())?;
-            self.note(BY_FIELDS, weight);
-            Some(stays.0)
+            // Those that hold if what is not known is as they want it.
+            let may: Vec<Found> = matcher
+                .explain(&request(past, &all))
+                .iter()
+                .filter(|(_, miss)| miss.is_none())
+                .map(|(at, _)| *at)
+                .collect();
+            let asked = matcher.explain(&request(past, &bare)).into_iter();
+            let mut asked = asked.filter_map(|(at, miss)| match miss {
+                Some(Miss::Field(name)) if may.contains(&at) => Some(lacks(past, name)),
+                _ => None,
+            });
+            let why = asked.next().unwrap_or_default();
+            let named = |at: &&Found| self.routes[at.route].name == past.route;
+            let stays =
+                found.as_ref().filter(named).or_else(|| may.iter().find(named)).copied().ok_or_else(|| why.clone())?;
+            self.note(format!("{why}; taken to stay with the route that took it"), weight);
+            Some(stays)
         };
         if past.cut {
             self.note(PATH_CUT, weight);
@@ -499,8 +544,9 @@ impl Replay<'_> {
 
     fn comes(&mut self, now: Time, matcher: &Matcher, record: usize, weight: u64) {
         let past = &self.past[record];
-        let Ok(found) = self.find(matcher, record, weight) else {
-            return self.fate(record, weight, None, Fate::Unknown, FIELDS_UNKNOWN);
+        let found = match self.find(matcher, record, weight) {
+            Ok(found) => found,
+            Err(why) => return self.fate(record, weight, None, Fate::Unknown, &why),
         };
         let Some(Found { route, .. }) = found else {
             return self.fate(record, weight, None, Fate::NoRoute, Code::ROUTE_NONE.0);
@@ -533,11 +579,13 @@ impl Replay<'_> {
             }
             let taken = match &self.routes[route].limits[at] {
                 Counts::One(limit) => limit.take(now, 1).map(drop),
-                Counts::Each(key, limit) => limit.take(now, key_of(key, past), 1).map(drop),
-                Counts::LeftOut => {
-                    self.note(LIMIT_BY, weight);
-                    Ok(())
-                }
+                Counts::Each(key, limit) => match key_of(key, past) {
+                    Some(key) => limit.take(now, key, 1).map(drop),
+                    None => {
+                        self.note(LIMIT_BY, weight);
+                        Ok(())
+                    }
+                },
             };
             if let Err(why) = taken {
                 return self.fate(record, weight, to, Fate::Refused, why.code());
@@ -548,11 +596,16 @@ impl Replay<'_> {
             return self.fate(record, weight, to, Fate::Answered, "");
         }
         let random = self.rng.draw();
-        let backend = candidate.choose(past, random);
-        if candidate.backends.len() > 1 {
-            self.note(SPLIT, weight);
+        let (backend, note) = candidate.choose(past, random);
+        if let Some(says) = note {
+            self.note(says, weight);
         }
         let candidate = &self.routes[route];
+        if candidate.backends.len() > 1 && candidate.name == past.route && !past.backend.is_empty() {
+            let row = self.report.rows.get_mut(&past.route).expect("its row was made when it was counted");
+            row.backends.entry(past.backend.clone()).or_default().0 += weight;
+            row.backends.entry(candidate.backends[backend].name.clone()).or_default().1 += weight;
+        }
         let asked = candidate.asked(past);
         let flight = |call| Flight {
             record,
@@ -636,9 +689,6 @@ impl Replay<'_> {
         };
         let recorded = self.past[flight.record].attempts.len();
         let (took, outcome, doubt) = match known {
-            None if self.past[flight.record].code == Code::UPSTREAM_CUT.0 => {
-                (target.usual, None, "its answer broke off, and the record says nothing of attempts")
-            }
             None if recorded == 0 => (target.usual, None, "it was not sent then, and would be"),
             None if flight.begun >= recorded => (target.usual, None, "it would be sent once more than it was"),
             None => (target.usual, None, "it would go to an endpoint that was not asked"),
@@ -679,7 +729,11 @@ impl Replay<'_> {
             return self.end(now, at, Fate::Unknown, doubt);
         };
         if outcome.succeeded() == Some(true) {
-            return self.end(now, at, Fate::Answered, "");
+            let past = &self.past[flight.record];
+            // Its head was good, and what followed broke off, which nothing can be done about.
+            let cut = past.code == Code::UPSTREAM_CUT.0 && flight.begun == past.attempts.len();
+            let (fate, why) = if cut { (Fate::Failed, Code::UPSTREAM_CUT.0) } else { (Fate::Answered, "") };
+            return self.end(now, at, fate, why);
         }
         flight.last = Some(outcome);
         let call = flight.call.as_mut().expect("a request on its way has its call");

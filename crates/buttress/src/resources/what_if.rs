@@ -78,6 +78,11 @@ fn told(report: &Report) -> Value {
         .iter()
         .map(|(route, row)| {
             let mut would = json!({"other_route": row.other_route, "retries": row.retries_now});
+            let split: Vec<Value> = row
+                .backends
+                .iter()
+                .map(|(backend, (then, now))| json!({"backend": backend, "went": then, "would_go": now}))
+                .collect();
             for fate in Fate::ALL {
                 let key = fate.word().replace(' ', "_");
                 would[&key] = json!(row.of(fate));
@@ -90,7 +95,8 @@ fn told(report: &Report) -> Value {
                 "answered": row.answered, "failed": row.failed, "retries": row.retries,
                 "failed_by": of_codes(row.codes.iter()),
             });
-            json!({"route": if route.is_empty() { Value::Null } else { json!(route) }, "recorded": recorded, "would": would})
+            let route = if route.is_empty() { Value::Null } else { json!(route) };
+            json!({"route": route, "recorded": recorded, "would": would, "backends": split})
         })
         .collect();
     let notes: Vec<Value> =
@@ -148,11 +154,14 @@ fn sentences(report: &Report) -> String {
         line(padded.join("  "));
     }
     for (route, row) in &report.rows {
-        if row.codes.is_empty() && row.why.is_empty() {
+        if row.codes.is_empty() && row.why.is_empty() && row.backends.is_empty() {
             continue;
         }
         line(String::new());
         line(format!("{}:", name(route)));
+        for (backend, (then, now)) in &row.backends {
+            line(format!("  to backend {backend} went {then}, would go {now}"));
+        }
         if row.failed > 0 {
             line(format!("  failed {}:{}", row.failed, list(row.codes.iter())));
         }
@@ -354,6 +363,126 @@ mod tests {
         assert_eq!((report.rows["shop"].of(Fate::Failed), report.rows["shop"].other_route), (1, 0));
         assert_eq!(report.rows["old"].of(Fate::Unknown), 1);
         assert_eq!(report.notes.values().sum::<u64>(), 2, "{:?}", report.notes);
+    }
+
+    /// A record as it is with what its decisions hung on.
+    fn with(record: &str, more: Value) -> String {
+        let mut record: Value = serde_json::from_str(record).unwrap();
+        for (key, value) in more.as_object().unwrap() {
+            record[key] = value.clone();
+        }
+        record.to_string()
+    }
+
+    #[test]
+    fn matches_by_fields_are_played_by_what_records_hold_of_them() {
+        let canary = |value: &str| {
+            format!(
+                "{SHOP}---\nkind: Route\nname: canary\nspec:\n  match: [{{path: /, headers: {{X-Canary: \"{value}\"}}}}]\n  \
+                 to: [{{endpoints: 10.0.0.1:80}}]\n  retry: off\n"
+            )
+        };
+        let of = |id: &str, fields: Value| {
+            with(&record(id, 1_000, "/", "shop", "BT0911", &[("failed", 500, 4)]), json!({"fields": fields}))
+        };
+        let records = [
+            of("one", json!({"x-canary": {"values": ["1"]}})),
+            of("two", json!({"x-canary": {"values": ["3", "2"]}})),
+            of("none", json!({"x-canary": {"values": []}})),
+        ];
+        let moved = |value: &str| {
+            let report = asked(&canary(value), &records);
+            assert!(report.notes.is_empty(), "{:?}", report.notes);
+            report.rows["shop"].other_route
+        };
+        assert_eq!((moved("1"), moved("2*"), moved("*"), moved("9")), (1, 1, 2, 0));
+        // What the record may not hold, or does not, is told by its name.
+        let dark = [of("dark", json!({"x-canary": {"withheld": true}})), of("bare", json!({}))];
+        let report = asked(&canary("1"), &dark);
+        assert_eq!((report.rows["shop"].other_route, report.rows["shop"].of(Fate::Failed)), (0, 2));
+        let notes: Vec<&String> = report.notes.keys().collect();
+        assert!(notes[0].contains("\"x-canary\", which is a credential"), "{notes:?}");
+        assert!(notes[1].contains("\"x-canary\", which the record does not hold"), "{notes:?}");
+    }
+
+    #[test]
+    fn weights_are_played_by_the_point_that_was_drawn() {
+        let yaml = |a: u32, b: u32| {
+            format!(
+                "kind: Route\nname: shop\nspec:\n  to:\n  - {{name: a, weight: {a}, endpoints: 10.0.0.1:80}}\n  \
+                 - {{name: b, weight: {b}, endpoints: 10.0.0.2:80}}\n  retry: off\n"
+            )
+        };
+        // By 90 to 10 the first nine went to a.
+        let records: Vec<String> = (0..10)
+            .map(|n| {
+                let record = record(&format!("r-{n}"), 1_000 + n, "/", "shop", "BT0911", &[("failed", 500, 4)]);
+                let mut attempts: Value = serde_json::from_str::<Value>(&record).unwrap()["attempts"].clone();
+                let (backend, endpoint) = if n < 9 { ("a", "10.0.0.1:80") } else { ("b", "10.0.0.2:80") };
+                attempts[0]["backend"] = backend.into();
+                attempts[0]["endpoint"] = endpoint.into();
+                with(&record, json!({"point": n as f64 / 10.0 + 0.05, "backend": backend, "attempts": attempts}))
+            })
+            .collect();
+        let split = |a: u32, b: u32| {
+            let report = asked(&yaml(a, b), &records);
+            let row = &report.rows["shop"];
+            (row.backends["a"], row.backends["b"], row.of(Fate::Failed), row.of(Fate::Unknown))
+        };
+        assert_eq!(split(90, 10), ((9, 9), (1, 1), 10, 0));
+        // Four that were sent to a would be sent to b, and nobody knows what b would have said.
+        assert_eq!(split(50, 50), ((9, 5), (1, 5), 6, 4));
+        assert_eq!(split(0, 1), ((9, 0), (1, 10), 1, 9));
+        transcript(
+            &yaml(50, 50),
+            &records[8..],
+            &expect![[r#"
+                2 records of 0.0 s stand for 2 requests; no success that came at once was kept
+
+                ROUTE  WAS ANSWERED  FAILED  WOULD BE ANSWERED  FAIL  REFUSED  NO ROUTE  UNKNOWN  OTHER ROUTE  RETRIES
+                shop   0             2       0                  1     0        0         1        0            0 -> 0
+
+                shop:
+                  to backend a went 1, would go 0
+                  to backend b went 1, would go 2
+                  failed 2:
+                    BT0911: 2 (r-8, r-9)
+                  would have failed 1:
+                    BT-RTY-STATUS: 1 (r-9)
+                  does not know of 1:
+                    it would go to an endpoint that was not asked: 1 (r-8)
+
+                2 failed, 1 would, and of 1 nobody knows
+            "#]],
+        );
+        // A record of before points were kept stays where it was.
+        let old: Vec<String> = records.iter().map(|record| with(record, json!({"point": null}))).collect();
+        let report = asked(&yaml(50, 50), &old);
+        assert_eq!((report.rows["shop"].backends["a"], report.notes.len()), ((9, 9), 1));
+    }
+
+    #[test]
+    fn limits_by_caller_and_by_field_are_played_by_what_records_hold() {
+        let records: Vec<String> = (0..6)
+            .map(|n| {
+                let record = record(&format!("r-{n}"), 1_000, "/", "shop", "BT0911", &[("failed", 500, 4)]);
+                with(&record, json!({"fields": {"x-tenant": {"values": [format!("t-{}", n % 2)]}}}))
+            })
+            .collect();
+        let report =
+            asked(&format!("{SHOP}  rate: [{{per_second: 0.01, burst: 2, by: \"header:X-Tenant\"}}]\n"), &records);
+        assert_eq!((report.rows["shop"].of(Fate::Failed), report.rows["shop"].of(Fate::Refused)), (4, 2));
+        let report =
+            asked(&format!("{SHOP}  rate: [{{per_second: 0.01, burst: 2, by: \"header:x-plan\"}}]\n"), &records);
+        assert_eq!((report.rows["shop"].of(Fate::Refused), report.notes.len()), (0, 1));
+    }
+
+    #[test]
+    fn an_answer_that_broke_off_breaks_off_again() {
+        let cut = record("a", 1_000, "/", "shop", "BT0912", &[("answered", 200, 4)]);
+        let report = asked(SHOP, &[cut]);
+        assert_eq!(report.rows["shop"].of(Fate::Failed), 1);
+        assert_eq!(report.rows["shop"].why.keys().next().unwrap().1, "BT0912");
     }
 
     #[test]

@@ -73,7 +73,13 @@ fn a_failure_behind_the_proxy_is_explained_in_sentences() {
 
     let page = get(&admin, "/", "");
     assert!(page.starts_with("HTTP/1.1 200") && page.contains("/proxy.js"), "{page}");
-    for asset in ["/proxy.js", "/proxy.css", "/style.css", "/connection.js", "/format.js"] {
+    for path in ["/explain/", "/explain/order-7", "/explain/a%2Fb"] {
+        assert!(get(&admin, path, "").contains("/explain.js"), "{path}");
+    }
+    let listed = |query: &str| get(&admin, &format!("/v1/requests?{query}"), "").contains("order-7");
+    assert!(listed("text=ORDERS") && listed("code=bt0911&route=everything&limit=1") && !listed("route=other"));
+    assert!(get(&admin, "/v1/requests?status=500", "").starts_with("HTTP/1.1 400"));
+    for asset in ["/explain.js", "/story.js", "/proxy.js", "/proxy.css", "/style.css", "/connection.js", "/format.js"] {
         assert!(get(&admin, asset, "").starts_with("HTTP/1.1 200"), "{asset}");
     }
     let metrics = get(&admin, "/metrics", "");
@@ -304,6 +310,114 @@ fn listeners_of_the_store_come_and_go_and_one_that_cannot_be_says_so_in_its_stat
 }
 
 #[test]
+fn a_request_is_explained_after_a_kill_where_records_are_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = dir.path().join("records");
+    let mock = Serving::start(&["mock", "--fail", "100%", "--fail-with", "500", "--output", "json"]);
+    let to = mock.address("listen");
+    let args = [
+        "proxy",
+        "--to",
+        &to,
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--output",
+        "json",
+        "--records",
+        records.to_str().unwrap(),
+    ];
+    let mut proxy = Serving::start(&args);
+    assert!(get(&proxy.address("listen"), "/orders", "X-Request-Id: order-9\r\n").starts_with("HTTP/1.1 500"));
+    let told = ok(&run(&["explain", "order-9", "--admin", &proxy.address("admin")]));
+    let refused = failed(&run(&args));
+    assert!(refused.contains("[BT0205]") && refused.contains("--records"), "{refused}");
+    until("it is on disk", || {
+        get(&proxy.address("admin"), "/metrics", "").contains("records_written_total 1\n").then_some(())
+    });
+    proxy.child.kill().unwrap();
+    proxy.child.wait().unwrap();
+    // It was killed in the middle of a line.
+    let file = std::fs::read_dir(&records).unwrap().flatten().find(|entry| entry.path().extension().is_some()).unwrap();
+    std::fs::OpenOptions::new().append(true).open(file.path()).unwrap().write_all(b"{\"id\":\"torn").unwrap();
+
+    let proxy = Serving::start(&args);
+    let admin = proxy.address("admin");
+    assert_eq!(ok(&run(&["explain", "order-9", "--admin", &admin])), told);
+    assert!(get(&admin, "/v1/requests", "").contains("order-9"));
+    let dir = dir.path().join("routes.yaml");
+    std::fs::write(&dir, format!("kind: Route\nname: everything\nspec:\n  to: [{{endpoints: {to}}}]\n")).unwrap();
+    let replayed = ok(&run(&["route", "what-if", "-f", dir.to_str().unwrap(), "--admin", &admin]));
+    assert!(replayed.contains("1 failed, 1 would"), "{replayed}");
+    assert_eq!(proxy.stop(), Some(0));
+    assert_eq!(mock.stop(), Some(0));
+}
+
+#[test]
+fn every_gateway_of_a_store_is_asked_and_those_that_are_gone_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(dir.path(), 1);
+    let store = format!("http://{}", dev.nodes[0]["etcd"].as_str().unwrap());
+    let none = failed(&run(&["explain", "r-1", "--store", &store]));
+    assert!(none.contains("no gateway has its routes from"), "{none}");
+    let start = |name: &str, to: &str| {
+        Serving::start(&[
+            "proxy",
+            "--store",
+            &store,
+            "--name",
+            name,
+            "--to",
+            to,
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            "127.0.0.1:0",
+            "--output",
+            "json",
+        ])
+    };
+    // A request passes the outer one and the inner one, and fails behind that.
+    let inner = start("inner", "127.0.0.1:1");
+    let outer = start("outer", &inner.address("listen"));
+    let mut lost = start("lost", "127.0.0.1:1");
+    let gateways = until("all three are told of", || {
+        let told = ok(&run(&["get", "gateways", "--server", &dev.http(0)]));
+        (told.lines().count() == 4).then_some(told)
+    });
+    assert!(gateways.contains("inner") && gateways.contains(&outer.address("admin")), "{gateways}");
+    assert_eq!(ok(&run(&["get", "gateways", "--etcd", &store])), gateways);
+    let one: Value =
+        serde_json::from_str(&ok(&run(&["get", "gateway", "outer", "-o", "json", "--etcd", &store]))).unwrap();
+    assert_eq!(one["listen"], outer.address("listen"));
+
+    assert!(get(&outer.address("listen"), "/a", "X-Request-Id: r-1\r\n").starts_with("HTTP/1.1 502"));
+    lost.child.kill().unwrap();
+    lost.child.wait().unwrap();
+    let asked = run(&["explain", "r-1", "--store", &store]);
+    let told = ok(&asked);
+    let at = |name: &str| told.find(&format!("gateway {name} (")).unwrap_or_else(|| panic!("{name}: {told}"));
+    assert!(at("outer") < at("inner") && told.contains("BT0906"), "{told}");
+    assert!(stderr(&asked).contains("not asked: lost ("), "{}", stderr(&asked));
+    let json: Value =
+        serde_json::from_str(&ok(&run(&["explain", "r-1", "--store", &store, "--output", "json"]))).unwrap();
+    assert_eq!((&json["asked"], &json["unreachable"][0]["gateway"]), (&3.into(), &"lost".into()), "{json}");
+    assert_eq!(json["records"].as_array().unwrap().len(), 2);
+    let unknown = failed(&run(&["explain", "r-2", "--store", &store]));
+    assert!(unknown.contains("is kept by") && unknown.contains("those that were not asked may have one"), "{unknown}");
+    let both = [inner.address("admin"), outer.address("admin")].join(",");
+    assert!(ok(&run(&["explain", "r-1", "--admin", &both])).contains(&format!("gateway {}:", inner.address("admin"))));
+
+    // Who ends says so.
+    assert_eq!(outer.stop(), Some(0));
+    let left = ok(&run(&["get", "gateways", "--etcd", &store]));
+    assert!(!left.contains("outer") && left.contains("inner"), "{left}");
+    assert_eq!(inner.stop(), Some(0));
+    assert_eq!(dev.stop(), Some(0));
+}
+
+#[test]
 fn the_access_log_is_opened_anew_at_sigusr1_and_may_be_stdout() {
     let folder = tempfile::tempdir().unwrap();
     let (path, old) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
@@ -345,8 +459,23 @@ fn the_access_log_is_opened_anew_at_sigusr1_and_may_be_stdout() {
     let missing = folder.path().join("none/access.log");
     let refused = failed(&run(&[&base[..], &["--access-log", missing.to_str().unwrap()]].concat()));
     assert!(refused.contains("access log") && refused.contains("hint:"), "{refused}");
-    let refused = failed(&run(&[&base[..], &["--otlp", "https://127.0.0.1:4318"]].concat()));
-    assert!(refused.contains("TLS to the collector"), "{refused}");
+    let http = ["--otlp", "http://127.0.0.1:4318"];
+    let missing = missing.to_str().unwrap();
+    for (wrong, says) in [
+        (vec!["--otlp", "grpc://127.0.0.1:4317"], "neither with http:// nor with https://"),
+        ([&http[..], &["--otlp-ca", missing]].concat(), "--otlp names one without"),
+        (vec!["--otlp", "https://127.0.0.1:4318", "--otlp-ca", missing], "cannot be read"),
+        ([&http[..], &["--otlp-header", "api-key"]].concat(), "has no value"),
+        ([&http[..], &["--otlp-header", "api-key=s3cret\u{e4}"]].concat(), "has no value of visible ASCII"),
+        ([&http[..], &["--otlp-header", "host=s3cret"]].concat(), "is set by the exporter itself"),
+        ([&http[..], &["--otlp-header", &format!("api-key=@{missing}")]].concat(), "cannot be read"),
+    ] {
+        let refused = failed(&run(&[&base[..], &wrong].concat()));
+        assert!(
+            refused.contains(says) && refused.contains("hint:") && !refused.contains("s3cret"),
+            "{wrong:?}: {refused}"
+        );
+    }
 }
 
 #[test]

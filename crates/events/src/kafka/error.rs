@@ -63,17 +63,21 @@ impl From<Error> for Fault {
 impl From<RecordError> for Fault {
     fn from(error: RecordError) -> Self {
         let code = match &error {
-            RecordError::Magic(_) => ErrorCode::UNSUPPORTED_FOR_MESSAGE_FORMAT,
             RecordError::TooLarge(_) => ErrorCode::MESSAGE_TOO_LARGE,
             RecordError::Codec(_) => ErrorCode::UNSUPPORTED_COMPRESSION_TYPE,
-            RecordError::Count { .. } | RecordError::Record { .. } | RecordError::Trailing(_) | RecordError::Empty => {
+            // A batch that is cut is no batch to Kafka either. It must not be called corrupt, for then clients send it again.
+            RecordError::Length { stated, actual } if usize::try_from(*stated).is_ok_and(|stated| stated > *actual) => {
                 ErrorCode::INVALID_RECORD
             }
-            RecordError::Short(_)
-            | RecordError::Length { .. }
-            | RecordError::Crc { .. }
-            | RecordError::Packed(_)
-            | RecordError::Bomb => ErrorCode::CORRUPT_MESSAGE,
+            RecordError::Magic(_)
+            | RecordError::Short(_)
+            | RecordError::Count { .. }
+            | RecordError::Record { .. }
+            | RecordError::Trailing(_)
+            | RecordError::Empty => ErrorCode::INVALID_RECORD,
+            RecordError::Length { .. } | RecordError::Crc { .. } | RecordError::Packed(_) | RecordError::Bomb => {
+                ErrorCode::CORRUPT_MESSAGE
+            }
         };
         Self::new(code, Error::from(error).to_string())
     }

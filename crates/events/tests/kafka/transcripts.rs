@@ -188,10 +188,10 @@ async fn produce_refuses_what_is_wrong_and_takes_the_rest() {
     expect![[r#"
         0 NONE at 0
         1 CORRUPT_MESSAGE at -1: record batch has CRC32C c1b119d1 where a9b23519 is stated [BT0304]
-        2 UNSUPPORTED_FOR_MESSAGE_FORMAT at -1: record batch has magic 1, only 2 is accepted [BT0304]
+        2 INVALID_RECORD at -1: record batch has magic 1, only 2 is accepted [BT0304]
 
         hint: use a client that speaks Kafka 0.11 or newer
-        3 UNSUPPORTED_FOR_MESSAGE_FORMAT at -1: record batch has magic 0, only 2 is accepted [BT0304]
+        3 INVALID_RECORD at -1: record batch has magic 0, only 2 is accepted [BT0304]
 
         hint: use a client that speaks Kafka 0.11 or newer
         4 INVALID_RECORD at -1: there is no record batch [BT0304]
@@ -205,7 +205,7 @@ async fn produce_refuses_what_is_wrong_and_takes_the_rest() {
         12 UNSUPPORTED_COMPRESSION_TYPE at -1: there is no codec 7
         13 INVALID_TIMESTAMP at -1: timestamp 1700003600001 is too far ahead of the clock, latest is 1700003600000
         14 INVALID_RECORD at -1: a producer id without epoch or sequence
-        15 CORRUPT_MESSAGE at -1: record batch states a length of 60 bytes where 59 are there [BT0304]
+        15 INVALID_RECORD at -1: record batch states a length of 60 bytes where 59 are there [BT0304]
         99 UNKNOWN_TOPIC_OR_PARTITION at -1
         -1 UNKNOWN_TOPIC_OR_PARTITION at -1
         16 NONE at 0"#]].assert_eq(&produced(&mut client, 9, &request).await);

@@ -208,10 +208,19 @@ impl Gate {
                 caller: jwt.caller.as_deref().unwrap_or("sub").into(),
                 leeway_s: leeway.as_secs(),
             };
-            match Origin::parse(&jwt.jwks, jwt.ca.as_deref()).and_then(|origin| sources.jwks(origin)) {
+            let ca = jwt.ca.as_deref();
+            let (field, named, origin) = match (&jwt.jwks, &jwt.issuer) {
+                (Some(jwks), _) => ("auth.jwt.jwks", jwks, Origin::parse(jwks, ca)),
+                (None, Some(issuer)) => ("auth.jwt.issuer", issuer, Origin::issuer(issuer, ca)),
+                (None, None) => {
+                    flaw("auth.jwt", "names neither an issuer, which says where its keys are, nor jwks".into());
+                    return None;
+                }
+            };
+            match origin.and_then(|origin| sources.jwks(origin)) {
                 Ok(source) => Some(Jwt { source, wanted }),
                 Err(says) => {
-                    flaw("auth.jwt.jwks", format!("\"{}\" {says}", shown(&jwt.jwks)));
+                    flaw(field, format!("\"{}\" {says}", shown(named)));
                     None
                 }
             }
@@ -347,7 +356,7 @@ impl Gate {
         let loaded = jwt.source.loaded();
         let Some(loaded) = loaded.as_ref() else {
             let says = "the keys that tokens are checked with were not read yet".into();
-            let would_pass = format!("a JWKS at {}; the proxy's log says why it cannot be read", jwt.source.origin);
+            let would_pass = format!("keys from {}; the proxy's log says why they cannot be read", jwt.source.origin);
             return Err(Denied { why: Why::Unready, says, would_pass, keys: Some(0) });
         };
         if token.len() > jwt::TOKEN_BYTES_MAX {

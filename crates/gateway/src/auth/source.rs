@@ -1,4 +1,4 @@
-//! Where keys come from: files and `http://` addresses, read again while requests run.
+//! Where keys come from: files, addresses and issuers, read again while requests run.
 //!
 //! A request only ever loads a pointer. Reading happens when routes are loaded (files, so that a mistake is refused with its
 //! line) and on one thread of its own after that. What cannot be read or does not make sense changes nothing: the last good
@@ -9,6 +9,9 @@
 //! | a file | every 2 s, by its bytes: times of change are too coarse, and links are swapped |
 //! | an address | every 5 min; after a failure in 1 s, then later and later, up to 30 s |
 //! | an address, for a token whose key is not known | at once, but not within 10 s of the last time: anybody can send such tokens |
+//!
+//! An issuer is asked where its keys are each time (OpenID Connect Discovery 1.0, section 4), so that it may move them. Its answer
+//! must name it as the route does, and an issuer within TLS cannot send us to keys without.
 //!
 //! Routes that name the same place share what was read. The thread begins with the first of them; nobody asks it to end, it
 //! does when the last table that could need it is gone.
@@ -38,6 +41,9 @@ use crate::{
     tls::{self, Connector, Offer, Wrong},
 };
 
+/// Of what an issuer says about itself; the largest known are a tenth of it.
+const DOCUMENT_BYTES_MAX: usize = 64 * 1024;
+
 /// What is read.
 pub trait Content: Sized + Send + Sync + 'static {
     /// Larger ones are refused before they are held whole.
@@ -52,18 +58,56 @@ pub trait Content: Sized + Send + Sync + 'static {
     fn count(&self) -> usize;
 }
 
+/// What is asked with GET.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// `HOST:PORT`.
+    address: Box<str>,
+    /// As in the request.
+    host: Box<str>,
+    path: Box<str>,
+    /// Within TLS; inside, a file of authorities.
+    tls: Option<Option<Box<str>>>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     File(Box<str>),
-    Http {
-        /// `HOST:PORT`.
-        address: Box<str>,
-        /// As in the request.
-        host: Box<str>,
-        path: Box<str>,
-        /// Within TLS; inside, a file of authorities.
-        tls: Option<Option<Box<str>>>,
+    Http(Address),
+    Issuer {
+        /// As its tokens and its own document write it.
+        name: Box<str>,
+        document: Address,
     },
+}
+
+impl Address {
+    /// With `http://` or `https://`; for the latter perhaps a file of authorities in place of those that this machine trusts.
+    fn parse(text: &str, ca: Option<&str>) -> Result<Self, String> {
+        let (scheme, rest) = text.split_once("://").unwrap_or_default();
+        let tls = match scheme {
+            "http" => false,
+            "https" => true,
+            _ => return Err("is no http:// or https:// address".into()),
+        };
+        let (host, path) = rest.find(['/', '?']).map_or((rest, ""), |at| rest.split_at(at));
+        let visible = |text: &str| text.bytes().all(|b| (b'!'..=b'~').contains(&b) && b != b'#');
+        if host.is_empty() || !crate::parse::authority_ok(host.as_bytes()) || !visible(path) {
+            return Err("is no address: http://HOST[:PORT]/PATH, without a user".into());
+        }
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
+        let address = if has_port { host.to_owned() } else { format!("{host}:{}", if tls { 443 } else { 80 }) };
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+        let tls = tls.then(|| ca.map(Into::into));
+        Ok(Self { address: address.into(), host: host.into(), path: path.into(), tls })
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { host, path, tls, .. } = self;
+        write!(f, "http{}://{host}{path}", if tls.is_some() { "s" } else { "" })
+    }
 }
 
 impl Origin {
@@ -76,26 +120,25 @@ impl Origin {
         if text.is_empty() {
             return Err("is empty".into());
         }
-        let Some((scheme, rest)) = text.split_once("://") else { return Ok(Self::File(text.into())) };
-        let tls = match scheme {
-            "http" => false,
-            "https" => true,
-            _ => {
-                return Err(format!(
-                    "begins with \"{scheme}\", which is not known; give a file, or an http:// or https:// address"
-                ));
-            }
-        };
-        let (host, path) = rest.find(['/', '?']).map_or((rest, ""), |at| rest.split_at(at));
-        let visible = |text: &str| text.bytes().all(|b| (b'!'..=b'~').contains(&b) && b != b'#');
-        if host.is_empty() || !crate::parse::authority_ok(host.as_bytes()) || !visible(path) {
-            return Err("is no address: http://HOST[:PORT]/PATH, without a user".into());
+        match text.split_once("://") {
+            None => Ok(Self::File(text.into())),
+            Some(("http" | "https", _)) => Address::parse(text, ca).map(Self::Http),
+            Some((scheme, _)) => Err(format!(
+                "begins with \"{scheme}\", which is not known; give a file, or an http:// or https:// address"
+            )),
         }
-        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
-        let address = if has_port { host.to_owned() } else { format!("{host}:{}", if tls { 443 } else { 80 }) };
-        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-        let tls = tls.then(|| ca.map(Into::into));
-        Ok(Self::Http { address: address.into(), host: host.into(), path: path.into(), tls })
+    }
+
+    /// An issuer that says itself where its keys are.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn issuer(name: &str, ca: Option<&str>) -> Result<Self, String> {
+        if name.contains(['?', '#']) {
+            return Err("has a query or a fragment, which the name of an issuer has not".into());
+        }
+        let document = Address::parse(&format!("{}/.well-known/openid-configuration", name.trim_end_matches('/')), ca)?;
+        Ok(Self::Issuer { name: name.into(), document })
     }
 }
 
@@ -103,10 +146,26 @@ impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(path) => f.write_str(path),
-            Self::Http { host, path, tls: None, .. } => write!(f, "http://{host}{path}"),
-            Self::Http { host, path, .. } => write!(f, "https://{host}{path}"),
+            Self::Http(address) | Self::Issuer { document: address, .. } => address.fmt(f),
         }
     }
+}
+
+/// Where the keys of an issuer are, by its own document.
+///
+/// # Errors
+/// What is wrong with the document, without a word of it.
+pub fn jwks_uri(document: &[u8], issuer: &str) -> Result<String, String> {
+    let said: serde_json::Value =
+        serde_json::from_slice(document).map_err(|error| format!("is not JSON, from line {} on", error.line()))?;
+    let text = |name: &str| said.get(name).and_then(serde_json::Value::as_str);
+    match text("issuer") {
+        // Section 4.3: exactly, or somebody else's keys would count for this issuer.
+        Some(named) if named == issuer => {}
+        Some(_) => return Err("is of another issuer than the route names (issuer)".into()),
+        None => return Err("names no issuer, so it is no discovery document".into()),
+    }
+    text("jwks_uri").map(str::to_owned).ok_or_else(|| "says no place of keys (jwks_uri)".into())
 }
 
 /// When what is read again.
@@ -277,13 +336,15 @@ impl<T: Content> Source<T> {
                 let reading = tokio::task::spawn_blocking(move || read_file(&path, T::BYTES_MAX));
                 reading.await.unwrap_or_else(|_| Err("the reading broke off".into()))
             }
-            Origin::Http { address, host, path, tls } => {
-                let fetched = fetch(address, host, path, tls.as_ref().map(Option::as_deref), T::BYTES_MAX);
-                let fetched = tokio::time::timeout(self.pace.patience, fetched);
-                fetched.await.unwrap_or_else(|_| Err(format!("did not answer within {:?}", self.pace.patience)))
-            }
+            Origin::Http(address) => self.patiently(fetch(address, T::BYTES_MAX)).await,
+            Origin::Issuer { name, document } => self.patiently(discover(name, document, T::BYTES_MAX)).await,
         };
         let _ = self.take(read);
+    }
+
+    async fn patiently(&self, fetched: impl Future<Output = Result<Vec<u8>, String>>) -> Result<Vec<u8>, String> {
+        let fetched = tokio::time::timeout(self.pace.patience, fetched);
+        fetched.await.unwrap_or_else(|_| Err(format!("did not answer within {:?}", self.pace.patience)))
     }
 
     fn pause(&self) -> Duration {
@@ -333,19 +394,26 @@ fn read_file(path: &str, bytes_max: usize) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// The keys of an issuer, from where it says that they are.
+async fn discover(issuer: &str, document: &Address, bytes_max: usize) -> Result<Vec<u8>, String> {
+    let said = fetch(document, DOCUMENT_BYTES_MAX).await?;
+    let uri = jwks_uri(&said, issuer)?;
+    let ca = document.tls.as_ref().and_then(Option::as_deref);
+    let keys = Address::parse(&uri, ca).map_err(|says| format!("names a place of keys that {says} (jwks_uri)"))?;
+    if document.tls.is_some() && keys.tls.is_none() {
+        return Err("names keys at http://, though the issuer is at https:// (jwks_uri)".into());
+    }
+    fetch(&keys, bytes_max).await.map_err(|says| format!("names keys at {keys}, which {says}"))
+}
+
 /// One GET on a connection of its own. Redirections are not followed: the address is the one that a human has trusted.
-async fn fetch(
-    address: &str,
-    host: &str,
-    path: &str,
-    tls: Option<Option<&str>>,
-    bytes_max: usize,
-) -> Result<Vec<u8>, String> {
-    let stream = TcpStream::connect(address).await.map_err(|error| format!("cannot be reached: {error}"))?;
+async fn fetch(from: &Address, bytes_max: usize) -> Result<Vec<u8>, String> {
+    let Address { address, host, path, tls } = from;
+    let stream = TcpStream::connect(&**address).await.map_err(|error| format!("cannot be reached: {error}"))?;
     let stream = match tls {
         None => Stream::Plain(stream),
         Some(ca) => {
-            let told = tls::Client { ca: ca.map(Into::into), ..tls::Client::default() };
+            let told = tls::Client { ca: ca.as_deref().map(Into::into), ..tls::Client::default() };
             let connector = Connector::new(told).map_err(|error| error.message)?;
             let agreed = connector.connect(stream, address, Offer::Http1).await.map_err(|wrong| match wrong {
                 Wrong::Tls(says) => says,
@@ -357,8 +425,8 @@ async fn fetch(
     let mut http = hyper::client::conn::http1::Builder::new();
     let broke = |error: hyper::Error| format!("broke off: {error}");
     let (mut sender, connection) = http.max_buf_size(64 * 1024).handshake(TokioIo::new(stream)).await.map_err(broke)?;
-    let request = http::Request::get(path)
-        .header("host", host)
+    let request = http::Request::get(&**path)
+        .header("host", &**host)
         .header("accept", "application/jwk-set+json, application/json")
         .header("user-agent", "buttress")
         .header("connection", "close")

@@ -633,6 +633,109 @@ fn keys_come_within_tls_from_an_issuer_whose_certificate_is_believed() {
     assert_eq!(issuer.asked(), asked);
 }
 
+/// An issuer with a document about itself, which says what it is told with `ISSUER` for where it is.
+fn with_document(keys: &Key, says: &Arc<Mutex<String>>) -> Upstream {
+    let (says, keys) = (says.clone(), jwks(&[keys.jwk("k")]));
+    Upstream::new(move |_, connection| {
+        while let Some((head, _)) = connection.read_request() {
+            let host = head.lines().find_map(|line| line.strip_prefix("host: ")).unwrap_or_default();
+            let issuer = format!("http://{host}/realms/shop");
+            let body = match head.split(' ').nth(1) {
+                Some("/realms/shop/.well-known/openid-configuration") => {
+                    says.lock().unwrap().replace("ISSUER", &issuer)
+                }
+                Some("/realms/shop/keys" | "/elsewhere") => keys.clone(),
+                other => panic!("nobody may ask for {other:?}"),
+            };
+            connection.write(http(&body).as_bytes());
+        }
+    })
+}
+
+#[test]
+fn an_issuer_says_where_its_keys_are_and_a_document_that_lies_opens_nothing() {
+    let key = Key::p256();
+    let good = r#"{"issuer":"ISSUER","jwks_uri":"ISSUER/keys","response_types_supported":["code"]}"#;
+    let says = Arc::new(Mutex::new(good.to_owned()));
+    let issuer = with_document(&key, &says);
+    let name = format!("http://{}/realms/shop", issuer.address);
+    let spec = serde_json::from_value(json!({"jwt": {"issuer": name, "audience": "a"}})).unwrap();
+    let claims = |iss: &str| json!({"sub": "alice", "aud": "a", "iss": iss, "exp": NOW + 600});
+    let token = |iss: &str| key.token(&json!({"alg": "ES256", "kid": "k"}), &claims(iss));
+    // Each with sources of its own, which have read nothing yet.
+    let ask = |says_now: &str| {
+        *says.lock().unwrap() = says_now.to_owned();
+        let sources = Sources::new(EAGER);
+        let gate = Gate::new(&spec, &sources).unwrap();
+        sources.follow();
+        until("it was read, or not", || {
+            let health = &sources.health()[0].1;
+            health.keys.is_some() || health.problem.is_some()
+        });
+        let health = sources.health()[0].1.clone();
+        assert!(health.origin.ends_with("/realms/shop/.well-known/openid-configuration"), "{health:?}");
+        (
+            gate.check(&bearer(&token(&name)), None, NOW, &mut Tokens::default()).map(|caller| caller.name),
+            health.problem,
+        )
+    };
+    assert_eq!(ask(good).0.unwrap(), "alice".into());
+    let moved = good.replace("ISSUER/keys", &format!("http://{}/elsewhere", issuer.address));
+    assert_eq!(ask(&moved).0.unwrap(), "alice".into(), "keys may lie elsewhere");
+    let large = format!("{{\"issuer\":\"{}\"}}", "x".repeat(70_000));
+    for (lie, why) in [
+        (good.replace("\"ISSUER\"", "\"http://other.example\""), "is of another issuer than the route names (issuer)"),
+        (good.replace("\"ISSUER\"", "\"ISSUER/\""), "is of another issuer than the route names (issuer)"),
+        (good.replace("jwks_uri", "jwks_url"), "says no place of keys (jwks_uri)"),
+        (
+            good.replace("ISSUER/keys", "file:///etc/passwd"),
+            "names a place of keys that is no http:// or https:// address",
+        ),
+        (good.replace("ISSUER/keys", "/etc/passwd"), "names a place of keys that is no http:// or https:// address"),
+        ("[]".into(), "names no issuer, so it is no discovery document"),
+        ("<html>\n</html>".into(), "is not JSON, from line 1 on"),
+        (large, "answered more than 65536 bytes"),
+    ] {
+        let (denied, problem) = ask(&lie);
+        assert_eq!(denied.unwrap_err().why, Why::Unready, "{lie:.80}");
+        assert!(problem.as_ref().is_some_and(|problem| problem.contains(why)), "{lie:.80}: {problem:?}");
+    }
+    // Whatever made the token, it is held against the issuer as well.
+    *says.lock().unwrap() = good.to_owned();
+    let sources = Sources::new(EAGER);
+    let gate = Gate::new(&spec, &sources).unwrap();
+    sources.follow();
+    until("the keys were read", || sources.health()[0].1.keys == Some(1));
+    let denied = gate.check(&bearer(&token("http://other.example")), None, NOW, &mut Tokens::default()).unwrap_err();
+    assert!(denied.says.contains("of another issuer"), "{denied:?}");
+}
+
+#[test]
+fn an_issuer_within_tls_cannot_send_us_to_keys_without() {
+    let (key, authority) = (Key::p256(), Authority::new());
+    let says = Arc::new(Mutex::new(String::new()));
+    let clear = with_document(&key, &says);
+    let pair = authority.named("id", &["localhost"]);
+    let secure = Proxy::with(&[clear.address], |options| *tls_of(options) = Some(server(&[&pair])));
+    let name = format!("https://localhost:{}/realms/shop", secure.address.port());
+    let spec = json!({"jwt": {"issuer": name, "ca": authority.path("ca.pem")}});
+    let spec = serde_json::from_value(spec).unwrap();
+    let problem = |keys: &str| {
+        *says.lock().unwrap() = json!({"issuer": name, "jwks_uri": keys}).to_string();
+        let sources = Sources::new(EAGER);
+        let _gate = Gate::new(&spec, &sources).unwrap();
+        sources.follow();
+        until("it was read, or not", || {
+            let health = &sources.health()[0].1;
+            health.keys.is_some() || health.problem.is_some()
+        });
+        sources.health()[0].1.problem.clone()
+    };
+    assert_eq!(problem(&format!("{name}/keys")), None);
+    let says = problem(&format!("http://{}/elsewhere", clear.address)).unwrap();
+    assert!(says.contains("names keys at http://, though the issuer is at https://"), "{says}");
+}
+
 #[test]
 fn a_gate_that_is_as_it_was_stays_through_a_change_of_routes() {
     let key = Key::ed25519();
@@ -687,6 +790,9 @@ fn what_cannot_be_is_refused_with_its_field() {
         (json!({"jwt": {"jwks": "http://u:p@id.example/jwks"}}), "auth.jwt.jwks", "without a user"),
         (json!({"jwt": {"jwks": "http:///jwks"}}), "auth.jwt.jwks", "is no address"),
         (json!({"jwt": {"jwks": ""}}), "auth.jwt.jwks", "is empty"),
+        (json!({"jwt": {"audience": "a"}}), "auth.jwt", "names neither an issuer"),
+        (json!({"jwt": {"issuer": "shop"}}), "auth.jwt.issuer", "is no http:// or https:// address"),
+        (json!({"jwt": {"issuer": "https://id.example/?a=b"}}), "auth.jwt.issuer", "has a query or a fragment"),
         (json!({"jwt": {"jwks": bad}}), "auth.jwt.jwks", "is not JSON, from line 1 on"),
         (json!({"jwt": {"jwks": oct}}), "auth.jwt.jwks", "holds no public key that tokens can be checked with (1"),
         (json!({"jwt": {"jwks": set, "leeway": "1h"}}), "auth.jwt.leeway", "longer than 10 minutes"),

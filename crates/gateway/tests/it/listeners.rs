@@ -43,7 +43,7 @@ fn routes(upstream: &Upstream) -> Vec<Declared> {
 
 fn port(proxy: &Proxy, name: &str) -> Arc<Port> {
     let all = proxy.shared().listeners.all();
-    all.into_iter().find(|port| port.now().setting.told.name == name).expect("it listens")
+    all.into_iter().find(|port| *port.now().setting.told.name == *name).expect("it listens")
 }
 
 fn connect(to: SocketAddr) -> TcpStream {

@@ -3,6 +3,8 @@
 mod auth;
 mod bodies;
 mod corpus;
+mod explained;
+mod faults;
 mod http2;
 mod leaving;
 mod life;

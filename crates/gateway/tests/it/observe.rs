@@ -14,7 +14,10 @@ use std::{
 use buttress_gateway::{access_log, compile::everything, otlp::To};
 use serde_json::Value;
 
-use crate::support::{Connection, Proxy, Upstream, read_answer, until};
+use crate::{
+    support::{Connection, Proxy, Upstream, read_answer, tls_of, until},
+    tls::{Authority, server},
+};
 
 /// A proxy with an access log in a folder of its own.
 struct Logged {
@@ -382,6 +385,36 @@ fn a_collector_that_is_busy_is_asked_again_and_one_that_refuses_costs_spans_that
     ask(&proxy);
     until("what comes later is taken", || figures.exported.load(Ordering::Relaxed) == 2);
     assert_eq!(refusing.spans().len(), 2);
+}
+
+#[test]
+fn a_collector_within_tls_is_believed_by_its_certificate_and_gets_the_fields_that_it_asks_for() {
+    let (upstream, authority) = (Upstream::answering("hi"), Authority::new());
+    let collector = Collector::new(&[]);
+    let pair = authority.named("otel", &["localhost"]);
+    let front = Proxy::with(&[collector.upstream.address], |options| *tls_of(options) = Some(server(&[&pair])));
+    let proxy = |ca: PathBuf| {
+        let mut to = To::parse(&format!("https://localhost:{}", front.address.port()), 1.0, "shop").unwrap();
+        to.fields.put("Authorization", "Bearer s3cret").unwrap();
+        to.fields.put("User-Agent", "shop/1").unwrap();
+        to.tls.as_mut().unwrap().ca = Some(ca);
+        let route = everything(&[upstream.address.to_string()], Some(Duration::from_secs(60)));
+        Proxy::routing(&[route], |options| options.otlp = Some(to))
+    };
+    let believed = proxy(authority.path("ca.pem"));
+    assert_eq!(believed.ask("GET /orders HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").status, 200);
+    until("both spans arrive", || collector.spans().len() == 2);
+    let head = &collector.upstream.requests()[0];
+    assert!(head.contains("authorization: Bearer s3cret\r\n"), "{head}");
+    assert_eq!(head.matches("user-agent: ").count(), 1, "{head}");
+    assert!(head.contains("user-agent: shop/1\r\n"), "{head}");
+
+    let other = proxy(Authority::new().path("ca.pem"));
+    assert_eq!(other.ask("GET /lost HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").status, 200);
+    let failures = || other.shared().traces.as_ref().unwrap().figures.failures.load(Ordering::Relaxed);
+    until("it was tried", || failures() > 0);
+    drop(other);
+    assert_eq!(collector.spans().len(), 2, "nobody else is told what passes here");
 }
 
 #[test]

@@ -140,6 +140,9 @@ fn an_answer_that_is_cut_gives_its_place_back() {
         ask(&proxy, "GET", &format!("X-Request-Id: {id}\r\n"));
         let record = proxy.shared().records.find(id).expect("an answer that broke off is remembered").json();
         assert_eq!(record["outcome"]["code"], "BT0912", "{record}");
+        let attempt = &record["attempts"][0];
+        assert_eq!((&attempt["status"], &attempt["picked"]["code"]), (&200.into(), &"BT-BAL-ONLY".into()), "{record}");
+        assert!(attempt["problem"].as_str().unwrap().contains("broke off after 4 bytes"), "{record}");
     }
     let running = || proxy.shared().snapshot()["routes"][0]["golden"]["running"].clone();
     crate::support::until("nothing runs", || running() == 0);

@@ -85,6 +85,18 @@ impl Connection {
         }
     }
 
+    /// Reads a head, notes it, and not a byte more: what comes behind stays with the kernel, which tells a close as a reset then.
+    pub fn read_only_head(&mut self) -> Option<String> {
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") {
+            self.stream.read_exact(&mut byte).ok()?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap();
+        self.heads.lock().unwrap().push(head.clone());
+        Some(head)
+    }
+
     /// What was read behind a head.
     pub fn rest(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)
@@ -167,6 +179,7 @@ impl Proxy {
             timeouts,
             edge,
             access_log: None,
+            records: None,
             otlp: None,
             seed: 1,
         }

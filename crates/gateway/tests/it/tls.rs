@@ -329,7 +329,7 @@ fn certificates_that_cannot_be_used_are_refused_with_the_file_and_the_reason() {
     ] {
         let route = everything(&[upstream.address.to_string()], None);
         let mut options = Proxy::options();
-        *tls_of(options) = Some(server(&[&pair]));
+        *tls_of(&mut options) = Some(server(&[&pair]));
         let error = start(options, &[route]).err().expect("it cannot be used");
         assert_eq!(error.code, Code::CERTIFICATE);
         assert!(error.message.contains(file) && error.message.contains(why), "{}", error.message);

@@ -41,11 +41,13 @@ mod book;
 mod desk;
 pub mod etcd;
 pub mod groups;
+pub mod hosts;
 pub mod keys;
 pub mod leases;
 pub mod locks;
 pub mod pipeline;
 pub mod records;
+mod target;
 pub mod uplink;
 pub mod watch;
 
@@ -250,15 +252,19 @@ pub const ALL: &[(&str, u64, Make)] = &[
     ("groups", 30, |rng| Box::new(groups::Groups::draw(rng))),
     ("uplink", 40, |rng| Box::new(uplink::Uplink::draw(rng))),
     ("leases", 50, |rng| Box::new(leases::Leases::draw(rng))),
+    ("hosts", 30, |rng| Box::new(hosts::Hosts::draw(rng))),
 ];
 
-/// The workloads of a seed.
+/// The workloads of a seed: of those that are named, or of all, the ones that it draws. One that is named alone is in every
+/// world, so that as many worlds have it as there are seeds; where it is drawn too, the history is the same.
 pub(crate) fn draw(seed: u64, options: &Options) -> Vec<Box<dyn Workload>> {
     let mut drawn = Vec::new();
     for (at, (name, percent, make)) in ALL.iter().enumerate() {
         let mut rng = Rng::derive(seed, 1000 + at as u64);
-        let wanted = options.workloads.is_empty() || options.workloads.iter().any(|wanted| wanted == name);
-        if rng.percent(*percent) && wanted {
+        let lucky = rng.percent(*percent);
+        let named = options.workloads.iter().any(|wanted| wanted == name);
+        let alone = named && options.workloads.len() == 1;
+        if alone || (lucky && (named || options.workloads.is_empty())) {
             drawn.push(make(&mut rng));
         }
     }

@@ -1,15 +1,7 @@
-//! An uplink: the production lane forwards a topic of the world to a target of its own, which is modelled here: a Kafka with
+//! An uplink: the production lane forwards a topic of the world to a target of its own ([`super::target`]): a Kafka with
 //! its transactions, or a Buttress with its journal. The edge's process crashes, an older one lives on, the link loses requests
 //! and answers, the target's coordinator is away or takes its time; retention overtakes the lane; the gateway is cloned and its
 //! twin sends under the same name. UPLINK-1, UPLINK-2 and UPLINK-3.
-//!
-//! # The Kafka
-//!
-//! One transactional id. `Init` ends what is open and gives a new epoch. `Produce` and `Offsets` belong to the open transaction
-//! of their epoch; a batch that comes again is known by its number. `End` commits or aborts at once or after a while, in which
-//! `Init` and the position's reader are told to come again; it gives the next epoch, and says the same when it is asked again
-//! (transactions of version 2). Whatever comes with another epoch is refused. A transaction that is open for too long is
-//! aborted.
 
 use std::collections::BTreeMap;
 
@@ -19,11 +11,15 @@ use buttress_core::{
     invariants::{UPLINK_1, UPLINK_2, UPLINK_3, Violation},
 };
 use buttress_state::{Machine, MemStore};
-use buttress_uplink::{Action, Bounds, Gap, Lane, Lineage, LocalBatch, Oversized, Parcel, Phase, Settings, Source};
+use buttress_uplink::{Action, Bounds, Lane, Lineage, LocalBatch, Oversized, Parcel, Phase, Settings, Source};
 use buttress_wire::records::{BatchView, Builder};
 use bytes::Bytes;
 
-use super::{Answer, Consistency, Context, FinalView, Op, Outcome, SHARDS, Workload, book::soon};
+use super::{
+    Answer, Consistency, Context, FinalView, Op, Outcome, SHARDS, Workload,
+    book::soon,
+    target::{Commit, Reply, Request, Target},
+};
 use crate::{MS, SEC, Us, rng::Rng};
 
 const TOPIC: &str = "outbound";
@@ -38,147 +34,6 @@ const DRIVERS_MAX: usize = 3;
 const PAUSES: u64 = 1 << 20;
 const FLIGHTS: u64 = 1 << 21;
 const CRASHES: u64 = 1 << 19;
-
-/// Requests to the target.
-#[derive(Clone, Debug)]
-enum Request {
-    Init,
-    Position,
-    Produce {
-        epoch: u64,
-        number: usize,
-        batch: Bytes,
-    },
-    Offsets {
-        epoch: u64,
-        next: i64,
-        text: String,
-        gap: Option<Gap>,
-    },
-    End {
-        epoch: u64,
-        commit: bool,
-    },
-    /// To a journal: all of it at once, if the journal ends there.
-    Append {
-        end: usize,
-        commit: Commit,
-    },
-}
-
-#[derive(Clone, Debug)]
-enum Reply {
-    Epoch(u64),
-    Position(Option<(i64, String)>, usize),
-    Done,
-    Again,
-    Fenced,
-    TooLarge,
-}
-
-/// What one commit of the target holds.
-#[derive(Clone, Debug, Default)]
-struct Commit {
-    gap: Option<Gap>,
-    batches: Vec<Bytes>,
-    position: Option<(i64, String)>,
-}
-
-/// The target.
-#[derive(Default)]
-struct Target {
-    journal: bool,
-    batch_bytes_max: Option<usize>,
-    epoch: u64,
-    open: Option<(Us, Commit)>,
-    /// The epoch that was ended last, and how.
-    ended: Option<(u64, bool)>,
-    /// A transaction that is being completed, until then.
-    completing: Option<(Us, Commit)>,
-    commits: Vec<Commit>,
-    away_until: Us,
-    /// No more faults.
-    healed: bool,
-}
-
-/// Kafka aborts what is open for longer.
-const OPEN_MAX: Us = 3 * SEC;
-
-impl Target {
-    fn settle(&mut self, now: Us) {
-        if let Some((_, commit)) = self.completing.take_if(|(until, _)| *until <= now) {
-            self.commits.push(commit);
-        }
-        if self.open.as_ref().is_some_and(|(since, _)| since + OPEN_MAX < now) {
-            self.open = None;
-            self.epoch += 1;
-            self.ended = None;
-        }
-    }
-
-    fn position(&self) -> Option<(i64, String)> {
-        self.commits.iter().rev().find_map(|commit| commit.position.clone())
-    }
-
-    fn too_large(&self, batch: &Bytes) -> bool {
-        self.batch_bytes_max.is_some_and(|most| batch.len() > most)
-    }
-
-    fn handle(&mut self, now: Us, rng: &mut Rng, request: Request) -> Reply {
-        self.settle(now);
-        match request {
-            Request::Init if self.completing.is_some() => Reply::Again,
-            Request::Init => {
-                self.open = None;
-                self.epoch += 1;
-                self.ended = None;
-                Reply::Epoch(self.epoch)
-            }
-            Request::Position => {
-                let unstable = self.completing.is_some()
-                    || self.open.as_ref().is_some_and(|(_, commit)| commit.position.is_some());
-                if unstable { Reply::Again } else { Reply::Position(self.position(), self.commits.len()) }
-            }
-            Request::Produce { epoch, .. } | Request::Offsets { epoch, .. } if epoch != self.epoch => Reply::Fenced,
-            // The next transaction cannot begin yet.
-            Request::Produce { .. } | Request::Offsets { .. } if self.completing.is_some() => Reply::Again,
-            Request::Produce { batch, .. } if self.too_large(&batch) => Reply::TooLarge,
-            Request::Produce { number, batch, .. } => {
-                let (_, open) = self.open.get_or_insert_with(|| (now, Commit::default()));
-                if number == open.batches.len() {
-                    open.batches.push(batch);
-                }
-                if number < open.batches.len() { Reply::Done } else { Reply::Fenced }
-            }
-            Request::Offsets { next, text, gap, .. } => {
-                let (_, open) = self.open.get_or_insert_with(|| (now, Commit::default()));
-                // A gap record is a batch of another partition; it comes with the offsets here.
-                (open.position, open.gap) = (Some((next, text)), gap);
-                Reply::Done
-            }
-            Request::End { epoch, commit } if self.ended == Some((epoch, commit)) => Reply::Epoch(self.epoch),
-            Request::End { epoch, .. } if epoch != self.epoch => Reply::Fenced,
-            Request::End { commit, .. } => {
-                if let Some((_, open)) = self.open.take().filter(|_| commit) {
-                    let takes = if !self.healed && rng.percent(20) { rng.range(10 * MS, SEC) } else { 0 };
-                    self.completing = Some((now + takes, open));
-                    self.settle(now);
-                }
-                self.ended = Some((self.epoch, commit));
-                self.epoch += 1;
-                Reply::Epoch(self.epoch)
-            }
-            Request::Append { end, .. } if end != self.commits.len() => Reply::Fenced,
-            Request::Append { commit, .. } if commit.batches.iter().any(|batch| self.too_large(batch)) => {
-                Reply::TooLarge
-            }
-            Request::Append { commit, .. } => {
-                self.commits.push(commit);
-                Reply::Done
-            }
-        }
-    }
-}
 
 /// What a driver waits for.
 #[derive(Debug)]

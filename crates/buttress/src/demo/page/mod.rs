@@ -11,117 +11,55 @@
 //! taken, so an update may be told twice, and the page leaves out what it has already.
 //!
 //! **Who may press a button.** Whoever runs programs on this machine could send the signal without us. A *page of another
-//! site* in the same person's browser must not: the connection has to come from the loopback interface; `Host` has to be
+//! site* in the same person's browser must not: it listens on the loopback interface; `Host` has to be
 //! a name of it, which stops a foreign name that resolves to 127.0.0.1 (DNS rebinding); and a `POST` whose `Origin` or
 //! `Sec-Fetch-Site` shows that another page sent it is refused. Browsers send at least one of the two with every
 //! cross-origin `POST` and do not let a page change them. A client without both, such as curl, is no browser.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use buttress_core::{Code, Error};
 use bytes::Bytes;
 use futures::stream;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
-use hyper::{body::Frame, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::broadcast::{self, error::RecvError},
-    task::JoinSet,
 };
 
 use super::feed::{Command, Feed};
+use crate::page::{self, Asset, Body, SHARED, full, local_host};
 
 pub mod preview;
 
 /// A browser opens six connections to one address; this is room for a few tabs and a few curls.
 const CONNECTIONS_MAX: usize = 64;
-/// A client that does not finish the head of its request in this time is cut off.
-const HEAD_DEADLINE: Duration = Duration::from_secs(10);
-const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// A silent feed says this often that it is there, so that a page which is gone is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// The browser waits this long before it connects to the feed again.
 const RECONNECT_MS: u32 = 1_000;
 
-/// Everything the page needs is one of these files, and nothing but them may run, style or be asked.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; \
-     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-
-struct Asset {
-    path: &'static str,
-    content_type: &'static str,
-    text: &'static str,
-}
-
 const fn script(path: &'static str, text: &'static str) -> Asset {
-    Asset { path, content_type: "text/javascript; charset=utf-8", text }
+    (path, "text/javascript; charset=utf-8", text)
 }
 
-const ASSETS: [Asset; 8] = [
-    Asset { path: "/", content_type: "text/html; charset=utf-8", text: include_str!("index.html") },
-    Asset { path: "/style.css", content_type: "text/css; charset=utf-8", text: include_str!("style.css") },
+static ASSETS: [Asset; 5] = [
+    ("/", "text/html; charset=utf-8", include_str!("index.html")),
     script("/app.js", include_str!("app.js")),
-    script("/connection.js", include_str!("connection.js")),
     script("/heatmap.js", include_str!("heatmap.js")),
     script("/charts.js", include_str!("charts.js")),
     script("/panels.js", include_str!("panels.js")),
-    script("/format.js", include_str!("format.js")),
 ];
-
-type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Serves the page until aborted; with it end all of its connections.
 pub async fn serve(listener: TcpListener, feed: Arc<Feed>) {
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
-        };
-        match accepted {
-            // The listener may have been given a wider address than it should.
-            Ok((_, from)) if !from.ip().to_canonical().is_loopback() => {
-                tracing::warn!(%from, "a connection to the page from elsewhere was closed");
-            }
-            Ok(_) if connections.len() >= CONNECTIONS_MAX => {
-                tracing::warn!(limit = CONNECTIONS_MAX, "too many connections to the page; one is closed");
-            }
-            Ok((stream, _)) => {
-                connections.spawn(serve_connection(stream, feed.clone()));
-            }
-            Err(error) => {
-                // Out of descriptors, most likely: it passes, or the run itself will say so.
-                tracing::warn!(%error, "accepting a connection to the page failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
-async fn serve_connection(stream: TcpStream, feed: Arc<Feed>) {
-    let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request| {
-        let feed = feed.clone();
-        async move { Ok::<_, Infallible>(answer(request, feed).await) }
-    });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        // A closed tab is the usual reason.
-        tracing::debug!(%error, "a connection to the page ended");
-    }
+    page::serve(listener, CONNECTIONS_MAX, move |request| answer(request, feed.clone())).await;
 }
 
 async fn answer<B>(request: Request<B>, feed: Arc<Feed>) -> Response<Body> {
-    let mut response = match route(request.method(), request.uri(), request.headers()) {
-        Ok(Route::Asset(asset)) => full(StatusCode::OK, asset.content_type, Bytes::from_static(asset.text.as_bytes())),
+    let response = match route(request.method(), request.uri(), request.headers()) {
+        Ok(Route::Asset(asset)) => page::asset(asset),
         Ok(Route::Feed) => feed_response(feed),
         Ok(Route::Action(command)) => match feed.command(command).await {
             Ok(message) => json_response(StatusCode::OK, &json!({"ok": true, "message": message})),
@@ -136,18 +74,7 @@ async fn answer<B>(request: Request<B>, feed: Arc<Feed>) -> Response<Body> {
             response
         }
     };
-    let headers = response.headers_mut();
-    for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-        // The next run may be another version's.
-        (header::CACHE_CONTROL, "no-store"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
-    response
+    page::guarded(response)
 }
 
 enum Route {
@@ -183,7 +110,7 @@ fn route(method: &Method, uri: &http::Uri, headers: &HeaderMap) -> Result<Route,
         method_is(&[Method::GET])?;
         return Ok(Route::Feed);
     }
-    let Some(asset) = ASSETS.iter().find(|asset| asset.path == path) else {
+    let Some(asset) = ASSETS.iter().chain(&SHARED).find(|(known, ..)| *known == path) else {
         return Err(not_found(path));
     };
     method_is(&[Method::GET, Method::HEAD])?;
@@ -218,25 +145,6 @@ fn action_command(action: &str, query: Option<&str>) -> Result<Command, (StatusC
     }
 }
 
-/// The request's `Host` where it is a name of the loopback interface. Exactly one is allowed.
-pub(crate) fn local_host(headers: &HeaderMap) -> Option<&str> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let host = hosts.next()?.to_str().ok()?;
-    if hosts.next().is_some() {
-        return None;
-    }
-    let local = match host.parse::<SocketAddr>() {
-        Ok(address) => address.ip().is_loopback(),
-        // Port 80 is left out by browsers.
-        Err(_) if matches!(host, "127.0.0.1" | "[::1]") => true,
-        Err(_) => {
-            let (name, port) = host.rsplit_once(':').unwrap_or((host, "80"));
-            port.parse::<u16>().is_ok() && name.eq_ignore_ascii_case("localhost")
-        }
-    };
-    local.then_some(host)
-}
-
 /// Refuses what another site's page sent.
 fn same_origin(headers: &HeaderMap, host: &str) -> Result<(), Error> {
     let from_here = |origin: &HeaderValue| {
@@ -262,13 +170,6 @@ fn action_status(error: &Error) -> StatusCode {
     }
 }
 
-fn full(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Body> {
-    let mut response = Response::new(Full::new(body).boxed_unsync());
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
-}
-
 fn json_response(status: StatusCode, body: &serde_json::Value) -> Response<Body> {
     full(status, "application/json", Bytes::from(body.to_string()))
 }
@@ -278,13 +179,10 @@ fn failure(status: StatusCode, error: &Error) -> Response<Body> {
 }
 
 fn feed_response(feed: Arc<Feed>) -> Response<Body> {
-    let events = stream::unfold(Subscription::new(feed), |mut subscription| async move {
+    page::event_stream(stream::unfold(Subscription::new(feed), |mut subscription| async move {
         let event = subscription.next().await?;
-        Some((Ok::<_, Infallible>(Frame::data(event)), subscription))
-    });
-    let mut response = Response::new(BodyExt::boxed_unsync(StreamBody::new(events)));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    response
+        Some((event, subscription))
+    }))
 }
 
 /// One page's way through the feed.

@@ -1,7 +1,10 @@
 //! The page's server, over real sockets where bytes matter and by its routing where they do not.
 
+use std::net::SocketAddr;
+
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
     task::JoinHandle,
 };
 
@@ -144,17 +147,18 @@ async fn a_silent_feed_says_that_it_is_there() {
 #[tokio::test]
 async fn every_file_that_the_page_names_is_served_and_none_is_foreign() {
     let server = start(&Arc::default()).await;
-    for asset in &ASSETS {
-        let (status, body) = server.ask(&format!("GET {}", asset.path), "").await;
-        assert_eq!((status, body.as_str()), (200, asset.text), "{}", asset.path);
-        assert!(!asset.text.contains("https://"), "{} names something outside", asset.path);
+    let assets = || ASSETS.iter().chain(&SHARED);
+    for (path, _, text) in assets() {
+        let (status, body) = server.ask(&format!("GET {path}"), "").await;
+        assert_eq!((status, body.as_str()), (200, *text), "{path}");
+        assert!(!text.contains("https://"), "{path} names something outside");
     }
-    let named = ASSETS.iter().flat_map(|asset| {
+    let named = assets().flat_map(|(_, _, text)| {
         let marks = ["src=\"", "href=\"", "from \"."];
-        marks.into_iter().flat_map(|mark| asset.text.split(mark).skip(1)).filter_map(|rest| rest.split('"').next())
+        marks.into_iter().flat_map(|mark| text.split(mark).skip(1)).filter_map(|rest| rest.split('"').next())
     });
     for name in named.filter(|name| name.starts_with('/')) {
-        assert!(ASSETS.iter().any(|asset| asset.path == name), "'{name}' is named and not served");
+        assert!(assets().any(|(path, ..)| *path == name), "'{name}' is named and not served");
     }
     let request = format!("HEAD / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", server.address);
     let head = server.raw(request.as_bytes()).await;
@@ -266,7 +270,7 @@ async fn requests_that_mean_nothing_are_refused_and_do_nothing() {
         let answer = server.raw(garbage).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{garbage:?}: {answer}");
     }
-    let endless = format!("GET / HTTP/1.1\r\nHost: {}\r\nX: {}", server.address, "x".repeat(2 * HEAD_BYTES_MAX));
+    let endless = format!("GET / HTTP/1.1\r\nHost: {}\r\nX: {}", server.address, "x".repeat(2 * page::HEAD_BYTES_MAX));
     let answer = server.raw(endless.as_bytes()).await;
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
     // A body that never comes is not waited for.

@@ -2,10 +2,10 @@
 
 import { follow } from "./connection.js";
 import { byId, count, make, ms, percent, setText } from "./format.js";
+import { line } from "./story.js";
 
 const WINDOW = 10;
 const history = [];
-let open = new Set();
 
 function rate(now, then, pick) {
   const seconds = (now.uptime_ms - then.uptime_ms) / 1000;
@@ -118,27 +118,7 @@ function drawRecords(records) {
   const shown = records.map((r) => r.id).join();
   if (list.dataset.shown === shown) return;
   list.dataset.shown = shown;
-  list.replaceChildren(...records.map((record) => {
-    const time = new Date(record.at_ms).toISOString().slice(11, 19);
-    const story = record.attempts.map((attempt, at) => {
-      const how = attempt.problem || `answered ${attempt.status}`;
-      const next = attempt.next ? `; ${attempt.next.says} [${attempt.next.code}]` : "";
-      return make("p", "", `attempt ${at + 1}${attempt.hedge ? " (hedge)" : ""}: ${attempt.endpoint} ${how}, after ${ms(attempt.took_ms)}${next}`);
-    });
-    const pass = record.outcome.would_pass ? make("p", "", `It would have passed with: ${record.outcome.would_pass}.`) : null;
-    const details = make("details", "",
-      make("summary", "",
-        make("span", "", time),
-        make("b", record.status >= 500 ? "bad" : "", `${record.status}`),
-        make("span", "", `${record.method} ${record.path}`),
-        make("code", "", record.outcome.code),
-        make("span", "says", record.outcome.says)),
-      make("div", "story",
-        make("p", "", record.route ? `route ${record.route} (${record.matched})` : "no route"), ...story, pass, make("code", "", `buttress explain ${record.id} --admin ${location.host}`)));
-    details.open = open.has(record.id);
-    details.addEventListener("toggle", () => (details.open ? open.add(record.id) : open.delete(record.id)));
-    return make("li", "", details);
-  }));
+  list.replaceChildren(...records.map(line));
 }
 
 follow(draw, (state) => {

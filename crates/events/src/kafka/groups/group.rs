@@ -901,6 +901,15 @@ impl Group {
         }
     }
 
+    /// Nobody has ever joined it, and nothing of it is kept.
+    fn is_unheard_of(&self) -> bool {
+        self.state == State::Empty
+            && self.pending.is_empty()
+            && self.saves.is_empty()
+            && self.restored.is_none()
+            && !self.claimed
+    }
+
     fn may_commit(&mut self, now: Ms, who: &Identity) -> ErrorCode {
         let stranger = who.generation < 0 && who.member_id.is_empty() && who.instance.is_none();
         if who.generation < 0 && self.state == State::Empty {
@@ -908,6 +917,9 @@ impl Group {
             ErrorCode::NONE
         } else if stranger {
             ErrorCode::UNKNOWN_MEMBER_ID
+        } else if who.generation >= 0 && self.is_unheard_of() {
+            // As Kafka says it of a group that is not there.
+            ErrorCode::ILLEGAL_GENERATION
         } else {
             match self.find(&who.member_id, who.instance.as_deref()) {
                 Err(code) => code,
