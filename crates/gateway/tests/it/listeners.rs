@@ -18,6 +18,10 @@ use buttress_gateway::{
     table::Place,
     tcp,
 };
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 
 use crate::{
@@ -139,6 +143,40 @@ fn a_port_that_is_taken_refuses_the_change_with_its_place_and_all_stays() {
 }
 
 #[test]
+fn a_listener_moves_to_another_address_and_stays_where_it_was_if_that_is_taken() {
+    let upstream = Upstream::answering("ok");
+    let proxy = Proxy::to(&[upstream.address]);
+    let (old, routes) = (proxy.address, routes(&upstream));
+    let mut kept = connect(old);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let new = taken.local_addr().unwrap();
+    let moved = [http("web", new)];
+    refused(proxy.shared().change(&routes, &moved).unwrap_err());
+    assert_eq!(port(&proxy, "web").address, old);
+    assert_eq!(ask(&mut kept).field("connection"), None, "nobody is told to go for what was refused");
+
+    drop(taken);
+    proxy.shared().change(&routes, &moved).unwrap();
+    assert_eq!(ask(&mut connect(new)).status, 200, "it is there when the change is");
+    assert_eq!(proxy.shared().listeners.first_http().unwrap().address, new);
+    until("nobody listens at the old one", || TcpStream::connect(old).is_err());
+    let answer = ask(&mut kept);
+    assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
+    until("the old one has drained", || proxy.shared().listeners.all().len() == 1);
+
+    // There and back again, while those of the way there are still open.
+    let mut kept = connect(new);
+    assert_eq!(ask(&mut kept).status, 200);
+    proxy.shared().change(&routes, &[http("web", any())]).unwrap();
+    proxy.shared().change(&routes, &moved).unwrap();
+    let answer = ask(&mut kept);
+    assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
+    until("what was given up has drained", || proxy.shared().listeners.all().len() == 1);
+    let mut again = connect(new);
+    assert_eq!((ask(&mut again).field("connection"), ask(&mut again).status), (None, 200));
+}
+
+#[test]
 fn names_and_addresses_that_stand_twice_are_refused() {
     let upstream = Upstream::answering("ok");
     let proxy = Proxy::to(&[upstream.address]);
@@ -213,32 +251,73 @@ fn a_route_takes_requests_of_the_listeners_that_it_names() {
     assert_eq!(ask(&mut connect(port(&proxy, "second").address)).body, "inner");
 }
 
-/// Clients of HTTP/1.1 that keep their connections, and reconnect when they were told that an answer was the last. A connection that
+/// What clients saw until they were stopped.
+#[derive(Default)]
+struct Seen {
+    stop: AtomicBool,
+    answered: AtomicU64,
+    connections: AtomicU64,
+}
+
+/// A client of HTTP/1.1 that keeps its connection, and reconnects when it was told that an answer was the last. A connection that
 /// ends where an answer should be is a lost request.
-fn load(addresses: &[SocketAddr], stop: &Arc<AtomicBool>, answered: &Arc<AtomicU64>) -> Vec<thread::JoinHandle<()>> {
-    let client = |to: SocketAddr| {
-        let (stop, answered) = (stop.clone(), answered.clone());
-        thread::spawn(move || {
-            let mut stream = connect(to);
-            while !stop.load(SeqCst) {
-                let answer = ask(&mut stream);
-                assert_eq!(answer.status, 200, "{answer:?}");
-                answered.fetch_add(1, SeqCst);
-                if answer.field("connection") == Some("close") {
-                    stream = connect(to);
-                }
+fn client(to: SocketAddr, seen: &Arc<Seen>) -> thread::JoinHandle<()> {
+    let seen = seen.clone();
+    thread::spawn(move || {
+        let mut stream = None;
+        while !seen.stop.load(SeqCst) {
+            let kept = stream.get_or_insert_with(|| {
+                seen.connections.fetch_add(1, SeqCst);
+                connect(to)
+            });
+            let answer = ask(kept);
+            assert_eq!(answer.status, 200, "{answer:?}");
+            seen.answered.fetch_add(1, SeqCst);
+            if answer.field("connection") == Some("close") {
+                stream = None;
             }
-        })
+        }
+    })
+}
+
+/// A client of HTTP/2 with four requests side by side, which reconnects when its connection takes no more of them. A request that
+/// was begun is lost if it has no answer.
+fn client_of_http2(to: SocketAddr, seen: &Arc<Seen>) -> thread::JoinHandle<()> {
+    let seen = seen.clone();
+    let work = async move {
+        while !seen.stop.load(SeqCst) {
+            seen.connections.fetch_add(1, SeqCst);
+            let stream = TokioIo::new(tokio::net::TcpStream::connect(to).await.unwrap());
+            let (sender, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+            tokio::spawn(connection);
+            let one = || async {
+                let mut sender = sender.clone();
+                while !seen.stop.load(SeqCst) && sender.ready().await.is_ok() {
+                    let request = Request::get("http://a.example/").body(Empty::<Bytes>::new()).unwrap();
+                    match sender.send_request(request).await {
+                        Ok(answer) => {
+                            assert_eq!(answer.status(), 200);
+                            assert_eq!(answer.into_body().collect().await.expect("all of it").to_bytes(), "ok");
+                            seen.answered.fetch_add(1, SeqCst);
+                        }
+                        // The connection was told to end before this one was sent.
+                        Err(error) => return assert!(error.is_canceled(), "{error:?}"),
+                    }
+                }
+            };
+            futures::future::join_all([one(), one(), one(), one()]).await;
+        }
     };
-    addresses.iter().map(|to| client(*to)).collect()
+    thread::spawn(|| tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work))
 }
 
 #[test]
 fn no_request_is_lost_while_listeners_come_change_and_go() {
     let upstream = Upstream::answering("ok");
     let proxy = Proxy::with(&[upstream.address], |options| options.threads = 2);
-    let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let clients = load(&[proxy.address; 4], &stop, &answered);
+    let (old, new) = (Arc::new(Seen::default()), Arc::new(Seen::default()));
+    let clients = [client(proxy.address, &old), client(proxy.address, &old), client_of_http2(proxy.address, &new)];
     let routes = routes(&upstream);
     let mut web = proxy.shared().options.listeners[0].clone();
     for round in 1..=20_u64 {
@@ -248,12 +327,18 @@ fn no_request_is_lost_while_listeners_come_change_and_go() {
             idle: Some(std::time::Duration::from_secs(60 + round)),
         });
         let wanted = [web.clone(), http(&format!("extra-{round}"), any())];
+        let before = [&old, &new].map(|seen| seen.connections.load(SeqCst));
         proxy.shared().change(&routes, &wanted).unwrap();
         assert_eq!(ask(&mut connect(port(&proxy, &format!("extra-{round}")).address)).status, 200);
-        let before = answered.load(SeqCst);
-        until("all go on", || answered.load(SeqCst) > before + 20);
+        for (seen, before) in [&old, &new].into_iter().zip(before) {
+            until("who is at the setting that ended moves to the new one", || seen.connections.load(SeqCst) > before);
+            let before = seen.answered.load(SeqCst);
+            until("all go on", || seen.answered.load(SeqCst) > before + 20);
+        }
     }
-    stop.store(true, SeqCst);
+    for seen in [&old, &new] {
+        seen.stop.store(true, SeqCst);
+    }
     for client in clients {
         client.join().expect("no request of it was lost");
     }

@@ -341,7 +341,11 @@ fn certificates_that_cannot_be_used_are_refused_with_the_file_and_the_reason() {
 fn a_new_certificate_takes_over_and_a_bad_one_does_not() {
     let (authority, upstream) = (Authority::new(), Upstream::answering("ok"));
     let pair = authority.named("a", &["a.example"]);
-    let proxy = Proxy::with(&[upstream.address], |options| *tls_of(options) = Some(server(&[&pair])));
+    let proxy = Proxy::with(&[upstream.address], |options| {
+        *tls_of(options) = Some(server(&[&pair]));
+        // A connection that has not said anything yet waits for the files too.
+        options.timeouts.head = std::time::Duration::from_secs(3600);
+    });
     let old = first(&pair);
     let connect = || dial(proxy.address, authority.client(None, &[]), "a.example").unwrap();
     let mut open = connect();
