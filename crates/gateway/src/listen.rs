@@ -94,6 +94,11 @@ impl Listening {
         Wrong { listener: self.name.to_string(), place: self.place.clone(), error }
     }
 
+    /// Whether it says the same, wherever it is written by now.
+    fn says_the_same(&self, other: &Self) -> bool {
+        self.name == other.name && self.listen == other.listen && self.what == other.what
+    }
+
     /// Whether a port that was bound for `other` serves this one as well.
     fn same_port(&self, other: &Self) -> bool {
         // Port 0 is a port of its own for everybody who asks for it.
@@ -164,6 +169,8 @@ impl Setting {
 #[derive(Clone)]
 pub struct Now {
     pub setting: Arc<Setting>,
+    /// Where that is written by now.
+    pub place: Place,
     /// It takes connections.
     pub open: bool,
 }
@@ -194,10 +201,10 @@ impl Port {
 
     /// What the live page shows.
     pub fn json(&self) -> serde_json::Value {
-        let Now { setting, open } = self.now();
+        let Now { setting, place, open } = self.now();
         let told = &setting.told;
         serde_json::json!({
-            "listener": *told.name, "place": told.place.to_string(), "listen": self.address.to_string(),
+            "listener": *told.name, "place": place.to_string(), "listen": self.address.to_string(),
             "protocol": told.protocol(), "state": if open { "serving" } else { "draining" },
             "connections": self.connections.load(Relaxed),
         })
@@ -260,7 +267,9 @@ impl Listeners {
         for told in wanted {
             let at = left.iter().position(|port| told.same_port(&port.now.borrow().setting.told));
             let step = match at.map(|at| left.remove(at)) {
-                Some(port) if port.now.borrow().setting.told == *told => Ok(Step::Stays(port.clone())),
+                Some(port) if port.now.borrow().setting.told.says_the_same(told) => {
+                    Ok(Step::Stays(port.clone(), told.place.clone()))
+                }
                 Some(port) => {
                     Setting::new(told, port.address, tls).map(|setting| Step::Changes(port.clone(), setting.into()))
                 }
@@ -315,7 +324,7 @@ fn twins(wanted: &[Listening]) -> Vec<Wrong> {
 }
 
 enum Step {
-    Stays(Arc<Port>),
+    Stays(Arc<Port>, Place),
     Changes(Arc<Port>, Arc<Setting>),
     Opens(Arc<Setting>, SocketAddr, Vec<std::net::TcpListener>),
 }
@@ -334,15 +343,24 @@ impl Prepared<'_> {
         let (mut ports, mut said) = (Vec::new(), Vec::new());
         for step in self.next {
             ports.push(match step {
-                Step::Stays(port) => port,
+                Step::Stays(port, place) => {
+                    // Lines above it came or went, which is nothing to its connections.
+                    port.now.send_if_modified(|now| {
+                        now.place = place;
+                        false
+                    });
+                    port
+                }
                 Step::Changes(port, setting) => {
                     said.push(format!("\"{}\" at {} changed", setting.told.name, port.address));
-                    port.now.send_replace(Now { setting, open: true });
+                    let place = setting.told.place.clone();
+                    port.now.send_replace(Now { setting, place, open: true });
                     port
                 }
                 Step::Opens(setting, address, sockets) => {
                     said.push(format!("\"{}\" listens at {address}", setting.told.name));
-                    let (now, _) = watch::channel(Now { setting, open: true });
+                    let place = setting.told.place.clone();
+                    let (now, _) = watch::channel(Now { setting, place, open: true });
                     let serving = AtomicUsize::new(sockets.len());
                     let port = Arc::new(Port { address, now, connections: AtomicUsize::new(0), serving });
                     for (core, socket) in self.listeners.orders.iter().zip(sockets) {

@@ -177,6 +177,21 @@ fn a_listener_moves_to_another_address_and_stays_where_it_was_if_that_is_taken()
 }
 
 #[test]
+fn a_listener_that_is_written_elsewhere_by_now_is_still_the_same() {
+    let upstream = Upstream::answering("ok");
+    let proxy = Proxy::to(&[upstream.address]);
+    let mut kept = connect(proxy.address);
+    assert_eq!(ask(&mut kept).status, 200);
+    let listen = proxy.shared().options.listeners[0].listen;
+    let extra = Listening { place: Place { file: "l.yaml".into(), line: 1 }, ..http("extra", any()) };
+    proxy.shared().change(&routes(&upstream), &[extra, http("web", listen)]).unwrap();
+    // The other one is served, so this core has heard of the change.
+    assert_eq!(ask(&mut connect(port(&proxy, "extra").address)).status, 200);
+    assert_eq!(ask(&mut kept).field("connection"), None);
+    assert_eq!(port(&proxy, "web").json()["place"], "l.yaml:7");
+}
+
+#[test]
 fn names_and_addresses_that_stand_twice_are_refused() {
     let upstream = Upstream::answering("ok");
     let proxy = Proxy::to(&[upstream.address]);
