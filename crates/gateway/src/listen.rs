@@ -145,14 +145,14 @@ pub struct Setting {
 #[derive(Debug)]
 pub enum Serves {
     Http(Option<Arc<Acceptor>>),
-    Tcp(tcp::Listener),
+    Tcp(Box<tcp::Listener>),
 }
 
 impl Setting {
     fn new(told: &Listening, address: SocketAddr, tls: &tls::State) -> Result<Self, Error> {
         let serves = match &told.what {
             What::Http(http) => Serves::Http(http.tls.as_ref().map(|told| tls.acceptor(told)).transpose()?),
-            What::Tcp(options) => Serves::Tcp(tcp::Listener::new(options.clone(), address)?),
+            What::Tcp(options) => Serves::Tcp(Box::new(tcp::Listener::new(options.clone(), address)?)),
         };
         Ok(Self { told: told.clone(), serves })
     }

@@ -264,6 +264,14 @@ fn a_route_takes_requests_of_the_listeners_that_it_names() {
     let proxy = Proxy::routing(&routes, |options| options.listeners.push(http("second", any())));
     assert_eq!(ask(&mut connect(proxy.address)).body, "outer");
     assert_eq!(ask(&mut connect(port(&proxy, "second").address)).body, "inner");
+
+    let only_inner = Proxy::routing(&routes[..1], |options| options.listeners.push(http("second", any())));
+    assert_eq!(ask(&mut connect(only_inner.address)).status, 404);
+    assert_eq!(
+        only_inner.shared().records.latest(1)[0].listener.as_deref(),
+        Some("web"),
+        "its record says where it came"
+    );
 }
 
 /// What clients saw until they were stopped.

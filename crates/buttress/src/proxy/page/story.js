@@ -81,6 +81,7 @@ export function story(record) {
     ...fact("request id", make("code", "", record.id)),
     ...fact("answered", `${new Date(record.at_ms).toISOString().replace("T", " ").slice(0, 23)} UTC, after ${ms(record.took_ms)}`),
     ...fact("client", record.caller ? `${record.client}, known as ${record.caller}` : record.client),
+    ...(record.listener ? fact("listener", record.listener) : []),
     ...(record.authority ? fact("host", record.authority) : []),
     ...fact("route", ...(record.route ? [make("b", "", record.route), ` by ${record.matched}`] : ["none takes it"])),
     ...(record.backend ? fact("backend", record.backend + (record.point === null || record.point === undefined ? "" : ` (weights were asked at ${record.point.toFixed(4)} of 1)`)) : []),
