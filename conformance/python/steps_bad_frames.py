@@ -301,8 +301,10 @@ def mutated(to, count):
     rng = random.Random(4711)
     good = produce(batch(b"mutated"))
     start = 4 + 8 + 2 + len("bad-frames")
-    # Without the two bytes of acks: what wants no answer gets none.
-    places = [at for at in range(start, len(good)) if at not in (start + 2, start + 3)]
+    # Without the two bytes of acks: what wants no answer gets none. And without the first of the records' length, which may become
+    # negative: Kafka 4.3 then neither answers nor ends the connection (ours ends it).
+    length_at = good.index(batch(b"mutated")) - 4
+    places = [at for at in range(start, len(good)) if at not in (start + 2, start + 3, length_at)]
     acknowledged, silent = 0, []
     for _ in range(count):
         at = rng.choice(places)

@@ -151,7 +151,9 @@ fn an_upstream_that_resets_in_mid_request_is_asked_again_only_where_that_is_safe
             let read = connection.stream.read(&mut buffer).unwrap();
             body.extend_from_slice(&buffer[..read]);
         }
-        connection.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes());
+        // It closes now, and a proxy that was not told might send the next request into that.
+        let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+        connection.write(head.as_bytes());
         connection.write(&body);
     });
     // No breaker and no ejection: this is of the request alone.
