@@ -43,6 +43,7 @@ pub fn run(args: &ExplainArgs) -> Answer {
         }
         (Some(url), _) => {
             let gateways = runtime.block_on(fleet::of_store(url))?;
+            fleet::tell_if_cut(&gateways);
             if gateways.is_empty() {
                 return Err(Error::new(Code::NOT_FOUND, format!("no gateway has its routes from {url}"))
                     .hint("gateways tell the store where they are when they run with --store; others are asked with --admin")

@@ -21,8 +21,15 @@ const TTL: Duration = Duration::from_secs(30);
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// For the answer of one gateway.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// Gateways of one store; more are asked nowhere, and the list says so.
+/// Gateways of one store; of more, whoever asks is told that there may be others ([`tell_if_cut`]).
 pub const GATEWAYS_MAX: usize = 1000;
+
+/// Says on standard error that not all gateways may be among these.
+pub fn tell_if_cut(gateways: &[Gateway]) {
+    if gateways.len() >= GATEWAYS_MAX {
+        eprintln!("the store names more than can be looked at: these are the first {GATEWAYS_MAX} gateways by name");
+    }
+}
 
 /// How this machine is called.
 pub fn host() -> String {

@@ -344,6 +344,7 @@ pub fn get(args: &GetArgs) -> Answer {
 /// The gateways that run with this store, where each is, and since when.
 fn get_gateways(args: &GetArgs) -> Answer {
     let mut all = on_runtime(at(&args.at, async |place| place.gateways().await))?;
+    crate::proxy::fleet::tell_if_cut(&all);
     if let Some(name) = &args.name {
         all.retain(|gateway| gateway.name == *name);
         if all.is_empty() {

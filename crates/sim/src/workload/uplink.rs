@@ -30,6 +30,9 @@ const PRODUCER: u32 = 1;
 const TRIMMER: u32 = 2;
 const DRIVERS: u32 = 3;
 const DRIVERS_MAX: usize = 3;
+/// Each may be a commit by itself, where it is too large for the target, and all have to arrive in the time that the world
+/// gives after the last fault.
+const RECORDS_MAX: u64 = 2_500;
 /// Tokens: below, clients; then drivers' pauses; then things under way between a driver and the target.
 const PAUSES: u64 = 1 << 20;
 const FLIGHTS: u64 = 1 << 21;
@@ -564,7 +567,7 @@ impl Workload for Uplink {
                 let topics = vec![create(TOPIC, 13), create(TWIN, 14)];
                 self.submit(cx, KEEPER, Asked::Topics, Entry { topics, ..Entry::default() });
             }
-            PRODUCER if !self.stopped => self.fill(cx),
+            PRODUCER if !self.stopped && self.serial < RECORDS_MAX => self.fill(cx),
             TRIMMER if !self.stopped && self.trims => {
                 let (log, _) = self.logs.expect("the trimmer begins with the topics");
                 // Sometimes all of it.
