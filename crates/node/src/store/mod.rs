@@ -67,6 +67,9 @@ pub struct Options {
     pub tail_bytes: usize,
     /// A checkpoint is due when this much has changed (rows and records together) …
     pub checkpoint_bytes: u64,
+    /// … or this much of rows alone: they are in memory until then, and are written and synced in one piece for which the log's
+    /// own syncs wait. Of records only what is not synced yet is left to do, but it is a sync of each file …
+    pub checkpoint_row_bytes: u64,
     /// … or this long after the one before, if anything was applied since.
     pub checkpoint_ms: u64,
     /// How many thirds of that the first checkpoint of a run comes early; 0, 1 or 2. Nodes apply the same entries, so all of
@@ -84,6 +87,7 @@ impl Default for Options {
             segment_age_ms: 6 * 60 * 60 * 1000,
             tail_bytes: 2 * 1024 * 1024,
             checkpoint_bytes: 32 * 1024 * 1024,
+            checkpoint_row_bytes: 4 * 1024 * 1024,
             checkpoint_ms: 3000,
             checkpoint_early_thirds: 0,
             pending_bytes_max: 128 * 1024 * 1024,
@@ -305,7 +309,8 @@ impl DiskStore {
         let options = &self.core.options;
         let early = if self.last_checkpoint_ms.is_some() { 0 } else { options.checkpoint_early_thirds };
         let wait = |whole: u64| whole - whole / 3 * early;
-        let due = self.active_bytes + self.appended_bytes >= wait(options.checkpoint_bytes)
+        let due = self.active_bytes >= wait(options.checkpoint_row_bytes)
+            || self.active_bytes + self.appended_bytes >= wait(options.checkpoint_bytes)
             || now_ms.saturating_sub(last) >= wait(options.checkpoint_ms);
         if due {
             self.freeze();

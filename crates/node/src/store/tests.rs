@@ -43,6 +43,7 @@ fn tiny() -> Options {
         segment_age_ms: 10_000,
         tail_bytes: 600,
         checkpoint_bytes: 3000,
+        checkpoint_row_bytes: 3000,
         checkpoint_ms: 50,
         checkpoint_early_thirds: 0,
         pending_bytes_max: 4000,
@@ -209,6 +210,28 @@ fn a_write_is_seen_at_once_and_a_checkpoint_survives() {
     drop(store);
     let store = open(dir.path());
     check(&store, &model, "after the restart");
+}
+
+#[test]
+fn a_checkpoint_is_due_by_rows_alone_by_all_bytes_and_by_time() {
+    let due = |options: Options, rows: usize, records: usize, now_ms: u64| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = DiskStore::open(dir.path(), identity(), options, |_| {}).unwrap();
+        assert!(!store.maybe_checkpoint(1000), "nothing was written");
+        store.write(write(1, vec![row(Table::Keys, "k", Some(&"v".repeat(rows)))], vec![batch(1, 0, 1, 1, records)]));
+        let due = store.maybe_checkpoint(1000 + now_ms);
+        assert!(!store.maybe_checkpoint(1000 + now_ms), "nothing was written since, or one is running");
+        due
+    };
+    let all = || Options { checkpoint_bytes: 3000, checkpoint_row_bytes: 1000, ..tiny() };
+    assert!(!due(all(), 500, 2000, 49), "below all three");
+    assert!(due(all(), 1000, 10, 0), "rows");
+    assert!(due(all(), 500, 2500, 0), "rows and records");
+    assert!(due(all(), 1, 1, 50), "time");
+    // The first of a run comes one or two thirds earlier.
+    let early = |thirds| Options { checkpoint_early_thirds: thirds, ..all() };
+    assert!(due(early(1), 700, 10, 0) && !due(early(1), 500, 10, 0));
+    assert!(due(early(2), 400, 10, 0) && !due(early(2), 200, 10, 0));
 }
 
 #[test]
