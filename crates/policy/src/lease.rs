@@ -25,9 +25,9 @@
 //! **Shares.** When all together want more than the rate, each gets about as much of it as its calls are of all calls, as if one place counted.
 //! Nobody knows the others. A node that was refused waits until the pool has what it grants at least (three eighths of a slice), less the
 //! time that an answer took, so that its next question is there at that moment; and then a time drawn from an exponential distribution
-//! whose mean is what its calls of late take to want a quarter of a slice ([`Lease::refused`]). Of several such clocks each is the first to ring with a probability
-//! in proportion to its calls, and which one rang before says nothing of who is next. Who waits exactly as long as the pool says is always
-//! first, or always second. What was weighed (`tests/shares.rs`; two nodes, the share of each in percent, slices of a tenth of a second):
+//! whose mean is the time in which its calls want a quarter of a slice ([`Lease::refused`]). Of several such clocks each is the first
+//! to ring with a probability in proportion to its calls, and which one rang before says nothing of who is next. Who waits exactly as
+//! long as the pool says is always first, or always second. What was weighed (`tests/shares.rs`; two nodes, the share of each in percent, slices of a tenth of a second):
 //!
 //! | beside the pool's time a node waits | equal calls | one has a longer way | 3 to 1 |
 //! |---|---|---|---|
@@ -99,6 +99,12 @@ impl Config {
         }
     }
 
+    /// Tokens that a pool must have to grant anything but a smaller wish.
+    fn least(&self) -> u32 {
+        let (part, of) = LEAST;
+        u32::try_from((u64::from(self.slice) * part).div_ceil(of)).unwrap_or(u32::MAX)
+    }
+
     const fn pool(&self) -> rate::Config {
         rate::Config { per_second: self.per_second, burst: self.burst }
     }
@@ -141,7 +147,7 @@ impl Pool {
         let ahead = self.tat.saturating_sub(self.seen);
         let free = u32::try_from(most.saturating_sub(ahead) / token).unwrap_or(u32::MAX);
         let granted = free.min(wanted).min(config.slice);
-        let least = wanted.min((config.slice * LEAST.0).div_ceil(LEAST.1)).max(1);
+        let least = wanted.min(config.least()).max(1);
         if granted < least {
             let until = ahead.saturating_add(token.saturating_mul(least.into()));
             return Err(Duration::from_nanos(until.saturating_sub(most).max(1)));
@@ -229,7 +235,7 @@ impl Asking {
 
 /// The part of a slice that a pool must have to grant anything. A half is what gateways of older releases wait for: whoever waits longer
 /// than they do would never get anything beside them.
-const LEAST: (u32, u32) = (3, 8);
+const LEAST: (u64, u64) = (3, 8);
 /// How long a node waits after the store did not answer.
 const AFTER_SILENCE: Duration = Duration::from_secs(1);
 /// On average a refused node asks as often while a slice is called for here. More often, and the ways to the store decide more than the
