@@ -25,7 +25,7 @@
 //! **Shares.** When all together want more than the rate, each gets about as much of it as its calls are of all calls, as if one place counted.
 //! Nobody knows the others. A node that was refused waits until the pool has what it grants at least (three eighths of a slice), less the
 //! time that an answer took, so that its next question is there at that moment; and then a time drawn from an exponential distribution
-//! whose mean is the time in which its calls want a quarter of a slice ([`Lease::refused`]). Of several such clocks each is the first
+//! whose mean is the time in which its calls want half a slice ([`Lease::refused`]). Of several such clocks each is the first
 //! to ring with a probability in proportion to its calls, and which one rang before says nothing of who is next. Who waits exactly as
 //! long as the pool says is always first, or always second. What was weighed (`tests/shares.rs`; two nodes, the share of each in percent, slices of a tenth of a second):
 //!
@@ -34,16 +34,16 @@
 //! | nothing | 50 50 | 98 2 | 50 50 |
 //! | up to a slice's time, at random | 50 50 | 52 48 | 49 51 |
 //! | half a slice's time where it was the last to be granted, which the store remembers | 50 50 | 52 48 | 51 49 |
-//! | by its calls | 52 48 | 60 40 | 74 26 |
+//! | by its calls | 50 50 | 56 44 | 74 26 |
 //!
 //! It stays out of the store: the pool is the 16 bytes that it was, and gateways of an older release share it (they take even a single token, so
-//! more than their share). What bounds it: calls above about eight times the limit count as that many; the mean is a second at most, or a
+//! more than their share). What bounds it: calls above sixteen times the limit count as that many; the mean is a second at most, or a
 //! slice's time; and a node whose way to the store takes a good part of the time in which a slice fills comes late, and gets less: then make
-//! slices larger.
+//! slices larger. (Where one fills in 100 ms, and the ways take 1 and 10 ms, two equal ones get 71 and 29; where in a second, 56 and 44.)
 //!
 //! **Writes.** One for each grant, and a grant is three eighths of a slice or more: `8/3 × rate / slice` a second for the whole cluster, 27 where a
 //! slice is a tenth of a second, however many calls and nodes. Refused questions are reads: a node asks about once between two grants
-//! (eight nodes of the simulation 115 times a second together).
+//! (eight nodes of the simulation 71 times a second together).
 //!
 //! **Clocks.** The pool's time begins as the wall clock of whoever writes, and never goes back. A clock that is ahead by d gives at most
 //! `rate × d` tokens early, once, and no more than a burst. A writer whose clock lags, or was set back, goes on from the latest time that
@@ -239,8 +239,9 @@ const LEAST: (u64, u64) = (3, 8);
 /// How long a node waits after the store did not answer.
 const AFTER_SILENCE: Duration = Duration::from_secs(1);
 /// On average a refused node asks as often while a slice is called for here. More often, and the ways to the store decide more than the
-/// draw; less often, and a pool that holds one slice runs over before somebody asks.
-const ASKS_PER_SLICE: f64 = 4.0;
+/// draw; less often, and it is asked too seldom to give all that it has. Twice as often where a pool holds less than two slices, lest it run
+/// over.
+const ASKS_PER_SLICE: f64 = 2.0;
 /// The shortest mean, as a part of the time in which a slice fills: drivers' timers have milliseconds.
 const MEAN_PARTS: f64 = 32.0;
 /// The longest, and for how long calls count; a slice's time where that is longer, four for the calls.
@@ -353,7 +354,8 @@ impl Lease {
         self.silent_since.store(0, Relaxed);
         let mut asking = self.answered(now, Time::ZERO);
         let (slice, fill) = (f64::from(self.config.slice), self.fill_s());
-        let mean = (slice / (ASKS_PER_SLICE * asking.demand.per_second)).clamp(fill / MEAN_PARTS, fill.max(SPAN_S));
+        let asks = if self.config.burst / 2 >= self.config.slice { ASKS_PER_SLICE } else { 2.0 * ASKS_PER_SLICE };
+        let mean = (slice / (asks * asking.demand.per_second)).clamp(fill / MEAN_PARTS, fill.max(SPAN_S));
         let drawn = mean * (-(1.0 - unit(random)).ln()).min(DRAW_MAX);
         let answer = asking.answers_in(now);
         asking.not_before = now.plus(retry_in.saturating_sub(answer)).plus(Duration::from_secs_f64(drawn));
@@ -560,11 +562,15 @@ mod tests {
         assert_eq!(waits(100, 0, 0.0), 40_00, "the least that is drawn is nothing");
         assert_eq!(waits(100, 30, 0.0), 10_00, "what is asked then is answered in time");
         assert_eq!(waits(100, 70, 0.0), 0);
-        // The mean is 25 ms for 100 calls a second.
-        assert_eq!([100, 200, 400].map(|calls| waits(calls, 0, 1.0)), [65_00, 52_50, 46_25]);
-        assert_eq!([800, 8_000].map(|calls| waits(calls, 0, 1.0)), [43_13, 43_13], "from eight times the limit on");
+        // The mean is 50 ms for 100 calls a second.
+        assert_eq!([100, 200, 400].map(|calls| waits(calls, 0, 1.0)), [90_00, 65_00, 52_50]);
+        assert_eq!(
+            [1_600, 16_000].map(|calls| waits(calls, 0, 1.0)),
+            [43_13, 43_13],
+            "from sixteen times the limit on"
+        );
         assert_eq!([0, 1].map(|calls| waits(calls, 0, 1.0)), [1_040_00, 1_040_00], "a second at most");
-        assert_eq!((waits(100, 0, 4.0), waits(100, 0, 20.0)), (140_00, 140_00), "four times the mean at most");
+        assert_eq!((waits(100, 0, 4.0), waits(100, 0, 20.0)), (240_00, 240_00), "four times the mean at most");
     }
 
     #[test]
