@@ -297,7 +297,11 @@ const CASES: [(&str, Nodes); 11] = [
 
 fn case(name: &str, rule: Rule) -> Vec<Report> {
     let nodes = CASES.iter().find(|(known, _)| *known == name).expect("it is one of them").1;
-    let (slice, seconds) = if name.contains("slices of a second") { (100, 300.0) } else { (10, 60.0) };
+    let (slice, seconds) = match name {
+        _ if name.contains("slices of a second") => (100, 200.0),
+        _ if name.contains("thirty times") => (10, 20.0),
+        _ => (10, 60.0),
+    };
     let config = Config { slice, ..Config::new(RATE, 100) };
     let run = |seed| {
         let mut world = World::new(seed, rule, config, nodes);
