@@ -17,9 +17,12 @@
 //! Source: OpenTelemetry, "Logs Data Model" (severities, trace context) and semantic conventions 1.27 (HTTP attributes; which statuses
 //! of gRPC are a server's error).
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
 
-use buttress_policy::{Time, rate};
+use buttress_policy::{Time, Why, rate};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::Receiver;
 
@@ -28,7 +31,6 @@ use crate::{
     record::Record,
     request_id::hex,
 };
-use std::sync::atomic::Ordering::Relaxed;
 
 /// Log records of a second; 1 MB.
 const RATE: u32 = 1000;
@@ -134,7 +136,11 @@ pub(crate) fn log_record(record: &Record) -> Value {
     }
     let severity = Severity::of(record);
     if severity != Severity::Info {
-        about.text("error.type", record.outcome.code);
+        // An upstream's own 404 is no failure to the policies, so no code says it.
+        match record.outcome.code == (Why::RetryNeedless { attempt: 1 }).code() {
+            true => about.text("error.type", &record.status.to_string()),
+            false => about.text("error.type", record.outcome.code),
+        }
     }
     let at = record.at_ms.saturating_mul(1_000_000).to_string();
     let mut told = json!({
@@ -168,6 +174,19 @@ mod tests {
         assert_eq!([of(404, None, "BT0914"), of(499, None, "BT0913"), of(429, None, "BT-LSE-EMPTY")], ["WARN"; 3]);
         assert_eq!([of(200, Some(5), "BT0911"), of(200, Some(16), "BT0911")], ["WARN"; 2]);
         assert_eq!([of(503, None, "BT-LIM-FULL"), of(200, None, "BT0912"), of(200, Some(14), "BT0911")], ["ERROR"; 3]);
+    }
+
+    #[test]
+    fn an_upstreams_own_404_is_told_as_such_and_a_refusal_by_its_code() {
+        let of = |status, code| {
+            let outcome = Decision { code, ..Decision::default() };
+            let told = log_record(&Record { status, outcome, ..example("a") });
+            let known = told["attributes"].as_array().unwrap().iter().find(|one| one["key"] == "error.type").cloned();
+            known.map(|one| one["value"]["stringValue"].as_str().unwrap().to_owned())
+        };
+        let needless = (Why::RetryNeedless { attempt: 2 }).code();
+        assert_eq!((of(404, needless), of(200, needless)), (Some("404".into()), None));
+        assert_eq!(of(429, "BT-LSE-EMPTY"), Some("BT-LSE-EMPTY".into()));
     }
 
     #[test]
