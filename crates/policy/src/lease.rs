@@ -540,7 +540,7 @@ mod tests {
 
     #[test]
     fn who_was_refused_waits_for_the_pool_less_an_answers_way_and_for_a_draw_that_is_shorter_where_more_calls_come() {
-        // What a node waits whose pool fills by a slice in 100 ms, and has enough in 40; in hundredths of a millisecond.
+        // What a node waits whose pool fills by a slice in 100 ms, and has enough in 40; in microseconds.
         let waits = |calls_per_second: u64, answer_ms: u64, draw: f64| {
             let lease = Lease::new(Config::new(100.0, 100));
             assert_eq!(lease.ask(at(0)), Some(10));
@@ -557,20 +557,20 @@ mod tests {
             let waits = lease.ask_again_in(at(1_000));
             assert_eq!(lease.ask(at(1_000).plus(waits - Duration::from_nanos(1))), None);
             assert_eq!(lease.ask(at(1_000).plus(waits)), Some(10));
-            (waits.as_secs_f64() * 1e5).round() as u64
+            (waits.as_secs_f64() * 1e6).round() as u64
         };
-        assert_eq!(waits(100, 0, 0.0), 40_00, "the least that is drawn is nothing");
-        assert_eq!(waits(100, 30, 0.0), 10_00, "what is asked then is answered in time");
+        assert_eq!(waits(100, 0, 0.0), 40_000, "the least that is drawn is nothing");
+        assert_eq!(waits(100, 30, 0.0), 10_000, "what is asked then is answered in time");
         assert_eq!(waits(100, 70, 0.0), 0);
         // The mean is 50 ms for 100 calls a second.
-        assert_eq!([100, 200, 400].map(|calls| waits(calls, 0, 1.0)), [90_00, 65_00, 52_50]);
+        assert_eq!([100, 200, 400].map(|calls| waits(calls, 0, 1.0)), [90_000, 65_000, 52_500]);
         assert_eq!(
             [1_600, 16_000].map(|calls| waits(calls, 0, 1.0)),
-            [43_13, 43_13],
+            [43_125, 43_125],
             "from sixteen times the limit on"
         );
-        assert_eq!([0, 1].map(|calls| waits(calls, 0, 1.0)), [1_040_00, 1_040_00], "a second at most");
-        assert_eq!((waits(100, 0, 4.0), waits(100, 0, 20.0)), (240_00, 240_00), "four times the mean at most");
+        assert_eq!([0, 1].map(|calls| waits(calls, 0, 1.0)), [1_040_000, 1_040_000], "a second at most");
+        assert_eq!((waits(100, 0, 4.0), waits(100, 0, 20.0)), (240_000, 240_000), "four times the mean at most");
     }
 
     #[test]

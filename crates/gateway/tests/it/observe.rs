@@ -228,7 +228,7 @@ impl Collector {
 
     /// One that says this to log records.
     fn with(first: &'static [&'static str], to_logs: Option<&'static str>) -> Self {
-        let (spans, logs): (Arc<Mutex<Vec<Span>>>, Arc<Mutex<Vec<Log>>>) = Default::default();
+        let (spans, logs) = (Arc::<Mutex<Vec<Span>>>::default(), Arc::<Mutex<Vec<Log>>>::default());
         let (seen, read, asked) = (spans.clone(), logs.clone(), AtomicUsize::new(0));
         let upstream = Upstream::new(move |_, connection| {
             while let Some((head, body)) = connection.read_request() {
