@@ -37,7 +37,7 @@
 //! | by its calls | 50 50 | 56 44 | 74 26 |
 //!
 //! It stays out of the store: the pool is the 16 bytes that it was, and gateways of an older release share it (they take even a single token, so
-//! more than their share). What bounds it: calls above sixteen times the limit count as that many; the mean is a second at most, or a
+//! more than their share: 60 of 100 beside a newer one). What bounds it: calls above sixteen times the limit count as that many; the mean is a second at most, or a
 //! slice's time; and a node whose way to the store takes a good part of the time in which a slice fills comes late, and gets less: then make
 //! slices larger. (Where one fills in 100 ms, and the ways take 1 and 10 ms, two equal ones get 71 and 29; where in a second, 56 and 44.)
 //!
