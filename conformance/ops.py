@@ -60,7 +60,7 @@ def main(binary):
         log = pathlib.Path(folder) / "access.log"
         proxy, addresses = serving(
             [binary, "proxy", "--to", told["listen"], "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--output", "json"]
-            + ["--access-log", str(log), "--otlp", "http://127.0.0.1:9", "--drain", "1s"]
+            + ["--access-log", str(log), "--otlp", "http://127.0.0.1:9", "--otlp-logs", "--drain", "1s"]
         )
         try:
             statuses = [get(f"http://{addresses['listen']}/orders/{n}")[0] for n in range(50)]

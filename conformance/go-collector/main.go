@@ -16,6 +16,7 @@ import (
 	"go.opentelemetry.io/collector/exporter/exporterhelper"
 	"go.opentelemetry.io/collector/extension"
 	"go.opentelemetry.io/collector/otelcol"
+	"go.opentelemetry.io/collector/pdata/plog"
 	"go.opentelemetry.io/collector/pdata/ptrace"
 	"go.opentelemetry.io/collector/receiver"
 	"go.opentelemetry.io/collector/receiver/otlpreceiver"
@@ -26,30 +27,38 @@ type linesConfig struct {
 	Path string `mapstructure:"path"`
 }
 
-// Each batch as the collector holds it after its receiver has read it, in the JSON of OTLP.
+// Each batch as the collector holds it after its receiver has read it, in the JSON of OTLP: spans and log records in one file.
 func lines() exporter.Factory {
+	var lock sync.Mutex
+	write := func(config component.Config, text []byte, err error) error {
+		if err != nil {
+			return err
+		}
+		lock.Lock()
+		defer lock.Unlock()
+		file, err := os.OpenFile(config.(*linesConfig).Path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = file.Write(append(text, '\n'))
+		if closed := file.Close(); err == nil {
+			err = closed
+		}
+		return err
+	}
 	return exporter.NewFactory(component.MustNewType("lines"),
 		func() component.Config { return &linesConfig{} },
 		exporter.WithTraces(func(ctx context.Context, set exporter.Settings, config component.Config) (exporter.Traces, error) {
-			var lock sync.Mutex
-			write := func(_ context.Context, traces ptrace.Traces) error {
+			return exporterhelper.NewTraces(ctx, set, config, func(_ context.Context, traces ptrace.Traces) error {
 				text, err := (&ptrace.JSONMarshaler{}).MarshalTraces(traces)
-				if err != nil {
-					return err
-				}
-				lock.Lock()
-				defer lock.Unlock()
-				file, err := os.OpenFile(config.(*linesConfig).Path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-				if err != nil {
-					return err
-				}
-				_, err = file.Write(append(text, '\n'))
-				if closed := file.Close(); err == nil {
-					err = closed
-				}
-				return err
-			}
-			return exporterhelper.NewTraces(ctx, set, config, write)
+				return write(config, text, err)
+			})
+		}, component.StabilityLevelStable),
+		exporter.WithLogs(func(ctx context.Context, set exporter.Settings, config component.Config) (exporter.Logs, error) {
+			return exporterhelper.NewLogs(ctx, set, config, func(_ context.Context, logs plog.Logs) error {
+				text, err := (&plog.JSONMarshaler{}).MarshalLogs(logs)
+				return write(config, text, err)
+			})
 		}, component.StabilityLevelStable))
 }
 

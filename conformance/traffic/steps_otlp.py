@@ -1,4 +1,4 @@
-"""OpenTelemetry's own collector takes the proxy's spans: in clear, within TLS, with a token, when it was away, and when it refuses."""
+"""OpenTelemetry's own collector takes the proxy's spans and log records: in clear, within TLS, with a token, when it was away, and when it refuses."""
 
 import contextlib
 import json
@@ -25,9 +25,9 @@ def free_port():
 
 
 class Collector:
-    """A collector of its own; `spans` is what its receiver has read, as it holds it."""
+    """A collector of its own; `spans` and `logs` are what its receiver has read, as it holds it."""
 
-    def __init__(self, name, port, tls=False, token=None):
+    def __init__(self, name, port, tls=False, token=None, logs=True):
         self.path, self.port = WORK_DIR / f"{name}.jsonl", port
         protocol = {"endpoint": f"127.0.0.1:{port}"}
         if tls:
@@ -36,7 +36,7 @@ class Collector:
             "receivers": {"otlp": {"protocols": {"http": protocol}}},
             "exporters": {"lines": {"path": str(self.path)}},
             "service": {
-                "pipelines": {"traces": {"receivers": ["otlp"], "exporters": ["lines"]}},
+                "pipelines": {kind: {"receivers": ["otlp"], "exporters": ["lines"]} for kind in (["traces", "logs"] if logs else ["traces"])},
                 "telemetry": {"metrics": {"level": "none"}, "logs": {"level": "error"}},
             },
         }
@@ -52,14 +52,21 @@ class Collector:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def spans(self):
+        return self.read("resourceSpans", "scopeSpans", "spans")
+
+    def logs(self):
+        return self.read("resourceLogs", "scopeLogs", "logRecords")
+
+    def read(self, resources, scopes, kind):
         if not self.path.exists():
             return []
         found = []
-        for line in self.path.read_text().splitlines():
-            for resource in json.loads(line)["resourceSpans"]:
+        # The last line may be half written.
+        for line in self.path.read_text().rpartition("\n")[0].splitlines():
+            for resource in json.loads(line).get(resources, []):
                 about = attributes(resource["resource"])
-                for scope in resource["scopeSpans"]:
-                    found += [{**span, "of": about, "scope": scope["scope"]["name"], "says": attributes(span)} for span in scope["spans"]]
+                for scope in resource[scopes]:
+                    found += [{**one, "of": about, "scope": scope["scope"]["name"], "says": attributes(one)} for one in scope[kind]]
         return found
 
     def of_path(self, path, kind):
@@ -120,8 +127,8 @@ def environment(**variables):
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def exported(proxy):
-    return proxy.metric("buttress_traffic_spans_exported_total")
+def exported(proxy, what="spans"):
+    return proxy.metric(f"buttress_traffic_{what}_exported_total")
 
 
 # In clear: what a request and its attempts are to the collector.
@@ -193,6 +200,53 @@ with Collector("clear", free_port()) as collector, environment(OTEL_SERVICE_NAME
         check("1500 requests give 3000 spans", True, bool(eventually(lambda: len(collector.spans()) - before == 3000)))
         check("with ids of their own", 3000 + before, len({span["spanId"] for span in collector.spans()}))
         check("none was dropped", 0.0, proxy.metric("buttress_traffic_spans_dropped_total"))
+
+# Log records: what failed or was tried again, where its spans are.
+with Collector("logs", free_port()) as collector, environment(OTEL_SERVICE_NAME="shop"):
+    with Proxy("--to", to, "--otlp", f"http://127.0.0.1:{collector.port}", "--otlp-logs", "--trace-sample", "0%") as proxy:
+        check("with log records: one that is tried again", "200", ask(proxy, "/flaky-logs", *sampled))
+        check("one that fails", "500", ask(proxy, "/broken-logs?id=7", "-A", "curl/otlp"))
+        check("one that fails in a trace that nobody samples", "500", ask(proxy, "/broken-quiet", "-H", f"traceparent: 00-{TRACE}-{PARENT}-00"))
+        check("one that simply succeeds", "200", ask(proxy, "/well"))
+        check("the collector has all log records", True, bool(eventually(lambda: len(collector.logs()) >= 3)))
+        logs = {log["says"]["url.path"]: log for log in collector.logs()}
+        check("and no more", ["/broken-logs", "/broken-quiet", "/flaky-logs"], sorted(logs))
+        check("as many as the proxy says", 3.0, eventually(lambda: exported(proxy, "logs") == 3.0) and exported(proxy, "logs"))
+        failed = logs["/broken-logs"]
+        wanted = {
+            "http.request.method": "GET",
+            "url.query": "id=7",
+            "http.response.status_code": 500,
+            "client.address": "127.0.0.1",
+            "server.address": "127.0.0.1",
+            "server.port": proxy.port,
+            "buttress.route": "everything",
+            "buttress.code": "BT0911",
+            "error.type": "BT0911",
+        }
+        check("its attributes", wanted, {key: failed["says"].get(key) for key in wanted})
+        check("its severity", (17, "ERROR"), (failed["severityNumber"], failed["severityText"]))
+        body = failed["body"]["stringValue"]
+        check("its body is the code and the sentence", f"BT0911: {to} answered 500 itself", body)
+        explained = run(os.environ["BUTTRESS_BINARY"], "explain", failed["says"]["buttress.request_id"], "--admin", proxy.admin).out
+        check("as explain prints it", True, body.partition(": ")[2] in explained)
+        attempts = [one["stringValue"] for one in failed["says"]["buttress.attempts"]["values"]]
+        check("who was asked", [f"{to}: 500"], attempts)
+        check("the service and the scope", ("shop", "buttress.gateway"), (failed["of"].get("service.name"), failed["scope"]))
+        check("its event", "buttress.decision", failed.get("eventName"))
+        check("its span is there", True, bool(eventually(lambda: any(span["traceId"] == failed["traceId"] and span["spanId"] == failed["spanId"] for span in collector.of_path("/broken-logs", SERVER)))))
+        again = logs["/flaky-logs"]
+        check("what was served in the end is no error", (9, "INFO", TRACE, 1, None), (again["severityNumber"], again["severityText"], again["traceId"], again.get("flags", 0), again["says"].get("error.type")))
+        check("and below its span", True, bool(eventually(lambda: any(span["spanId"] == again["spanId"] for span in collector.of_path("/flaky-logs", SERVER)))))
+        quiet = logs["/broken-quiet"]
+        check("a caller's trace that is not sampled has the record alone", (TRACE, "", 0), (quiet["traceId"], quiet.get("spanId", ""), quiet.get("flags", 0)))
+        check("and no span", [], collector.of_path("/broken-quiet", SERVER))
+
+# A collector that takes no log records.
+with Collector("no-logs", free_port(), logs=False) as collector, Proxy("--to", to, "--otlp", f"http://127.0.0.1:{collector.port}", "--otlp-logs", "--trace-sample", "100%") as proxy:
+    ask(proxy, "/broken-alone")
+    check("what it takes comes", True, bool(eventually(lambda: len(collector.of_path("/broken-alone", SERVER)) == 1)))
+    check("what it does not is counted", (1.0, 1.0, 0.0), eventually(lambda: proxy.metric("buttress_traffic_logs_dropped_total") == 1.0) and (1.0, proxy.metric("buttress_traffic_logs_failures_total"), proxy.metric("buttress_traffic_spans_dropped_total")))
 
 # A collector that comes later than the proxy.
 later = free_port()

@@ -182,6 +182,16 @@ pub fn decision(why: &Why) -> Decision {
 }
 
 impl Story<'_> {
+    /// Where nothing of the trace is exported, it is the one that goes on.
+    fn context(&self) -> trace::Context {
+        let goes_on = || trace::Context {
+            id: self.traceparent[3..35].try_into().expect("it was checked, or made here"),
+            span: None,
+            sampled: false,
+        };
+        self.trace.as_ref().map_or_else(goes_on, |trace| trace.context())
+    }
+
     fn keep(&self, status: u16, grpc_status: Option<u16>, outcome: Decision) {
         let shared = &self.core.shared;
         let (route, matched) =
@@ -193,6 +203,7 @@ impl Story<'_> {
         let priority = self.route.and_then(|(route, _)| route.priority.header.as_deref());
         shared.records.keep(Record {
             id: self.id.as_str().to_owned(),
+            trace: Some(self.context()),
             at_ms: self.core.unix_ms(),
             method: self.request.method.to_string(),
             path: without_secrets(cut(&self.request.path)),
@@ -975,6 +986,7 @@ fn finish(story: &Story<'_>, last: Last<'_>, mut reply: Reply, place: Place, ope
         story.route.map_or_else(Default::default, |(route, at)| (route.name.clone(), Box::from(matched(route, at))));
     let about = About {
         id: story.id.clone(),
+        trace: story.context(),
         method: story.request.method.clone(),
         path: story.request.path.clone(),
         authority: story.request.authority.clone(),
@@ -1211,6 +1223,7 @@ pub struct Ticket {
 /// What a record of an answer that breaks off needs.
 struct About {
     id: RequestId,
+    trace: trace::Context,
     method: http::Method,
     path: Bytes,
     authority: Bytes,
@@ -1293,6 +1306,7 @@ impl Ticket {
         }
         core.shared.records.keep(Record {
             id: about.id.as_str().to_owned(),
+            trace: Some(about.trace),
             at_ms: core.unix_ms(),
             method: about.method.to_string(),
             path: without_secrets(cut(&about.path)),

@@ -9,7 +9,7 @@
 //! hyper does, for HTTP/2); [`proxy`] names it; [`call`] finds its route in the [`table`], holds it against the route's
 //! [`rules`] (and [`auth`], where it says who may call), and takes it through the policies of a backend, which may refuse it, let it wait, or send it again; [`forward`] writes the head that goes on;
 //! [`upstream`] takes a connection, writes and reads; [`body`] and [`frame`] carry what follows; [`reply`] is what goes
-//! back. When that has ended, [`access_log`] has a line of it, and [`otlp`] its spans. HTTP/1.1 is ours on both sides, HTTP/2 is hyper's: docs/adr/0013-http1.md says why.
+//! back. When that has ended, [`access_log`] has a line of it, and [`otlp`] its spans; [`otlp_logs`] tells of what did not simply succeed. HTTP/1.1 is ours on both sides, HTTP/2 is hyper's: docs/adr/0013-http1.md says why.
 
 /// The codes of decisions, for whoever explains them.
 pub use buttress_policy::decision;
@@ -50,6 +50,7 @@ pub mod archive;
 pub mod metrics;
 pub mod noted;
 pub mod otlp;
+pub mod otlp_logs;
 pub mod record;
 pub mod report;
 pub mod run;

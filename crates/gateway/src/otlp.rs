@@ -1,15 +1,16 @@
-//! Spans on their way to a collector: OTLP over HTTP, as JSON, from one thread that no request waits for.
+//! Spans and log records on their way to a collector: OTLP over HTTP, as JSON, from one thread that no request waits for.
 //!
 //! JSON and not protobuf: every receiver of OTLP over HTTP has to take both, nothing must be generated, and whoever debugs can
-//! read it. It is three times the bytes; spans go to an agent on the same host, once a second, or within TLS and with the fields
-//! that it asks for to a collector somewhere.
+//! read it. It is three times the bytes; they go to an agent on the same host, once a second, or within TLS and with the fields
+//! that it asks for to a collector somewhere. Spans and log records each have a queue and a connection of their own: a collector that
+//! takes one kind and not the other loses nothing of the one. What log records are of stands in [`crate::otlp_logs`].
 //!
 //! | what happens | what we do |
 //! |---|---|
-//! | 512 spans wait, or a second has gone by | they are sent, 512 at most at a time |
+//! | 512 spans (or log records) wait, or a second has gone by | they are sent, 512 at most at a time |
 //! | no connection, no answer in time, 429, 502, 503, 504 | sent again after 1 s, 2 s, 4 s … 30 s, or what `Retry-After` says; given up after six tries |
 //! | any other answer but 2xx | given up, told once |
-//! | 200 that says how many spans were rejected | those are counted as dropped |
+//! | 200 that says how many were rejected | those are counted as dropped |
 //! | the queue is full meanwhile | what comes is dropped and counted |
 //! | the proxy stops | what is there is sent once, for two seconds at most |
 //!
@@ -45,16 +46,18 @@ use crate::{
     body::Body,
     config::{Endpoint, Protocol},
     frame::Encoder,
+    otlp_logs::Logs,
+    record::Record,
     request_id::hex,
     tls::{self, Connector},
     trace::{Attempt, Told},
     upstream::{Asked, Upstream},
 };
 
-/// Spans of one request to the collector.
-const BATCH_SPANS: usize = 512;
+/// Spans or log records of one request to the collector.
+const BATCH: u64 = 512;
 const BATCH_EVERY: Duration = Duration::from_secs(1);
-/// Requests that wait to be told of, each with its attempts: 8,192 of about 1 KiB are 8 MiB.
+/// Requests that wait to be told of, each with its attempts: 8,192 of about 1 KiB are 8 MiB; as many records.
 const QUEUE_MAX: usize = 8192;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -160,8 +163,11 @@ pub struct To {
     /// Within TLS, and whose word counts there.
     pub tls: Option<tls::Client>,
     pub fields: Fields,
-    /// `/v1/traces`, below whatever the collector is served under.
+    /// `/v1/traces`, below whatever the collector is served under; and `/v1/logs`.
     pub path: String,
+    pub logs_path: String,
+    /// Whether log records are exported too.
+    pub logs: bool,
     /// The share of traces that begin here that is sampled, 0 to 1.
     pub sample: f64,
     /// `service.name`.
@@ -191,27 +197,67 @@ impl To {
         if !path.bytes().all(safe) {
             return Err(wrong("has a path with more than letters, digits and -._~/"));
         }
-        let path = path.trim_end_matches('/');
-        let path = match path {
-            "" => "/v1/traces".to_owned(),
-            path if path.ends_with("v1/traces") => format!("/{path}"),
-            path => format!("/{path}/v1/traces"),
-        };
+        let below = path.trim_end_matches('/');
+        // Whoever names the place of the one kind means that of both.
+        let below = ["v1/traces", "v1/logs"].iter().find_map(|own| below.strip_suffix(own)).unwrap_or(below);
+        let below = below.trim_end_matches('/');
+        let slash = if below.is_empty() { "" } else { "/" };
+        let (path, logs_path) = (format!("{slash}{below}/v1/traces"), format!("{slash}{below}/v1/logs"));
         let (host, tls, fields) = (host.to_owned(), secure.then(tls::Client::default), Fields::default());
-        Ok(Self { address: endpoint.address, host, tls, fields, path, sample, service: service.to_owned() })
+        let service = service.to_owned();
+        Ok(Self { address: endpoint.address, host, tls, fields, path, logs_path, logs: false, sample, service })
     }
 }
 
+/// What is told the collector, of one kind.
+pub(crate) trait Signal: Sized + Send + 'static {
+    /// As it is called in the log.
+    const WHAT: &'static str;
+    /// What an answer calls how many it did not take.
+    const REJECTED: &'static str;
+
+    /// How many spans or log records it is.
+    fn count(&self) -> u64;
+    fn path(to: &To) -> &str;
+    /// The request for a batch.
+    fn payload(to: &To, batch: &[Self]) -> Value;
+}
+
 /// The way from the cores to the exporter.
-pub struct Traces {
-    queue: Sender<Box<Told>>,
-    /// Spans in the queue.
+pub(crate) struct Way<T> {
+    queue: Sender<T>,
+    /// Spans or log records in the queue.
     waiting: AtomicU64,
     many: Notify,
     closing: AtomicBool,
-    /// A draw below it is sampled.
-    below: u64,
     pub figures: Figures,
+}
+
+impl<T: Signal> Way<T> {
+    pub fn new() -> (Self, Receiver<T>) {
+        let (queue, waiting) = channel(QUEUE_MAX);
+        let (many, closing) = (Notify::new(), AtomicBool::new(false));
+        (Self { queue, waiting: AtomicU64::new(0), many, closing, figures: Figures::default() }, waiting)
+    }
+
+    /// Takes it along, where there is room.
+    pub fn tell(&self, told: T) {
+        let count = told.count();
+        match self.queue.try_send(told) {
+            Ok(()) => {
+                let before = self.waiting.fetch_add(count, Relaxed);
+                if before < BATCH && before + count >= BATCH {
+                    self.many.notify_one();
+                }
+            }
+            Err(_) => drop(self.figures.dropped.fetch_add(count, Relaxed)),
+        }
+    }
+
+    fn close(&self) {
+        self.closing.store(true, Relaxed);
+        self.many.notify_one();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -222,69 +268,85 @@ pub struct Figures {
     pub failures: AtomicU64,
 }
 
+/// Where the cores tell spans.
+pub struct Traces {
+    way: Way<Box<Told>>,
+    /// A draw below it is sampled.
+    below: u64,
+}
+
 /// Ends the exporter.
 pub struct Exporter {
     traces: Arc<Traces>,
+    logs: Option<Arc<Logs>>,
     ended: std::sync::Mutex<mpsc::Receiver<()>>,
 }
 
 impl Exporter {
     /// Has what is there sent, once.
     pub fn close(&self) {
-        self.traces.closing.store(true, Relaxed);
-        self.traces.many.notify_one();
+        self.traces.way.close();
+        if let Some(logs) = &self.logs {
+            logs.way.close();
+        }
         let ended = self.ended.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _ = ended.recv_timeout(CLOSE_MAX);
     }
 }
 
-impl Traces {
-    /// Starts the thread that exports. `connector` makes TLS to the collector.
-    ///
-    /// # Errors
-    /// `LIMITS` where there is no thread to be had.
-    pub fn start(to: To, connector: Option<Arc<Connector>>) -> Result<(Arc<Self>, Exporter), Error> {
-        let (queue, waiting) = channel(QUEUE_MAX);
-        let traces = Arc::new(Self {
-            queue,
-            waiting: AtomicU64::new(0),
-            many: Notify::new(),
-            closing: AtomicBool::new(false),
-            below: below(to.sample),
-            figures: Figures::default(),
-        });
-        let (end, ended) = mpsc::channel();
-        let exporting = traces.clone();
-        std::thread::Builder::new()
-            .name("traces".into())
-            .spawn(move || {
-                match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-                    Ok(runtime) => runtime.block_on(export(&exporting, waiting, &Export { to, connector })),
-                    Err(error) => tracing::error!(%error, "a runtime for traces cannot be made"),
-                }
-                let _ = end.send(());
-            })
-            .map_err(|error| Error::new(Code::LIMITS, format!("a thread cannot be started: {error}")))?;
-        let exporter = Exporter { traces: traces.clone(), ended: std::sync::Mutex::new(ended) };
-        Ok((traces, exporter))
-    }
+/// What was started: where to tell spans, and log records where they are wanted, and what ends it.
+pub struct Started {
+    pub traces: Arc<Traces>,
+    pub logs: Option<Arc<Logs>>,
+    pub exporter: Exporter,
+}
 
+/// Starts the thread that exports. `connector` makes TLS to the collector.
+///
+/// # Errors
+/// `LIMITS` where there is no thread to be had.
+pub fn start(to: To, connector: Option<Arc<Connector>>) -> Result<Started, Error> {
+    let (way, spans) = Way::new();
+    let traces = Arc::new(Traces { way, below: below(to.sample) });
+    let (logs, records) = to.logs.then(Logs::new).unzip();
+    let (end, ended) = mpsc::channel();
+    let exporting = (traces.clone(), logs.clone());
+    std::thread::Builder::new()
+        .name("otlp".into())
+        .spawn(move || {
+            let (traces, logs) = exporting;
+            let export = Export { to, connector };
+            let all = async {
+                let records = async {
+                    if let (Some(logs), Some(records)) = (logs, records) {
+                        export.follow(&logs.way, records).await;
+                    }
+                };
+                tokio::join!(export.follow(&traces.way, spans), records)
+            };
+            match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                Ok(runtime) => drop(runtime.block_on(all)),
+                Err(error) => tracing::error!(%error, "a runtime for the collector cannot be made"),
+            }
+            let _ = end.send(());
+        })
+        .map_err(|error| Error::new(Code::LIMITS, format!("a thread cannot be started: {error}")))?;
+    let exporter = Exporter { traces: traces.clone(), logs: logs.clone(), ended: std::sync::Mutex::new(ended) };
+    Ok(Started { traces, logs, exporter })
+}
+
+impl Traces {
     pub fn samples(&self, random: u64) -> bool {
         self.below == u64::MAX || random < self.below
     }
 
     /// Takes a request's spans, where there is room.
     pub fn tell(&self, told: Box<Told>) {
-        let spans = 1 + told.attempts.len() as u64;
-        match self.queue.try_send(told) {
-            Ok(()) => {
-                let before = self.waiting.fetch_add(spans, Relaxed);
-                if before < BATCH_SPANS as u64 && before + spans >= BATCH_SPANS as u64 {
-                    self.many.notify_one();
-                }
-            }
-            Err(_) => drop(self.figures.dropped.fetch_add(spans, Relaxed)),
-        }
+        self.way.tell(told);
+    }
+
+    pub const fn figures(&self) -> &Figures {
+        &self.way.figures
     }
 }
 
@@ -298,39 +360,103 @@ struct Export {
     connector: Option<Arc<Connector>>,
 }
 
-async fn export(traces: &Traces, mut queue: Receiver<Box<Told>>, export: &Export) {
-    let (address, tls) = (export.to.address.clone(), export.connector.is_some());
-    let endpoint = Endpoint { address, protocol: Protocol::Http1, tls };
-    let upstream = Rc::new(Upstream::new(endpoint, export.connector.clone()));
-    let mut failing = false;
-    loop {
-        if !traces.closing.load(Relaxed) {
-            let _ = timeout(BATCH_EVERY, traces.many.notified()).await;
-        }
+impl Export {
+    async fn follow<T: Signal>(&self, way: &Way<T>, mut queue: Receiver<T>) {
+        let (address, tls) = (self.to.address.clone(), self.connector.is_some());
+        let endpoint = Endpoint { address, protocol: Protocol::Http1, tls };
+        let upstream = Rc::new(Upstream::new(endpoint, self.connector.clone()));
+        let mut failing = false;
         loop {
-            let (mut batch, mut spans) = (Vec::new(), 0);
-            let ended = loop {
-                match queue.try_recv() {
-                    Ok(told) => {
-                        spans += 1 + told.attempts.len();
-                        batch.push(told);
-                        if spans >= BATCH_SPANS {
-                            break false;
+            if !way.closing.load(Relaxed) {
+                let _ = timeout(BATCH_EVERY, way.many.notified()).await;
+            }
+            loop {
+                let (mut batch, mut count) = (Vec::new(), 0);
+                let ended = loop {
+                    match queue.try_recv() {
+                        Ok(told) => {
+                            count += told.count();
+                            batch.push(told);
+                            if count >= BATCH {
+                                break false;
+                            }
                         }
+                        Err(TryRecvError::Empty | TryRecvError::Disconnected) => break true,
                     }
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break true,
+                };
+                way.waiting.fetch_sub(count, Relaxed);
+                if count > 0 {
+                    self.send(way, &upstream, &batch, count, &mut failing).await;
+                }
+                if ended {
+                    break;
+                }
+            }
+            if way.closing.load(Relaxed) {
+                return;
+            }
+        }
+    }
+
+    /// Sends a batch until it is taken or given up.
+    async fn send<T: Signal>(
+        &self,
+        way: &Way<T>,
+        upstream: &Rc<Upstream>,
+        batch: &[T],
+        count: u64,
+        failing: &mut bool,
+    ) {
+        let body = T::payload(&self.to, batch).to_string();
+        let mut pause = Duration::from_secs(1);
+        for attempt in 1..=TRIES {
+            let why = match ask::<T>(upstream, &self.to, &body).await {
+                Said::Taken { rejected } => {
+                    way.figures.exported.fetch_add(count.saturating_sub(rejected), Relaxed);
+                    way.figures.dropped.fetch_add(rejected.min(count), Relaxed);
+                    if std::mem::take(failing) {
+                        tracing::warn!(what = T::WHAT, "the collector takes them again");
+                    }
+                    return;
+                }
+                Said::Never(why) => {
+                    way.figures.failures.fetch_add(1, Relaxed);
+                    self.tell_once::<T>(failing, &why);
+                    break;
+                }
+                Said::Later { after, why } => {
+                    way.figures.failures.fetch_add(1, Relaxed);
+                    if let Some(after) = after {
+                        pause = after.min(BACK_OFF_MAX);
+                    }
+                    why
                 }
             };
-            traces.waiting.fetch_sub(spans as u64, Relaxed);
-            if spans > 0 {
-                send(traces, &upstream, export, &batch, spans as u64, &mut failing).await;
-            }
-            if ended {
+            self.tell_once::<T>(failing, &why);
+            if attempt == TRIES || way.closing.load(Relaxed) {
                 break;
             }
+            // Whoever stops the proxy does not wait for a pause to end.
+            let _ = timeout(pause, async {
+                while !way.closing.load(Relaxed) {
+                    sleep(Duration::from_millis(50)).await;
+                }
+            })
+            .await;
+            pause = (pause * 2).min(BACK_OFF_MAX);
         }
-        if traces.closing.load(Relaxed) {
-            return;
+        way.figures.dropped.fetch_add(count, Relaxed);
+    }
+
+    fn tell_once<T: Signal>(&self, failing: &mut bool, why: &str) {
+        if !std::mem::replace(failing, true) {
+            let (what, address) = (T::WHAT, &self.to.address);
+            tracing::warn!(
+                what,
+                why,
+                address,
+                "the collector does not take them; they are dropped and counted until it does"
+            );
         }
     }
 }
@@ -342,68 +468,12 @@ enum Said {
     Never(String),
 }
 
-/// Sends a batch until it is taken or given up.
-async fn send(
-    traces: &Traces,
-    upstream: &Rc<Upstream>,
-    export: &Export,
-    batch: &[Box<Told>],
-    spans: u64,
-    failing: &mut bool,
-) {
-    let (to, body) = (&export.to, payload(export, batch).to_string());
-    let mut pause = Duration::from_secs(1);
-    for attempt in 1..=TRIES {
-        let why = match ask(upstream, to, &body).await {
-            Said::Taken { rejected } => {
-                traces.figures.exported.fetch_add(spans.saturating_sub(rejected), Relaxed);
-                traces.figures.dropped.fetch_add(rejected.min(spans), Relaxed);
-                if std::mem::take(failing) {
-                    tracing::warn!("the collector takes spans again");
-                }
-                return;
-            }
-            Said::Never(why) => {
-                traces.figures.failures.fetch_add(1, Relaxed);
-                tell_once(failing, &why, &to.address);
-                break;
-            }
-            Said::Later { after, why } => {
-                traces.figures.failures.fetch_add(1, Relaxed);
-                if let Some(after) = after {
-                    pause = after.min(BACK_OFF_MAX);
-                }
-                why
-            }
-        };
-        tell_once(failing, &why, &to.address);
-        if attempt == TRIES || traces.closing.load(Relaxed) {
-            break;
-        }
-        // Whoever stops the proxy does not wait for a pause to end.
-        let _ = timeout(pause, async {
-            while !traces.closing.load(Relaxed) {
-                sleep(Duration::from_millis(50)).await;
-            }
-        })
-        .await;
-        pause = (pause * 2).min(BACK_OFF_MAX);
-    }
-    traces.figures.dropped.fetch_add(spans, Relaxed);
-}
-
-fn tell_once(failing: &mut bool, why: &str, address: &str) {
-    if !std::mem::replace(failing, true) {
-        tracing::warn!(why, address, "the collector does not take spans; they are dropped and counted until it does");
-    }
-}
-
-async fn ask(upstream: &Rc<Upstream>, to: &To, body: &str) -> Said {
+async fn ask<T: Signal>(upstream: &Rc<Upstream>, to: &To, body: &str) -> Said {
     let mut head = BytesMut::new();
     let version = env!("CARGO_PKG_VERSION");
     let mut text = format!(
         "POST {} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n",
-        to.path,
+        T::path(to),
         to.host,
         body.len()
     );
@@ -445,7 +515,7 @@ async fn ask(upstream: &Rc<Upstream>, to: &To, body: &str) -> Said {
         match status {
             200..300 => {
                 let said: Value = serde_json::from_slice(&text).unwrap_or_default();
-                let rejected = &said["partialSuccess"]["rejectedSpans"];
+                let rejected = &said["partialSuccess"][T::REJECTED];
                 let number = rejected.as_u64().or_else(|| rejected.as_str()?.parse().ok());
                 Said::Taken { rejected: number.unwrap_or(0) }
             }
@@ -463,28 +533,65 @@ async fn ask(upstream: &Rc<Upstream>, to: &To, body: &str) -> Said {
 }
 
 /// An `ExportTraceServiceRequest`.
-fn payload(export: &Export, batch: &[Box<Told>]) -> Value {
-    let spans: Vec<Value> = batch
-        .iter()
-        .flat_map(|told| std::iter::once(server(told)).chain(told.attempts.iter().map(|attempt| client(told, attempt))))
-        .collect();
-    let version = env!("CARGO_PKG_VERSION");
+impl Signal for Box<Told> {
+    const WHAT: &'static str = "spans";
+    const REJECTED: &'static str = "rejectedSpans";
+
+    fn count(&self) -> u64 {
+        1 + self.attempts.len() as u64
+    }
+
+    fn path(to: &To) -> &str {
+        &to.path
+    }
+
+    fn payload(to: &To, batch: &[Self]) -> Value {
+        let of = |told: &Told| -> Vec<Value> {
+            std::iter::once(server(told)).chain(told.attempts.iter().map(|attempt| client(told, attempt))).collect()
+        };
+        let spans: Vec<Value> = batch.iter().flat_map(|told| of(told)).collect();
+        json!({"resourceSpans": [{"resource": resource(to), "scopeSpans": [{"scope": scope(), "spans": spans}]}]})
+    }
+}
+
+/// An `ExportLogsServiceRequest`.
+impl Signal for Arc<Record> {
+    const WHAT: &'static str = "log records";
+    const REJECTED: &'static str = "rejectedLogRecords";
+
+    fn count(&self) -> u64 {
+        1
+    }
+
+    fn path(to: &To) -> &str {
+        &to.logs_path
+    }
+
+    fn payload(to: &To, batch: &[Self]) -> Value {
+        let records: Vec<Value> = batch.iter().map(|record| crate::otlp_logs::log_record(record)).collect();
+        json!({"resourceLogs": [{"resource": resource(to), "scopeLogs": [{"scope": scope(), "logRecords": records}]}]})
+    }
+}
+
+/// Who says it.
+fn resource(to: &To) -> Value {
     let mut about = Attributes::default();
-    about.text("service.name", &export.to.service);
-    about.text("service.version", version);
+    about.text("service.name", &to.service);
+    about.text("service.version", env!("CARGO_PKG_VERSION"));
     about.number("process.pid", std::process::id().into());
-    json!({"resourceSpans": [{
-        "resource": {"attributes": about.0},
-        "scopeSpans": [{"scope": {"name": "buttress.gateway", "version": version}, "spans": spans}],
-    }]})
+    json!({"attributes": about.0})
+}
+
+fn scope() -> Value {
+    json!({"name": "buttress.gateway", "version": env!("CARGO_PKG_VERSION")})
 }
 
 /// As OTLP writes them.
 #[derive(Default)]
-struct Attributes(Vec<Value>);
+pub(crate) struct Attributes(pub Vec<Value>);
 
 impl Attributes {
-    fn text(&mut self, key: &str, value: &str) {
+    pub fn text(&mut self, key: &str, value: &str) {
         self.0.push(json!({"key": key, "value": {"stringValue": value}}));
     }
 
@@ -494,12 +601,21 @@ impl Attributes {
         }
     }
 
-    fn number(&mut self, key: &str, value: u64) {
+    pub fn number(&mut self, key: &str, value: u64) {
         self.0.push(json!({"key": key, "value": {"intValue": value.to_string()}}));
     }
 
+    /// `url.path` and `url.query`.
+    pub fn target(&mut self, target: &[u8]) {
+        let at = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
+        self.text("url.path", &String::from_utf8_lossy(&target[..at]));
+        if at < target.len() {
+            self.text("url.query", &String::from_utf8_lossy(&target[at + 1..]));
+        }
+    }
+
     /// `server.address` and `server.port`.
-    fn server(&mut self, authority: &str) {
+    pub fn server(&mut self, authority: &str) {
         match authority.rsplit_once(':') {
             Some((host, port)) if port.parse::<u16>().is_ok() => {
                 self.text("server.address", host.trim_start_matches('[').trim_end_matches(']'));
@@ -510,7 +626,7 @@ impl Attributes {
     }
 }
 
-fn text_of(hex: &[u8]) -> &str {
+pub(crate) fn text_of(hex: &[u8]) -> &str {
     std::str::from_utf8(hex).expect("ids are checked to be hexadecimal")
 }
 
@@ -542,12 +658,7 @@ fn server(told: &Told) -> Value {
     let mut about = Attributes::default();
     about.text("http.request.method", told.method.as_str());
     about.text("url.scheme", told.scheme);
-    let path = &told.path[..told.path.len().min(4 * TEXT_MAX)];
-    let at = path.iter().position(|byte| *byte == b'?').unwrap_or(path.len());
-    about.text("url.path", &String::from_utf8_lossy(&path[..at]));
-    if at < path.len() {
-        about.text("url.query", &String::from_utf8_lossy(&path[at + 1..]));
-    }
+    about.target(&told.path[..told.path.len().min(4 * TEXT_MAX)]);
     about.number("http.response.status_code", told.status.into());
     let (protocol, version) = told.protocol.split_once('/').unwrap_or((told.protocol, ""));
     about.text("network.protocol.name", &protocol.to_ascii_lowercase());
@@ -632,6 +743,13 @@ mod tests {
     fn collectors_are_read_and_wrong_ones_say_what_would_be_right() {
         let to = |text: &str| To::parse(text, 1.0, "s");
         let told = |text: &str| to(text).map(|to| format!("{} {}", to.address, to.path)).unwrap();
+        let logs = |text: &str| to(text).map(|to| to.logs_path).unwrap();
+        assert_eq!((logs("http://otel:1").as_str(), logs("http://otel:1/a/").as_str()), ("/v1/logs", "/a/v1/logs"));
+        assert_eq!(
+            (logs("http://o:1/v1/traces"), logs("http://o:1/a/v1/logs")),
+            ("/v1/logs".into(), "/a/v1/logs".into())
+        );
+        assert_eq!(told("http://o:1/a/v1/logs"), "o:1 /a/v1/traces");
         assert_eq!(told("http://127.0.0.1:4318"), "127.0.0.1:4318 /v1/traces");
         assert_eq!(told("http://otel:4318/"), "otel:4318 /v1/traces");
         assert_eq!(told("http://otel:4318/tenant/v1/traces"), "otel:4318 /tenant/v1/traces");

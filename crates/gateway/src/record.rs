@@ -20,8 +20,10 @@ use serde_json::{Value, json};
 use crate::{
     archive::Archive,
     noted::{self, Noted},
+    otlp_logs::Logs,
     parse::{Kind, RequestHead},
     rules::Point,
+    trace::Context,
 };
 
 pub const KEPT: usize = 4096;
@@ -107,6 +109,8 @@ impl Said {
 #[derive(Clone, Debug, Default)]
 pub struct Record {
     pub id: String,
+    /// For whoever keeps it beside a trace; no record shows it.
+    pub trace: Option<Context>,
     pub at_ms: u64,
     pub method: String,
     pub path: String,
@@ -275,6 +279,7 @@ pub struct Records {
     /// Newest first.
     before: Vec<Box<str>>,
     archive: Option<Archive>,
+    logs: Option<Arc<Logs>>,
 }
 
 #[derive(Default)]
@@ -284,8 +289,8 @@ struct Rings {
 }
 
 impl Records {
-    /// Also on disk, and with what lies there.
-    pub fn with(archive: Option<Archive>) -> Self {
+    /// Also on disk, and with what lies there; and as log records for a collector.
+    pub fn with(archive: Option<Archive>, logs: Option<Arc<Logs>>) -> Self {
         let mut before = Vec::new();
         if let Some(archive) = &archive {
             archive.before(|_, line| {
@@ -293,15 +298,22 @@ impl Records {
                 before.len() < BEFORE
             });
         }
-        Self { rings: Mutex::default(), before, archive }
+        Self { rings: Mutex::default(), before, archive, logs }
     }
 
     pub fn archive(&self) -> Option<&Archive> {
         self.archive.as_ref()
     }
 
+    pub fn logs(&self) -> Option<&Logs> {
+        self.logs.as_deref()
+    }
+
     pub fn keep(&self, record: Record) {
         let record = Arc::new(record);
+        if let Some(logs) = &self.logs {
+            logs.tell(&record);
+        }
         if let Some(archive) = &self.archive {
             archive.keep(&record);
         }
@@ -368,6 +380,7 @@ pub(crate) fn example(id: &str) -> Record {
     let decision = Decision { code: "BT0911", says: "s".into(), would_pass: String::new() };
     Record {
         id: id.into(),
+        trace: None,
         at_ms: 0,
         method: "GET".into(),
         path: "/".into(),

@@ -252,7 +252,7 @@ impl Shared {
             one(name, "counter", "Decision records that the disk did not get.", figures.lost.load(Relaxed));
         }
         if let Some(traces) = &self.traces {
-            let figures = &traces.figures;
+            let figures = traces.figures();
             let name = "buttress_traffic_spans_exported_total";
             one(name, "counter", "Spans that the collector took.", figures.exported.load(Relaxed));
             let name = "buttress_traffic_spans_dropped_total";
@@ -264,6 +264,25 @@ impl Shared {
             );
             let name = "buttress_traffic_spans_failures_total";
             one(name, "counter", "Requests to the collector that failed.", figures.failures.load(Relaxed));
+        }
+        if let Some(logs) = self.records.logs() {
+            let figures = logs.figures();
+            let name = "buttress_traffic_logs_exported_total";
+            one(name, "counter", "Log records that the collector took.", figures.exported.load(Relaxed));
+            let name = "buttress_traffic_logs_dropped_total";
+            one(
+                name,
+                "counter",
+                "Log records that it did not take, that came too fast, or for which there was no room.",
+                figures.dropped.load(Relaxed),
+            );
+            let name = "buttress_traffic_logs_failures_total";
+            one(
+                name,
+                "counter",
+                "Requests to the collector with log records that failed.",
+                figures.failures.load(Relaxed),
+            );
         }
         let mut codes: BTreeMap<&'static str, u64> = BTreeMap::new();
         for shard in &self.shards {

@@ -21,7 +21,7 @@ use crate::{
     discover::{Found, Source, first_look},
     listen::{self, Listeners, Listening},
     metrics::Shard,
-    otlp::{self, Exporter, Traces},
+    otlp::{self, Exporter, Started, Traces},
     record::Records,
     table::Table,
     tls,
@@ -60,14 +60,19 @@ impl Shared {
         let world = World { found: &found, tls: &tls, cores };
         let table = compile(routes, None, &world).map_err(|wrong| refused(&wrong))?.install(Time::ZERO);
         let shards = (0..cores).map(|_| Arc::default()).collect();
-        let records = Records::with(options.records.as_ref().map(Archive::open).transpose()?);
+        let archive = options.records.as_ref().map(Archive::open).transpose()?;
         let (table, started) = (ArcSwap::from_pointee(table), Instant::now());
         let log = options.access_log.as_ref().map(Log::start).transpose()?;
         let export = |to: otlp::To| {
             let connector = to.tls.clone().map(|told| tls.client(told)).transpose()?;
-            Traces::start(to, connector)
+            otlp::start(to, connector)
         };
-        let (traces, exporter) = options.otlp.clone().map(export).transpose()?.unzip();
+        let started_export = options.otlp.clone().map(export).transpose()?;
+        let (traces, logs, exporter) = match started_export {
+            Some(Started { traces, logs, exporter }) => (Some(traces), logs, Some(exporter)),
+            None => (None, None, None),
+        };
+        let records = Records::with(archive, logs);
         Ok(Self {
             options,
             listeners,

@@ -45,6 +45,15 @@ pub struct Tracing {
     attempts: RefCell<Vec<Attempt>>,
 }
 
+/// Where a request stands in a trace.
+#[derive(Clone, Copy, Debug)]
+pub struct Context {
+    pub id: [u8; 32],
+    /// Its span, where it has one that may be exported.
+    pub span: Option<u64>,
+    pub sampled: bool,
+}
+
 /// An attempt that is over.
 pub struct Attempt {
     pub span: u64,
@@ -151,6 +160,10 @@ impl Tracing {
         text[36..52].copy_from_slice(&hex(span));
         text[53..55].copy_from_slice(&self.flags);
         text
+    }
+
+    pub fn context(&self) -> Context {
+        Context { id: self.id, span: Some(self.span), sampled: self.sampled }
     }
 
     pub fn id(&self) -> &[u8; 32] {

@@ -1,9 +1,9 @@
-//! Two services that share a limit in etcd: each serves as fast as it is asked, and together they keep the rate.
+//! Two services that share a limit in etcd: each gets as much of it as its calls are of all, and together they keep the rate.
 //!
 //!     buttress dev --output json     # or an etcd; "etcd" in what it prints is the address
-//!     cargo run -p buttress-tower --features etcd --example cluster -- http://127.0.0.1:2379 50 5
+//!     cargo run -p buttress-tower --features etcd --example cluster -- http://127.0.0.1:2379 50 20 3
 //!
-//! The numbers are calls a second and seconds.
+//! The numbers are the limit in calls a second, seconds, and how many times as often the first service is called.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -19,10 +19,11 @@ use tower::{Layer, ServiceExt, service_fn};
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let Some(address) = arguments.next() else {
-        return Err("name the store: cluster http://HOST:PORT [CALLS_A_SECOND] [SECONDS]".into());
+        return Err("name the store: cluster http://HOST:PORT [CALLS_A_SECOND] [SECONDS] [TIMES]".into());
     };
     let per_second: f64 = arguments.next().map_or(Ok(50.0), |text| text.parse())?;
     let seconds: u64 = arguments.next().map_or(Ok(5), |text| text.parse())?;
+    let times: u32 = arguments.next().map_or(Ok(1), |text| text.parse())?;
     // A pool of its own each time, so that it begins full.
     let key = format!("/limits/example-{}", std::process::id());
     let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
@@ -36,20 +37,25 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let service = service_fn(|_: Request<()>| async {
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
         });
-        services.push((name, ShedLayer::new(policy).layer(service), 0u64, 0u64));
+        let every = if name == "a" { 1 } else { times };
+        services.push((name, ShedLayer::new(policy).layer(service), every, 0u64, 0u64));
     }
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let (end, mut round) = (Instant::now() + Duration::from_secs(seconds), 0);
     while Instant::now() < end {
-        for (_, service, served, refused) in &mut services {
+        round += 1;
+        for (_, service, every, served, refused) in &mut services {
+            if round % *every != 0 {
+                continue;
+            }
             let answer = service.clone().oneshot(Request::new(())).await?;
             if answer.status() == StatusCode::OK { *served += 1 } else { *refused += 1 }
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    for (name, _, served, refused) in &services {
+    for (name, .., served, refused) in &services {
         println!("service {name}: {served} served, {refused} refused");
     }
-    let served: u64 = services.iter().map(|(_, _, served, _)| served).sum();
+    let served: u64 = services.iter().map(|(.., served, _)| served).sum();
     let granted = f64::from(config.burst) + per_second * seconds as f64;
     // The bound of `policy::lease`.
     let most = granted + (services.len() as f64) * 1.5 * f64::from(config.slice);

@@ -22,7 +22,10 @@ use buttress_policy::{
 };
 use tokio::sync::Notify;
 
-use crate::{clock::Clock, policy_set::Invalid};
+use crate::{
+    clock::{Clock, Numbers},
+    policy_set::Invalid,
+};
 
 /// How often a slice is tried for while others are faster.
 const TRIES: usize = 5;
@@ -89,6 +92,7 @@ struct Inner {
     config: Config,
     lease: Lease,
     clock: Clock,
+    numbers: Numbers,
     /// Told when there may be something to ask for.
     low: Arc<Notify>,
 }
@@ -115,7 +119,7 @@ impl ClusterLimit {
     pub fn new(key: impl Into<String>, config: Config) -> Result<Self, Invalid> {
         config.validate("cluster_limit").map_err(Invalid)?;
         let (lease, clock, low) = (Lease::new(config), Clock::new(), Arc::default());
-        Ok(Self(Arc::new(Inner { key: key.into(), config, lease, clock, low })))
+        Ok(Self(Arc::new(Inner { key: key.into(), config, lease, clock, numbers: Numbers::new(None), low })))
     }
 
     /// Burns a token. [`crate::Builder::cluster_limit`] does it for each call.
@@ -159,7 +163,7 @@ async fn ask<P: Pools>(limit: &Weak<Inner>, pools: &P, on_error: &mut impl FnMut
     if let Some(wanted) = limit.lease.ask(asked) {
         match slice(&limit, pools, wanted).await {
             Ok(Ok(tokens)) => limit.lease.granted(asked, tokens),
-            Ok(Err(empty_for)) => limit.lease.refused(limit.clock.now(), empty_for),
+            Ok(Err(empty_for)) => limit.lease.refused(limit.clock.now(), empty_for, limit.numbers.draw()),
             Err(error) => {
                 limit.lease.silent(limit.clock.now());
                 on_error(error);

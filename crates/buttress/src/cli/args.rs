@@ -168,6 +168,9 @@ pub struct ProxyArgs {
     /// Spans go to this collector, http://HOST:PORT or https://HOST: OTLP over HTTP, as JSON. OTEL_SERVICE_NAME names the service.
     #[arg(long, value_name = "URL", conflicts_with = "bare")]
     pub otlp: Option<String>,
+    /// Decision records go to the collector too, as log records: what failed, was refused or tried again, and few of the others.
+    #[arg(long, requires = "otlp")]
+    pub otlp_logs: bool,
     /// A field that the collector asks for, its key for example; VALUE or @FILE. More than once for more.
     #[arg(long, value_name = "NAME=VALUE", requires = "otlp")]
     pub otlp_header: Vec<String>,

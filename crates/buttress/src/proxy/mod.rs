@@ -183,12 +183,13 @@ fn name(args: &ProxyArgs) -> String {
     args.name.clone().unwrap_or_else(|| format!("{}-{}", fleet::host(), std::process::id()))
 }
 
-/// Where spans go, with what the variables of OpenTelemetry say about it. What is said here counts more than what they say.
+/// Where spans and log records go, with what the variables of OpenTelemetry say about it. What is said here counts more than what they say.
 fn collector(to: &str, args: &ProxyArgs) -> Result<otlp::To, Error> {
     let first =
         |names: &[&str]| names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
     let service = first(&["OTEL_SERVICE_NAME"]);
     let mut to = otlp::To::parse(to, args.trace_sample, service.as_deref().unwrap_or("buttress-proxy"))?;
+    to.logs = args.otlp_logs;
     if let Some(list) = first(&["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"]) {
         to.fields.put_list(&list)?;
     }

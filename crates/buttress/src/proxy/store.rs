@@ -310,7 +310,10 @@ impl Store {
             if let Some(wanted) = leased.lease.ask(asked) {
                 match self.slice(leased, wanted, shared).await {
                     Ok(Ok(tokens)) => leased.lease.granted(asked, tokens),
-                    Ok(Err(empty_for)) => leased.lease.refused(shared.now(), empty_for),
+                    Ok(Err(empty_for)) => {
+                        let random = getrandom::u64().unwrap_or(u64::MAX / 2);
+                        leased.lease.refused(shared.now(), empty_for, random);
+                    }
                     Err(error) => {
                         tracing::warn!(store = self.url, limit = leased.key, %error, "no tokens from the store");
                         leased.lease.silent(shared.now());

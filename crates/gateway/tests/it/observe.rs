@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -202,20 +202,48 @@ struct Span {
     attributes: BTreeMap<String, String>,
 }
 
+/// A log record as a collector reads it.
+#[derive(Clone, Debug)]
+struct Log {
+    trace: String,
+    span: String,
+    flags: u64,
+    severity: (u64, String),
+    body: String,
+    at: u64,
+    attributes: BTreeMap<String, String>,
+}
+
 /// A collector that reads OTLP over HTTP as the specification has it, and answers with these statuses first.
 struct Collector {
     upstream: Upstream,
     spans: Arc<Mutex<Vec<Span>>>,
+    logs: Arc<Mutex<Vec<Log>>>,
 }
 
 impl Collector {
     fn new(first: &'static [&'static str]) -> Self {
-        let spans: Arc<Mutex<Vec<Span>>> = Arc::default();
-        let (seen, asked) = (spans.clone(), AtomicUsize::new(0));
+        Self::with(first, None)
+    }
+
+    /// One that says this to log records.
+    fn with(first: &'static [&'static str], to_logs: Option<&'static str>) -> Self {
+        let (spans, logs) = (Arc::<Mutex<Vec<Span>>>::default(), Arc::<Mutex<Vec<Log>>>::default());
+        let (seen, read, asked) = (spans.clone(), logs.clone(), AtomicUsize::new(0));
         let upstream = Upstream::new(move |_, connection| {
             while let Some((head, body)) = connection.read_request() {
-                assert!(head.starts_with("POST /v1/traces HTTP/1.1\r\n"), "{head}");
                 assert!(head.contains("content-type: application/json\r\n"), "{head}");
+                if head.starts_with("POST /v1/logs HTTP/1.1\r\n") {
+                    match to_logs {
+                        Some(status) => answer(connection, status, ""),
+                        None => {
+                            read.lock().unwrap().extend(parsed_logs(&serde_json::from_slice(&body).unwrap()));
+                            answer(connection, "200 OK", "{}");
+                        }
+                    }
+                    continue;
+                }
+                assert!(head.starts_with("POST /v1/traces HTTP/1.1\r\n"), "{head}");
                 let at = asked.fetch_add(1, Ordering::SeqCst);
                 let Some(status) = first.get(at) else {
                     let told: Value = serde_json::from_slice(&body).unwrap();
@@ -226,11 +254,15 @@ impl Collector {
                 answer(connection, &format!("{status}\r\nRetry-After: 0"), "");
             }
         });
-        Self { upstream, spans }
+        Self { upstream, spans, logs }
     }
 
     fn proxy(&self, upstream: &Upstream, sample: f64) -> Proxy {
-        let to = To::parse(&format!("http://{}", self.upstream.address), sample, "shop").unwrap();
+        self.proxy_that(upstream, sample, false)
+    }
+
+    fn proxy_that(&self, upstream: &Upstream, sample: f64, logs: bool) -> Proxy {
+        let to = To { logs, ..To::parse(&format!("http://{}", self.upstream.address), sample, "shop").unwrap() };
         let route = everything(&[upstream.address.to_string()], Some(Duration::from_secs(60)));
         Proxy::routing(&[route], |options| options.otlp = Some(to))
     }
@@ -240,18 +272,45 @@ impl Collector {
     }
 }
 
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn attributes(list: &Value) -> BTreeMap<String, String> {
+    let list = list.as_array().unwrap().iter();
+    list.map(|one| {
+        let (kind, value) = one["value"].as_object().unwrap().iter().next().unwrap();
+        assert!(
+            ["stringValue", "intValue", "boolValue", "doubleValue", "arrayValue"].contains(&kind.as_str()),
+            "{one}"
+        );
+        assert!(kind != "intValue" || value.is_string(), "64-bit numbers are texts: {one}");
+        (text(&one["key"]), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    })
+    .collect()
+}
+
+fn parsed_logs(told: &Value) -> Vec<Log> {
+    let mut logs = Vec::new();
+    for resource in told["resourceLogs"].as_array().unwrap() {
+        assert_eq!(attributes(&resource["resource"]["attributes"])["service.name"], "shop");
+        for scope in resource["scopeLogs"].as_array().unwrap() {
+            assert_eq!(scope["scope"]["name"], "buttress.gateway");
+            logs.extend(scope["logRecords"].as_array().unwrap().iter().map(|log| Log {
+                trace: text(&log["traceId"]),
+                span: text(&log["spanId"]),
+                flags: log["flags"].as_u64().unwrap(),
+                severity: (log["severityNumber"].as_u64().unwrap(), text(&log["severityText"])),
+                body: text(&log["body"]["stringValue"]),
+                at: text(&log["timeUnixNano"]).parse().unwrap(),
+                attributes: attributes(&log["attributes"]),
+            }));
+        }
+    }
+    logs
+}
+
 fn parsed(told: &Value) -> Vec<Span> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let attributes = |list: &Value| -> BTreeMap<String, String> {
-        let list = list.as_array().unwrap().iter();
-        list.map(|one| {
-            let (kind, value) = one["value"].as_object().unwrap().iter().next().unwrap();
-            assert!(["stringValue", "intValue", "boolValue"].contains(&kind.as_str()), "{one}");
-            assert!(kind != "intValue" || value.is_string(), "64-bit numbers are texts: {one}");
-            (text(&one["key"]), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-        })
-        .collect()
-    };
     let mut spans = Vec::new();
     for resource in told["resourceSpans"].as_array().unwrap() {
         assert_eq!(attributes(&resource["resource"]["attributes"])["service.name"], "shop");
@@ -373,14 +432,16 @@ fn a_collector_that_is_busy_is_asked_again_and_one_that_refuses_costs_spans_that
     let proxy = collector.proxy(&upstream, 1.0);
     ask(&proxy);
     let figures = || {
-        let figures = &proxy.shared().traces.as_ref().unwrap().figures;
+        let shared = proxy.shared();
+        let figures = shared.traces.as_ref().unwrap().figures();
         [&figures.exported, &figures.dropped, &figures.failures].map(|count| count.load(Ordering::Relaxed))
     };
     until("the third try is taken", || figures() == [2, 0, 2]);
     let refusing = Collector::new(&["400 Bad Request"]);
     let proxy = refusing.proxy(&upstream, 1.0);
     ask(&proxy);
-    let figures = &proxy.shared().traces.as_ref().unwrap().figures;
+    let shared = proxy.shared();
+    let figures = shared.traces.as_ref().unwrap().figures();
     until("what was refused is counted", || figures.dropped.load(Ordering::Relaxed) == 2);
     ask(&proxy);
     until("what comes later is taken", || figures.exported.load(Ordering::Relaxed) == 2);
@@ -411,10 +472,100 @@ fn a_collector_within_tls_is_believed_by_its_certificate_and_gets_the_fields_tha
 
     let other = proxy(Authority::new().path("ca.pem"));
     assert_eq!(other.ask("GET /lost HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").status, 200);
-    let failures = || other.shared().traces.as_ref().unwrap().figures.failures.load(Ordering::Relaxed);
+    let failures = || other.shared().traces.as_ref().unwrap().figures().failures.load(Ordering::Relaxed);
     until("it was tried", || failures() > 0);
     drop(other);
     assert_eq!(collector.spans().len(), 2, "nobody else is told what passes here");
+}
+
+#[test]
+fn a_request_that_failed_or_was_tried_again_is_a_log_record_beside_its_span_and_one_that_simply_succeeded_is_none() {
+    let flaky = AtomicBool::new(true);
+    let upstream = Upstream::new(move |_, connection| {
+        while let Some((head, _)) = connection.read_request() {
+            let again = head.starts_with("GET /flaky") && flaky.swap(false, Ordering::SeqCst);
+            match again || head.starts_with("POST /fails") {
+                true => answer(connection, "503 Service Unavailable", "no"),
+                false => answer(connection, "200 OK", "hi"),
+            }
+        }
+    });
+    let collector = Collector::new(&[]);
+    let proxy = collector.proxy_that(&upstream, 0.0, true);
+    let end = "Host: shop.example:81\r\nConnection: close\r\nContent-Length: 0\r\n";
+    let asked = [
+        proxy.ask(&format!("POST /fails?id=7 HTTP/1.1\r\n{end}\r\n")).status,
+        proxy.ask(&format!("POST /fails HTTP/1.1\r\n{end}{CAME}00\r\n\r\n")).status,
+        proxy.ask(&format!("GET /flaky HTTP/1.1\r\n{end}{CAME}01\r\n\r\n")).status,
+        proxy.ask(&format!("GET /quiet HTTP/1.1\r\n{end}\r\n")).status,
+    ];
+    assert_eq!(asked, [503, 503, 200, 200]);
+    let seen = upstream.requests();
+    drop(proxy);
+    let (logs, spans) = (collector.logs.lock().unwrap().clone(), collector.spans());
+    let of = |path: &str| logs.iter().filter(|log| log.attributes["url.path"] == path).collect::<Vec<_>>();
+    let [own, came] = of("/fails")[..] else { panic!("{logs:#?}") };
+    assert_eq!(own.severity, (17, "ERROR".to_owned()));
+    assert!(own.body.starts_with("BT0911: ") && own.body.contains(&upstream.address.to_string()), "{}", own.body);
+    for (key, value) in [
+        ("http.request.method", "POST"),
+        ("url.query", "id=7"),
+        ("http.response.status_code", "503"),
+        ("client.address", "127.0.0.1"),
+        ("server.address", "shop.example"),
+        ("server.port", "81"),
+        ("buttress.route", "everything"),
+        ("buttress.code", "BT0911"),
+        ("error.type", "BT0911"),
+    ] {
+        assert_eq!(own.attributes.get(key).map(String::as_str), Some(value), "{key}: {own:#?}");
+    }
+    assert!(own.attributes["buttress.attempts"].contains(&upstream.address.to_string()), "{own:#?}");
+    let span = spans.iter().find(|span| span.kind == 2 && span.trace == own.trace).expect("its span is exported");
+    assert_eq!(
+        (&span.id, own.flags, own.attributes["buttress.request_id"].clone()),
+        (&own.span, 0, span.attributes["buttress.request_id"].clone())
+    );
+    // A record's time has milliseconds.
+    assert!(own.at + 1_000_000 > span.begun, "{own:#?} {span:#?}");
+    // Whoever began that trace does not want its spans; its log record belongs to it all the same.
+    assert_eq!((came.trace.as_str(), came.span.as_str(), came.flags), ("4bf92f3577b34da6a3ce929d0e0e4736", "", 0));
+    assert!(seen.iter().any(|head| head.starts_with("POST /fails HTTP") && carried(head).0 == came.trace));
+    let [again] = of("/flaky")[..] else { panic!("{logs:#?}") };
+    assert_eq!((again.severity.1.as_str(), again.flags), ("INFO", 1));
+    assert!(!again.attributes.contains_key("error.type"), "{again:#?}");
+    assert!(spans.iter().any(|span| span.id == again.span && span.trace == again.trace));
+    assert_eq!(of("/quiet").len(), 0, "{logs:#?}");
+}
+
+#[test]
+fn a_collector_that_takes_no_log_records_costs_no_spans_and_what_is_lost_is_counted() {
+    let upstream = Upstream::new(|_, connection| {
+        while connection.read_request().is_some() {
+            answer(connection, "500 Internal Server Error", "no");
+        }
+    });
+    let collector = Collector::with(&[], Some("404 Not Found"));
+    let proxy = collector.proxy_that(&upstream, 0.0, true);
+    assert_eq!(proxy.ask("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").status, 500);
+    let figures = |figures: &buttress_gateway::otlp::Figures| {
+        [&figures.exported, &figures.dropped, &figures.failures].map(|count| count.load(Ordering::Relaxed))
+    };
+    until("both were sent", || {
+        let shared = proxy.shared();
+        let spans = figures(shared.traces.as_ref().unwrap().figures());
+        (spans, figures(shared.records.logs().unwrap().figures())) == ([2, 0, 0], [0, 1, 1])
+    });
+    let mut text = String::new();
+    proxy.shared().prometheus(&mut text);
+    assert!(text.contains("buttress_traffic_logs_dropped_total 1\n"), "{text}");
+    drop(proxy);
+    let quiet = Collector::new(&[]);
+    let proxy = quiet.proxy(&upstream, 0.0);
+    assert_eq!(proxy.ask("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").status, 500);
+    until("its spans arrive", || quiet.spans().len() == 2);
+    drop(proxy);
+    assert_eq!(quiet.logs.lock().unwrap().len(), 0, "nobody asked for log records");
 }
 
 #[test]
