@@ -412,6 +412,8 @@ struct Good {
     listeners: BTreeMap<String, (u64, listen::Listening)>,
     /// A listener is not taken up for a reason that may go away by itself.
     again: bool,
+    /// What was given to the gateway last, and holds.
+    holds: Option<(Vec<Declared>, Vec<listen::Listening>)>,
 }
 
 /// What a gateway made of a resource.
@@ -501,12 +503,18 @@ impl Good {
             let routes = choose(Kind::Route, kept, &problems, &next_routes, &self.routes);
             let mut all = beside.routes.clone();
             all.extend(routes.values().map(|(_, route)| route.clone()));
-            let changing = shared.clone();
-            let changed = tokio::task::spawn_blocking(move || changing.change(&all, &wanted)).await;
+            let next = (all, wanted);
+            if self.holds.as_ref() == Some(&next) {
+                // Only what cannot be was tried again.
+                break (routes, listeners, None);
+            }
+            let (changing, given) = (shared.clone(), next.clone());
+            let changed = tokio::task::spawn_blocking(move || changing.change(&given.0, &given.1)).await;
             let mut progress = false;
             let failed = match changed {
                 Ok(Ok(generation)) => {
                     state.loaded(generation);
+                    self.holds = Some(next);
                     break (routes, listeners, None);
                 }
                 Ok(Err(Refused::Routes(wrong))) => {
@@ -650,10 +658,10 @@ impl Statuses {
 mod tests {
     use std::sync::Mutex;
 
-    use buttress_core::TimeMs;
+    use buttress_core::LeaseChange;
     use buttress_state::local::{Fault, Local};
 
-    use super::{super::presence::TTL, *};
+    use super::*;
 
     /// The keys that a gateway has written of itself, each with its lease.
     async fn written(ledger: &Local) -> Vec<(String, LeaseId, String)> {
@@ -678,6 +686,49 @@ mod tests {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_tried_again_and_cannot_be_changes_nothing_of_what_holds() {
+        let timeouts = Timeouts::default();
+        let options = buttress_gateway::config::Options {
+            listeners: Vec::new(),
+            threads: 1,
+            bare: false,
+            timeouts,
+            edge: buttress_gateway::config::Edge::default(),
+            access_log: None,
+            records: None,
+            otlp: None,
+            seed: 1,
+        };
+        let running = buttress_gateway::run::start(options, &[]).unwrap();
+        let base = Base { always: Vec::new(), usual: None, timeouts };
+        let beside = Beside { routes: Vec::new(), listeners: Vec::new(), base };
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let one = |spec: serde_json::Value| serde_json::from_value(serde_json::json!({"generation": 1, "spec": spec}));
+        let listener = |address: &str| Ok(one(serde_json::json!({"address": address})).unwrap());
+        let mut kept = BTreeMap::from([
+            ((Kind::Listener, "bad".to_owned()), listener(&address)),
+            ((Kind::Listener, "good".to_owned()), listener("127.0.0.1:0")),
+        ]);
+        let (mut good, state) = (Good::default(), State::new());
+        let loads = |state: &State| (state.json()["loads"].clone(), state.json()["refused"].clone());
+        for _ in 0..3 {
+            let verdicts = good.take_up(&kept, &beside, &running.shared, &state).await;
+            assert!(verdicts[&(Kind::Listener, "bad".to_owned())].problem.starts_with("BT0702: cannot listen on"));
+            assert_eq!((good.again, loads(&state)), (true, (1.into(), 1.into())), "once, and not with every trial");
+            assert_eq!(running.shared.listeners.all().len(), 1);
+        }
+        drop(taken);
+        let verdicts = good.take_up(&kept, &beside, &running.shared, &state).await;
+        assert!(verdicts.values().all(|verdict| verdict.problem.is_empty()), "{verdicts:?}");
+        assert_eq!((good.again, loads(&state).0), (false, 2.into()));
+        kept.remove(&(Kind::Listener, "bad".to_owned()));
+        good.take_up(&kept, &beside, &running.shared, &state).await;
+        assert_eq!(loads(&state).0, 3);
+        running.stop();
     }
 
     #[tokio::test(start_paused = true)]
@@ -720,8 +771,9 @@ mod tests {
         until(&ledger, 1, None, "10.0.0.1:8080").await;
         statuses.changed(verdicts("")).await;
 
-        // The store was away for longer than the lease.
-        ledger.set_now(TimeMs(10 * TTL.as_millis() as u64));
+        // The lease has ended before it was kept.
+        let end = vec![LeaseChange::Revoke { lease: first }];
+        ledger.submit(Entry { leases: end, ..Entry::default() }).await.unwrap();
         assert_eq!(written(&ledger).await, []);
         statuses.moved().await;
         statuses.write().await;
