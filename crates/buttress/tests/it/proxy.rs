@@ -267,7 +267,7 @@ fn a_certificate_that_could_not_be_read_is_tried_again_and_used_once_it_can_be()
     certificate.write();
     until_tls(&secure);
     until_body(&web, "/a", "two");
-    assert!(get(&admin, "/v1/traffic", "").contains("\"problem\":null"));
+    until("it is well", || get(&admin, "/v1/traffic", "").contains("\"problem\":null").then_some(()));
     assert_eq!(proxy.stop(), Some(0));
 }
 
