@@ -41,8 +41,9 @@ const AHEAD_MAX: usize = HEAD_READ;
 /// Why a body ended before it was whole.
 #[derive(Debug)]
 pub enum Broken {
+    /// The connection broke, or its peer closed it in the middle.
     Io(io::Error),
-    /// The peer's frame was wrong, or it closed in the middle.
+    /// The peer's frame was wrong.
     Refused(Refusal),
     Http2(hyper::Error),
 }
@@ -312,7 +313,7 @@ pub fn poll_body<R: AsyncRead + Unpin>(
             Err(refusal) => return Poll::Ready(Some(Err(Broken::Refused(refusal)))),
             Ok(Step::More) => match ready!(poll_read(read, bytes, room(decoder), cx)) {
                 Ok(0) => {
-                    return Poll::Ready(decoder.closed().err().map(|refusal| Err(Broken::Refused(refusal))));
+                    return Poll::Ready(decoder.closed().err().map(|error| Err(Broken::Io(error))));
                 }
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Some(Err(Broken::Io(error)))),

@@ -41,7 +41,7 @@ use crate::{
     proxy::{Client, Core, answered, failure_code, send},
     record::{self, Decision, Record, Said, cut},
     replay::Replay,
-    reply::{Problem, Reply},
+    reply::{Problem, Reply, would_pass},
     request_id::RequestId,
     rules::{Point, Rewrite, drawn},
     stale::Stale,
@@ -328,9 +328,18 @@ impl Drop for Story<'_> {
 }
 
 impl Story<'_> {
+    /// The call has so much time, from here on.
+    fn has(&mut self, began: Time, deadline: Time) {
+        if deadline != Time::NEVER {
+            self.deadline_ms = deadline.since(began).as_secs_f64() * 1e3;
+            self.deadline_left_ms = deadline.since(self.core.now()).as_secs_f64() * 1e3;
+        }
+    }
+
     /// Remembers a request whose client left before its answer began, and what it was waiting for.
     fn left(&mut self) {
         let waited = Millis(self.began.elapsed().as_secs_f64() * 1e3);
+        self.deadline_left_ms = (self.deadline_ms - waited.0).max(0.0);
         let waits_for = match self.under_way.take() {
             Some((upstream, began, picked)) => {
                 let endpoint = upstream.endpoint.address.clone();
@@ -622,9 +631,14 @@ async fn through(
     story: &mut Story<'_>,
 ) -> Reply {
     story.backend = Some(backend.clone());
+    let now = core.now();
     match admit(core, backend, &asked.policy, story).await {
         Ok(place) => tries(core, place, asked, replay, client, story).await,
-        Err(why) => refuse(story, &why, false),
+        Err(why) => {
+            let deadline = policy::deadline::begin(&backend.policy.config().deadline, now, asked.policy.left);
+            story.has(now, deadline);
+            refuse(story, &why, false)
+        }
     }
 }
 
@@ -800,7 +814,9 @@ async fn attempt(
         span.end(status, grpc_status, sent.as_ref().err().map(|failure| failure.kind.to_string()));
     }
     let figures = &member.figures[core.at];
-    figures.golden.done(status.unwrap_or(502), ended.since(began).as_micros() as u64);
+    // What a client broke off is no failure of its upstream.
+    let unanswered = if outcome.kind == policy::outcome::Kind::Cancelled { 499 } else { 502 };
+    figures.golden.done(status.unwrap_or(unanswered), ended.since(began).as_micros() as u64);
     if outcome.succeeded() == Some(false) {
         figures.failures.add(1);
     }
@@ -883,12 +899,9 @@ async fn tries(
     story: &mut Story<'_>,
 ) -> Reply {
     let backend = place.backend.clone();
-    let is_grpc = forward::is_grpc(story.request);
-    if let Some(left) = place.call().left(core.now()) {
-        story.deadline_ms = left.as_secs_f64() * 1e3;
-    }
+    story.has(place.call().began(), place.call().deadline());
     // What the client is answered if no further attempt follows.
-    let mut last: Option<(Reply, Option<u16>)> = None;
+    let mut last: Option<Box<Over>> = None;
     loop {
         let begun = match begin(core, &mut place, false) {
             Ok(begun) => begun,
@@ -896,11 +909,7 @@ async fn tries(
                 story.deadline_left_ms = left_ms(place.call(), core.now());
                 // The last answer stands, where there was one.
                 return match last {
-                    Some((mut reply, grpc_status)) => {
-                        reply.spent = true;
-                        keep_failure(story, &reply, grpc_status, &why);
-                        reply
-                    }
+                    Some(over) => stands(story, place, *over, &why),
                     None => refuse(story, &why, false),
                 };
             }
@@ -939,6 +948,10 @@ async fn tries(
         let told = ended.told(None);
         let Ended { trying, pick, member, sent, outcome, began, ended, grpc_status, .. } = ended;
         trying.end(ended, &outcome);
+        if let Err(Failure { kind: FailureKind::Client(broken), .. }) = &sent {
+            story.attempts.push(told);
+            return broke_off(story, broken);
+        }
         let next = if whole {
             backend.policy.next(ended, core.numbers.draw(), place.call(), &outcome)
         } else {
@@ -946,24 +959,54 @@ async fn tries(
         };
         let (Next::Retry { why, .. } | Next::GiveUp(why)) = &next;
         story.attempts.push(record::Attempt { next: Some(decision(why)), ..told });
-        let mut reply = failed(story, &member.endpoint.address, sent, is_grpc, why);
-        reply.failed = true;
+        let took_ms = ended.since(began).as_secs_f64() * 1e3;
+        let over = Over { picked: pick.why, member, took_ms, sent, grpc_status };
         match next {
             Next::Retry { after, .. } => {
-                last = Some((reply, grpc_status));
+                last = Some(Box::new(over));
                 tokio::time::sleep(after).await;
                 core.shard.retries.add(1);
             }
-            Next::GiveUp(_) => {
-                // Where nothing arrived anywhere, the hop before may have an endpoint that we have not.
-                reply.undelivered = story.attempts.iter().all(|attempt| !attempt.delivered);
-                reply.spent = place.call().mark_retried() && !reply.undelivered;
-                keep_failure(story, &reply, grpc_status, why);
-                let last = Last { picked: pick.why, member: &member, took_ms: ended.since(began).as_secs_f64() * 1e3 };
-                return finish(story, last, reply, place, None);
-            }
+            Next::GiveUp(why) => return stands(story, place, over, &why),
         }
     }
+}
+
+/// An attempt that failed, and whose answer goes to the client if no other attempt follows.
+struct Over {
+    picked: Why,
+    member: Arc<Member>,
+    took_ms: f64,
+    sent: Result<Got, Failure>,
+    grpc_status: Option<u16>,
+}
+
+/// No further attempt follows: the answer to the last one stands, the upstream's own or ours.
+fn stands(story: &Story<'_>, mut place: Place, over: Over, why: &Why) -> Reply {
+    let Over { picked, member, took_ms, sent, grpc_status } = over;
+    let mut reply = failed(story, &member.endpoint.address, sent, why);
+    reply.failed = true;
+    // Where nothing arrived anywhere, the hop before may have an endpoint that we have not.
+    reply.undelivered = story.attempts.iter().all(|attempt| !attempt.delivered);
+    reply.spent = place.call().mark_retried() && !reply.undelivered;
+    keep_failure(story, &reply, grpc_status, why);
+    finish(story, Last { picked, member: &member, took_ms }, reply, place, None)
+}
+
+/// The answer to a client whose request did not come whole, or not as HTTP has it. No upstream is to blame.
+fn broke_off(story: &Story<'_>, broken: &Broken) -> Reply {
+    let (code, says, would_pass) = match broken {
+        Broken::Refused(refusal) => {
+            let head = story.core.shared.options.timeouts.head;
+            (refusal.code, refusal.says.to_owned(), would_pass(refusal.code, head))
+        }
+        Broken::Io(_) | Broken::Http2(_) => {
+            let says = format!("the client broke off in the middle of its request: {broken}");
+            (Code::CLIENT_BROKE_OFF, says, "a client that sends its request whole".into())
+        }
+    };
+    // INTERNAL, which is what gRPC has for bytes that are no call.
+    ours(story, code, (400, 13), &says, &would_pass)
 }
 
 fn left_ms(call: &Call, now: Time) -> f64 {
@@ -1072,9 +1115,8 @@ fn refuse(story: &Story<'_>, why: &Why, spent: bool) -> Reply {
         would_pass: Some(&decision.would_pass),
         id: Some(story.id.clone()),
         grpc: is_grpc.then_some(grpc),
-        // A limit of a rate knows when it lets the next one through.
-        retry_after: (status == 503 || status == 429)
-            .then(|| policy::rate::retry_after(why).map_or(1, |seconds| u32::try_from(seconds).unwrap_or(u32::MAX))),
+        // A rate's limit and a breaker know when they let the next one through.
+        retry_after: (status == 503 || status == 429).then(|| why.retry_after().unwrap_or(1)),
     }
     .reply();
     // Nothing was sent, unless attempts were made before.
@@ -1086,7 +1128,7 @@ fn refuse(story: &Story<'_>, why: &Why, spent: bool) -> Reply {
 }
 
 /// The answer where the last attempt failed: the upstream's own, or ours.
-fn failed(story: &Story<'_>, endpoint: &str, sent: Result<Got, Failure>, is_grpc: bool, why: &Why) -> Reply {
+fn failed(story: &Story<'_>, endpoint: &str, sent: Result<Got, Failure>, why: &Why) -> Reply {
     match sent {
         Ok(got) => answered(got, story.id.clone()),
         Err(failure) => {
@@ -1099,12 +1141,17 @@ fn failed(story: &Story<'_>, endpoint: &str, sent: Result<Got, Failure>, is_grpc
                 detail: &detail,
                 would_pass: Some(&would_pass).filter(|text| !text.is_empty()).map(String::as_str),
                 id: Some(story.id.clone()),
-                grpc: is_grpc.then_some(if status == 504 { 4 } else { 14 }),
+                grpc: forward::is_grpc(story.request).then_some(grpc_of(status)),
                 retry_after: None,
             }
             .reply()
         }
     }
+}
+
+/// What a failure is in gRPC: DEADLINE_EXCEEDED, or UNAVAILABLE.
+pub const fn grpc_of(status: u16) -> u8 {
+    if status == 504 { 4 } else { 14 }
 }
 
 fn keep_failure(story: &Story<'_>, reply: &Reply, grpc_status: Option<u16>, why: &Why) {
@@ -1118,6 +1165,9 @@ fn keep_failure(story: &Story<'_>, reply: &Reply, grpc_status: Option<u16>, why:
         (None, _) => String::new(),
     };
     let code = reply.code.unwrap_or(Code::UPSTREAM_FAILED.0);
+    // An answer of ours has a status of gRPC that no upstream gave.
+    let ours = || reply.fields.text(Kind::GrpcStatus).and_then(|text| text.parse().ok());
+    let grpc_status = grpc_status.or_else(|| reply.code.and_then(|_| ours()));
     story.keep(reply.status, grpc_status, Decision { code, says, would_pass: why.would_pass().to_string() });
 }
 

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// A route, and where it was written.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Declared {
     pub name: String,
     pub spec: spec::Route,

@@ -4,6 +4,8 @@
 //!
 //! Source: RFC 9112, sections 6 and 7.
 
+use std::io;
+
 use buttress_core::Code;
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
@@ -102,14 +104,17 @@ impl Decoder {
     ///
     /// # Errors
     /// Where the body was not whole.
-    pub fn closed(&mut self) -> Result<(), Refusal> {
+    pub fn closed(&mut self) -> io::Result<()> {
         match self {
             Decoder::Ended => Ok(()),
             Decoder::UntilClose => {
                 *self = Decoder::Ended;
                 Ok(())
             }
-            _ => Err(bad("the connection closed in the middle of the body")),
+            _ => {
+                let says = "the connection closed in the middle of the body";
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, says))
+            }
         }
     }
 }

@@ -9,7 +9,7 @@
 //! | is added | bound, and served by every core at once |
 //! | says something else at the same address | the port stays; new connections get the new setting. Those that are open end as they began: one of HTTP is told to close with its next answer (`connection: close`, GOAWAY) |
 //! | moves to another address | the new port is bound before the old one closes |
-//! | is gone | its port closes. Whoever is in the kernel's queue is still taken; open connections are told to close with their next answer, and cut when the time to drain is over |
+//! | is gone | its port closes: no handshake begins any more, and whoever has one under way or is in the kernel's queue is still taken; open connections are told to close with their next answer, and cut when the time to drain is over |
 //!
 //! A client of HTTP/1.1 whose kept connection is closed may have just sent a request on it. So a connection without a request is not
 //! closed when its listener goes, as it is when the proxy stops: it stays for the time to drain, and its next answer says that it
@@ -21,6 +21,7 @@
 use std::{
     fmt, io,
     net::SocketAddr,
+    os::fd::AsFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -30,6 +31,7 @@ use std::{
 
 use buttress_core::{Code, Error};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use socket2::{SockFilter, SockRef};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
@@ -427,6 +429,26 @@ fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Has the kernel drop segments that would begin a connection, and no others: handshakes under way end, and whoever asks later
+/// asks again after a second, when nobody listens.
+///
+/// # Errors
+/// The kernel takes no filter.
+pub fn deafen(socket: &impl AsFd) -> io::Result<()> {
+    // Classic BPF over the segment, from its TCP header on: byte 13 has the flags (RFC 9293, 3.1). Accepted connections inherit
+    // it, and have no use for such segments either.
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    let filter = [
+        SockFilter::new(0x30, 0, 0, 13),        // load the byte
+        SockFilter::new(0x54, 0, 0, SYN | ACK), // and
+        SockFilter::new(0x15, 0, 1, SYN),       // is it SYN alone?
+        SockFilter::new(0x06, 0, 0, 0),         // yes: drop it
+        SockFilter::new(0x06, 0, 0, u32::MAX),  // no: take all of it
+    ];
+    SockRef::from(socket).attach_filter(&filter)
 }
 
 /// `HOST:PORT`, or `:PORT` for every address.

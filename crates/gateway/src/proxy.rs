@@ -112,8 +112,8 @@ impl Core {
         self.shard.refused.add(1);
         self.shard.coded(refusal.code.0);
         let id = self.numbers.request_id();
-        let reply = reply::refused(refusal, id.clone());
-        let would_pass = reply::would_pass(refusal.code).to_owned();
+        let would_pass = reply::would_pass(refusal.code, self.shared.options.timeouts.head).into_owned();
+        let reply = reply::refused(refusal, &would_pass, id.clone());
         self.shared.records.keep_unread(Record {
             id: id.as_str().to_owned(),
             at_ms: self.unix_ms(),
@@ -215,7 +215,7 @@ async fn bare(core: &Rc<Core>, request: RequestHead, body: Body, client: Client<
         Err(failure) => {
             let (status, code) = failure_code(&failure);
             let detail = format!("{}: {}", upstream.endpoint.address, failure.kind);
-            let grpc = forward::is_grpc(&request).then_some(if status == 504 { 4 } else { 14 });
+            let grpc = forward::is_grpc(&request).then(|| call::grpc_of(status));
             let (would_pass, retry_after) = (None, None);
             Problem { status, code: code.0, detail: &detail, would_pass, id: Some(id), grpc, retry_after }.reply()
         }

@@ -1,8 +1,12 @@
 //! What a client is answered, before it is known which protocol it speaks.
 
-use std::{cell::RefCell, fmt::Write as _};
+use std::{borrow::Cow, cell::RefCell, fmt::Write as _, time::Duration};
 
 use buttress_core::Code;
+use buttress_policy::{
+    Span,
+    decision::{Answer, Entry},
+};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde_json::json;
@@ -70,6 +74,12 @@ pub struct Problem<'a> {
 impl Problem<'_> {
     pub fn reply(self) -> Reply {
         let Problem { status, code, detail, would_pass, id, grpc, retry_after } = self;
+        // A code of any other kind would be one that no test of answers knows.
+        debug_assert!(
+            code.starts_with("BT09")
+                || Entry::named(code).is_some_and(|entry| matches!(entry.answer, Answer::Refuse { .. })),
+            "{code} is no code that requests are answered with"
+        );
         if let Some(grpc) = grpc {
             // gRPC: a response of trailers only. The message is percent-encoded where it must be.
             let (number, message) = (grpc.to_string(), percent(detail));
@@ -106,26 +116,29 @@ impl Problem<'_> {
     }
 }
 
-/// What would have been read in place of a request that was not.
-pub fn would_pass(code: Code) -> &'static str {
-    match code {
+/// What would have been read in place of a request that was not. Heads have so much time.
+pub fn would_pass(code: Code, head: Duration) -> Cow<'static, str> {
+    let would_pass = match code {
         Code::HTTP_MALFORMED => "a request as RFC 9112 (HTTP/1.1) and 9113 (HTTP/2) write it",
         Code::HTTP_AMBIGUOUS => "a request that can be read in one way only",
         Code::HTTP_HEAD_TOO_LARGE => "a head of at most 64 KiB and 100 fields",
-        Code::HTTP_HEAD_TIMEOUT => "a head that comes whole within 10 s of its first byte",
+        Code::HTTP_HEAD_TIMEOUT => {
+            return format!("a head that comes whole within {} of its first byte", Span::from(head)).into();
+        }
         Code::HTTP_UNSUPPORTED => "a request without that part of HTTP",
         Code::TLS_EXPECTED => "https:// in place of http://",
         _ => "",
-    }
+    };
+    would_pass.into()
 }
 
 /// Answers a request that was not taken.
-pub fn refused(refusal: &Refusal, id: RequestId) -> Reply {
+pub fn refused(refusal: &Refusal, would_pass: &str, id: RequestId) -> Reply {
     Problem {
         status: refusal.status,
         code: refusal.code.0,
         detail: refusal.says,
-        would_pass: Some(would_pass(refusal.code)).filter(|text| !text.is_empty()),
+        would_pass: Some(would_pass).filter(|text| !text.is_empty()),
         id: Some(id),
         grpc: None,
         retry_after: None,

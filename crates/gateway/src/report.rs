@@ -172,7 +172,12 @@ impl Shared {
         let golden: Vec<(String, GoldenSum)> =
             endpoints.iter().map(|(label, (golden, ..), _)| (label.clone(), golden.clone())).collect();
         let name = "buttress_traffic_endpoint_requests_total";
-        classes(out, name, "Attempts, by hundreds of the status. No answer counts as 502.", &golden);
+        classes(
+            out,
+            name,
+            "Attempts, by hundreds of the status. No answer counts as 502, or as 499 where the client broke off.",
+            &golden,
+        );
         histogram(out, "buttress_traffic_endpoint_seconds", "From an attempt to the begin of its answer.", &golden);
         let mut each = |name: &str, kind: &str, help: &str, pick: &dyn Fn(&Sums, &str) -> u64| {
             head(out, name, kind, help);

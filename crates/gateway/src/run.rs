@@ -39,6 +39,8 @@ const CONNECTIONS_MAX: u64 = 50_000;
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// How often those that drain are counted.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// For handshakes that are under way when a port begins to close; clients are seldom further away.
+const HANDSHAKES_MAX: Duration = Duration::from_millis(500);
 
 /// A proxy that runs.
 pub struct Running {
@@ -224,6 +226,30 @@ impl Serving {
     }
 }
 
+/// Takes whoever the kernel has told that they are connected, and closes the socket: a close resets those that nobody has taken.
+///
+/// No new handshake begins meanwhile, and those under way get a moment to end. When the proxy stops, that moment is over at once.
+async fn take_last(listener: TcpListener, serving: &Serving, stopped: &mut watch::Receiver<bool>) {
+    if let Err(error) = listen::deafen(&listener) {
+        tracing::debug!(%error, "a port that closes cannot be kept from beginning handshakes");
+    }
+    let end = Instant::now() + HANDSHAKES_MAX;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+            () = tokio::time::sleep_until(end) => return,
+        };
+        match accepted {
+            Ok((stream, from)) => serving.take(stream, from),
+            // It left while it waited.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+            Err(error) => return tracing::warn!(%error, "accepting the last connections of a port failed"),
+        }
+    }
+}
+
 /// Takes connections until the port closes or the proxy stops, and looks after them until they have ended.
 async fn serve_port(order: Order, core: Rc<Core>, mut stopped: watch::Receiver<bool>) {
     let Order { port, socket } = order;
@@ -263,18 +289,12 @@ async fn serve_port(order: Order, core: Rc<Core>, mut stopped: watch::Receiver<b
             former.push(old);
         }
     }
-    // Whoever is in the kernel's queue believes to be connected.
-    if let Ok(listener) = listener.into_std() {
-        while let Ok((stream, from)) = listener.accept() {
-            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                serving.take(stream, from);
-            }
-        }
-    }
     former.push(serving.drain.clone());
     let begin = |how| former.iter().for_each(|drain| drain.begin(how));
     begin(Ending::Gently);
-    let (end, mut stops) = (Instant::now() + drain_for, false);
+    let end = Instant::now() + drain_for;
+    take_last(listener, &serving, &mut stopped).await;
+    let mut stops = false;
     while former.iter().any(|drain| drain.open() > 0) && Instant::now() < end {
         if *stopped.borrow() && !stops {
             stops = true;

@@ -181,6 +181,19 @@ impl Why {
     pub const fn would_pass(self) -> WouldPass {
         WouldPass(self)
     }
+
+    /// How long a refused caller should wait, for `Retry-After`: whole seconds, rounded up. None where nobody knows.
+    pub fn retry_after(&self) -> Option<u32> {
+        let (Why::RateLimited { retry_in: Span(nanos), .. }
+        | Why::BreakerOpen { probes_in: Span(nanos), .. }
+        | Why::BreakerConsecutive { probes_in: Span(nanos), .. }) = *self
+        else {
+            return None;
+        };
+        // A part of a millisecond is no second more.
+        let millis = nanos / 1_000_000;
+        Some(u32::try_from(millis.div_ceil(1000)).unwrap_or(u32::MAX).max(1))
+    }
 }
 
 decisions! {
@@ -292,7 +305,7 @@ decisions! {
     #[doc = "The rate limit has no token left for the call."]
     RateLimited { burst: u32, per_second: Number, retry_in: Span } = "BT-RAT-LIMIT", TOO_MANY,
         "the rate of {per_second} a second with bursts of {burst} is used up", "the same call {retry_in} later";
-    #[doc = "The call costs more than the limit ever has."]
+    #[doc = "The call costs more than the limit ever has (in the library: a request through the gateway costs one token, and every limit has room for one)."]
     RateCost { cost: u32, burst: u32 } = "BT-RAT-COST", TOO_MANY,
         "the call costs {cost} tokens, and there are never more than {burst}", "a cost of at most {burst}, or a larger rate.burst";
     #[doc = "This node has used up its share of the cluster's rate limit."]

@@ -20,12 +20,9 @@
 //!
 //! Source: ITU-T I.371 (GCRA); Brandur Leach, "Rate limiting, cells, and GCRA"; `governor`.
 
-use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use crate::{
@@ -183,14 +180,6 @@ impl Keyed {
     }
 }
 
-/// How long a refused caller should wait, for `Retry-After`: whole seconds, rounded up.
-pub fn retry_after(why: &Why) -> Option<u64> {
-    match why {
-        Why::RateLimited { retry_in, .. } => Some(Duration::from_nanos(retry_in.0).as_millis().div_ceil(1000) as u64),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -265,7 +254,7 @@ mod tests {
         let why = limit.take(now, 2).unwrap_err();
         assert_eq!(why.to_string(), "the rate of 10 a second with bursts of 2 is used up");
         assert_eq!(why.would_pass().to_string(), "the same call 200 ms later");
-        assert_eq!(retry_after(&why), Some(1));
+        assert_eq!(why.retry_after(), Some(1));
         assert!(limit.take(Time::from_millis(699), 2).is_err());
         assert!(limit.take(Time::from_millis(700), 2).is_ok());
         assert_eq!(limit.take(now, 3).unwrap_err().code(), "BT-RAT-COST");

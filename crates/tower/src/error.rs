@@ -132,6 +132,7 @@ impl Error {
             detail: &self.says(),
             would_pass: &self.would_pass(),
             request_id: request_id(asked),
+            retry_after: self.why.retry_after(),
             undelivered: self.undelivered,
             spent: self.spent,
         }

@@ -44,6 +44,8 @@ pub(crate) struct Problem<'a> {
     pub detail: &'a str,
     pub would_pass: &'a str,
     pub request_id: Option<&'a str>,
+    /// In seconds, of what may be asked again; 1 where nobody knows.
+    pub retry_after: Option<u32>,
     pub undelivered: bool,
     pub spent: bool,
 }
@@ -92,7 +94,7 @@ impl Problem<'_> {
             headers.insert("x-request-id", id);
         }
         if matches!(self.status, 429 | 503) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(header::RETRY_AFTER, self.retry_after.unwrap_or(1).into());
         }
         for (mark, set) in [(UNDELIVERED, self.undelivered), (SPENT, self.spent)] {
             if set {
@@ -163,6 +165,7 @@ mod tests {
             detail: "a \"quoted\"\n\\detail µs",
             would_pass: "fewer calls",
             request_id: Some("r-1"),
+            retry_after: None,
             undelivered: true,
             spent: false,
         }
@@ -185,6 +188,8 @@ mod tests {
             (Some("BT-BLK-FULL"), Some("1"), Some("application/problem+json"))
         );
         assert_eq!((field(UNDELIVERED), field(SPENT)), (Some("1"), None));
+        let later = Problem { retry_after: Some(30), ..problem() }.response();
+        assert_eq!(later.headers()["retry-after"], "30");
     }
 
     #[test]

@@ -261,6 +261,7 @@ fn problem<R>(why: &Why, asked: &HeaderMap, undelivered: bool) -> Response<ShedB
         detail: &why.to_string(),
         would_pass: &why.would_pass().to_string(),
         request_id: request_id(asked),
+        retry_after: why.retry_after(),
         undelivered,
         spent: false,
     };

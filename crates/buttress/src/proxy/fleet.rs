@@ -1,12 +1,12 @@
 //! Which gateways there are, and asking all of them for one request.
 //!
-//! A gateway that has its routes from a store tells there where its admin address is, under a key that hangs on a lease: it is
-//! gone at most [`TTL`] after the gateway is. Whoever looks for a request asks all of them at once, waits for none longer than
+//! A gateway that has its routes from a store tells there where its admin address is, under a key that hangs on its lease
+//! ([`super::presence`]), and so goes with it. Whoever looks for a request asks all of them at once, waits for none longer than
 //! [`PATIENCE`], and names those that did not answer: what they know stays unknown.
 
 use std::time::Duration;
 
-use buttress_core::{Code, Consistency, Entry, Error, KeyRange, LeaseChange, LeaseId, Ledger, Put};
+use buttress_core::{Code, Consistency, Entry, Error, KeyRange, LeaseId, Ledger, Put};
 use buttress_resources::kept::{Gateway, gateway_key, gateways_prefix};
 use serde_json::{Value, json};
 
@@ -16,9 +16,8 @@ use crate::{
     demo::http::{Ask, HttpClient},
 };
 
-/// A gateway that is gone is gone from the list after this.
-const TTL: Duration = Duration::from_secs(30);
-const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How often a gateway looks whether it still is as it has told, which costs no more than a look at its listeners.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// For the answer of one gateway.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// Gateways of one store; of more, whoever asks is told that there may be others ([`tell_if_cut`]).
@@ -36,42 +35,26 @@ pub fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Tells the store of this gateway until it is dropped, and what changed of it with the next keeping; nothing waits for it.
+/// Tells the store of this gateway until it is dropped: under the lease that holds, and again when something of it changed. Nothing
+/// waits for it.
 pub async fn announce(
     ledger: &dyn Ledger,
     about: impl Fn() -> Gateway,
-    lease: &tokio::sync::watch::Sender<Option<LeaseId>>,
+    mut lease: tokio::sync::watch::Receiver<Option<LeaseId>>,
 ) {
+    let mut told = None;
     loop {
-        let mut told = about();
-        let Ok(number) = getrandom::u64() else { return };
-        // Positive, and not 0, which means none.
-        let id = LeaseId((number >> 1 | 1) as i64);
-        let entry = Entry {
-            leases: vec![LeaseChange::Grant { lease: id, ttl_ms: TTL.as_millis() as u64 }],
-            puts: vec![put(&told, id)],
-            ..Entry::default()
-        };
-        if let Err(error) = ledger.submit(entry).await {
-            tracing::debug!(%error, "the store was not told of this gateway");
-            tokio::time::sleep(AGAIN_AFTER).await;
-            continue;
+        let held = *lease.borrow_and_update();
+        let wanted = held.map(|lease| (lease, about()));
+        if let Some((lease, now)) = wanted.as_ref().filter(|_| told != wanted) {
+            match ledger.submit(Entry { puts: vec![put(now, *lease)], ..Entry::default() }).await {
+                Ok(_) => told = wanted,
+                Err(error) => tracing::debug!(%error, "the store was not told of this gateway"),
+            }
         }
-        lease.send_replace(Some(id));
-        loop {
-            tokio::time::sleep(TTL / 3).await;
-            let entry = Entry { leases: vec![LeaseChange::KeepAlive { lease: id }], ..Entry::default() };
-            // Where the store was away for longer than the lease, another one is granted.
-            if ledger.submit(entry).await.is_err() {
-                break;
-            }
-            let now = about();
-            if now != told {
-                if ledger.submit(Entry { puts: vec![put(&now, id)], ..Entry::default() }).await.is_err() {
-                    break;
-                }
-                told = now;
-            }
+        tokio::select! {
+            other = lease.changed() => if other.is_err() { return },
+            () = tokio::time::sleep(LOOK_EVERY) => {}
         }
     }
 }
@@ -79,12 +62,6 @@ pub async fn announce(
 fn put(about: &Gateway, lease: LeaseId) -> Put {
     let value = serde_json::to_vec(about).expect("a gateway is texts and a number");
     Put { key: gateway_key(&about.name).into(), value: Some(value.into()), lease: Some(lease) }
-}
-
-/// Gives the lease back, so that a gateway that ended is gone at once.
-pub async fn leave(ledger: &dyn Ledger, lease: LeaseId) {
-    let entry = Entry { leases: vec![LeaseChange::Revoke { lease }], ..Entry::default() };
-    let _ = tokio::time::timeout(AGAIN_AFTER, ledger.submit(entry)).await;
 }
 
 /// Those that a store knows, by name. What a newer gateway writes otherwise is left out.

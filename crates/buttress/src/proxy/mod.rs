@@ -9,6 +9,7 @@ pub mod explain;
 mod files;
 pub mod fleet;
 mod listeners;
+mod presence;
 mod state;
 mod store;
 

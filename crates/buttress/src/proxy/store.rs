@@ -23,7 +23,7 @@ use std::{
 
 use buttress_bridge::etcd::{EtcdLedger, Options};
 use buttress_core::{
-    Code, Consistency, Entry, Error, Guard, KeyRange, LeaseChange, LeaseId, Ledger, Put, Revision, ledger::KeyValue,
+    Code, Consistency, Entry, Error, Guard, KeyRange, LeaseId, Ledger, Put, Revision, ledger::KeyValue,
 };
 use buttress_gateway::{
     cluster_rate::Leased,
@@ -40,12 +40,16 @@ use buttress_resources::{
     kinds::{Kind, Spec},
 };
 use bytes::Bytes;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
 
 use super::{
     files::Listening,
     fleet,
     listeners::{self, Base},
+    presence::Presence,
     state::State,
 };
 
@@ -56,8 +60,8 @@ const GATHER: Duration = Duration::from_millis(20);
 /// What is carried out here. Listeners are read after routes.
 const KINDS: [Kind; 2] = [Kind::Route, Kind::Listener];
 const SERVICES: &str = "/buttress/services/";
-/// A gateway that is gone is gone from statuses after this.
-const STATUS_TTL: Duration = Duration::from_secs(30);
+/// How often what is not well is tried again.
+const TRY_EVERY: Duration = Duration::from_secs(10);
 /// Statuses of one entry; a transaction of etcd has 128 operations.
 const PUTS_MAX: usize = 64;
 /// Attempts at one slice of tokens while other gateways take theirs.
@@ -70,8 +74,8 @@ pub struct Store {
     url: String,
     /// How this gateway is called in statuses.
     gateway: String,
-    /// On which its announcement hangs.
-    lease: Arc<tokio::sync::watch::Sender<Option<LeaseId>>>,
+    /// On which hangs what it writes of itself.
+    presence: Arc<Presence>,
 }
 
 /// Of a resource: its kind and its name.
@@ -107,8 +111,12 @@ impl Store {
     /// As [`EtcdLedger::connect`].
     pub async fn connect(url: &str, gateway: String) -> Result<Self, Error> {
         let ledger = EtcdLedger::connect(Options::from_url(url)?).await?;
-        let lease = Arc::new(tokio::sync::watch::Sender::new(None));
-        Ok(Self { ledger: Arc::new(ledger), url: url.to_owned(), gateway, lease })
+        Ok(Self::at(Arc::new(ledger), url, &gateway))
+    }
+
+    fn at(ledger: Arc<dyn Ledger>, url: &str, gateway: &str) -> Self {
+        let presence = Arc::new(Presence::new(ledger.clone()));
+        Self { ledger, url: url.to_owned(), gateway: gateway.to_owned(), presence }
     }
 
     pub fn ledger(&self) -> &dyn Ledger {
@@ -117,15 +125,12 @@ impl Store {
 
     /// Tells the store where this gateway is, until it is dropped.
     pub async fn announce(&self, about: impl Fn() -> Gateway) {
-        fleet::announce(&*self.ledger, about, &self.lease).await;
+        fleet::announce(&*self.ledger, about, self.presence.lease()).await;
     }
 
-    /// Takes that back.
+    /// Takes back all that it wrote of itself.
     pub async fn leave(&self) {
-        let lease = *self.lease.borrow();
-        if let Some(lease) = lease {
-            fleet::leave(&*self.ledger, lease).await;
-        }
+        self.presence.leave().await;
     }
 
     pub fn name(&self) -> &str {
@@ -160,6 +165,7 @@ impl Store {
         ready: oneshot::Sender<()>,
     ) {
         tokio::join!(
+            self.presence.hold(),
             self.follow_resources(first, beside, &shared, &state, ready),
             self.follow_services(&shared),
             self.lease_tokens(&shared),
@@ -208,12 +214,16 @@ impl Store {
                 let events = tokio::select! {
                     events = routes.next() => events,
                     events = listeners.next() => events,
-                    () = tokio::time::sleep(STATUS_TTL / 3) => {
+                    () = told.moved() => {
+                        told.write().await;
+                        continue;
+                    }
+                    () = tokio::time::sleep(TRY_EVERY) => {
                         // A port that was taken, or a certificate that was wrong, may be well without a change in the store.
-                        if good.again {
-                            told.changed(good.take_up(&resources.kept, &beside, shared, state).await).await;
+                        match good.again {
+                            true => told.changed(good.take_up(&resources.kept, &beside, shared, state).await).await,
+                            false => told.write().await,
                         }
-                        told.keep().await;
                         continue;
                     }
                 };
@@ -405,6 +415,8 @@ struct Good {
     listeners: BTreeMap<String, (u64, listen::Listening)>,
     /// A listener is not taken up for a reason that may go away by itself.
     again: bool,
+    /// What was given to the gateway last, and holds.
+    holds: Option<(Vec<Declared>, Vec<listen::Listening>)>,
 }
 
 /// What a gateway made of a resource.
@@ -494,12 +506,18 @@ impl Good {
             let routes = choose(Kind::Route, kept, &problems, &next_routes, &self.routes);
             let mut all = beside.routes.clone();
             all.extend(routes.values().map(|(_, route)| route.clone()));
-            let changing = shared.clone();
-            let changed = tokio::task::spawn_blocking(move || changing.change(&all, &wanted)).await;
+            let next = (all, wanted);
+            if self.holds.as_ref() == Some(&next) {
+                // Only what cannot be was tried again.
+                break (routes, listeners, None);
+            }
+            let (changing, given) = (shared.clone(), next.clone());
+            let changed = tokio::task::spawn_blocking(move || changing.change(&given.0, &given.1)).await;
             let mut progress = false;
             let failed = match changed {
                 Ok(Ok(generation)) => {
                     state.loaded(generation);
+                    self.holds = Some(next);
                     break (routes, listeners, None);
                 }
                 Ok(Err(Refused::Routes(wrong))) => {
@@ -573,17 +591,20 @@ fn listener(name: &str, kept: &Kept, timeouts: &Timeouts) -> Result<listen::List
     })
 }
 
-/// Tells in the store what became of routes and listeners. Nothing waits for it, and a failure is tried again with the next keeping.
+/// Tells in the store what became of routes and listeners. Nothing waits for it, and a failure is tried again.
 struct Statuses {
     store: Store,
-    lease: Option<LeaseId>,
+    lease: watch::Receiver<Option<LeaseId>>,
     wanted: BTreeMap<Name, Verdict>,
-    written: BTreeMap<Name, Verdict>,
+    /// Under which lease, and what; none where that is not known.
+    under: Option<LeaseId>,
+    written: BTreeMap<Name, Option<Verdict>>,
 }
 
 impl Statuses {
-    const fn new(store: Store) -> Self {
-        Self { store, lease: None, wanted: BTreeMap::new(), written: BTreeMap::new() }
+    fn new(store: Store) -> Self {
+        let lease = store.presence.lease();
+        Self { store, lease, wanted: BTreeMap::new(), under: None, written: BTreeMap::new() }
     }
 
     async fn changed(&mut self, wanted: BTreeMap<Name, Verdict>) {
@@ -591,38 +612,24 @@ impl Statuses {
         self.write().await;
     }
 
-    /// Keeps the lease on which the statuses hang.
-    async fn keep(&mut self) {
-        if let Some(lease) = self.lease {
-            let entry = Entry { leases: vec![LeaseChange::KeepAlive { lease }], ..Entry::default() };
-            if self.store.ledger.submit(entry).await.is_err() {
-                (self.lease, self.written) = (None, BTreeMap::new());
-            }
-        }
-        self.write().await;
+    /// Another lease holds.
+    async fn moved(&mut self) {
+        // The sender is in the store, which is held here.
+        let _ = self.lease.changed().await;
     }
 
     async fn write(&mut self) {
-        if self.wanted == self.written {
-            return;
+        let Some(lease) = *self.lease.borrow_and_update() else { return };
+        if self.under != Some(lease) {
+            // What hangs on the one before goes with it.
+            (self.under, self.written) = (Some(lease), BTreeMap::new());
         }
-        let mut entry = Entry::default();
-        let lease = match self.lease {
-            Some(lease) => lease,
-            None => {
-                let Ok(number) = getrandom::u64() else { return };
-                // Positive, and not 0, which means none.
-                let lease = LeaseId((number >> 1 | 1) as i64);
-                entry.leases.push(LeaseChange::Grant { lease, ttl_ms: STATUS_TTL.as_millis() as u64 });
-                self.written.clear();
-                lease
-            }
-        };
+        let mut puts = Vec::new();
         for name in self.written.keys().filter(|name| !self.wanted.contains_key(*name)) {
-            entry.puts.push(Put { key: self.key(name), value: None, lease: None });
+            puts.push(Put { key: self.key(name), value: None, lease: None });
         }
         for (name, verdict) in &self.wanted {
-            if self.written.get(name) != Some(verdict) {
+            if self.written.get(name).is_none_or(|written| written.as_ref() != Some(verdict)) {
                 let status = Status {
                     observed_generation: verdict.observed_generation,
                     gateway: self.store.gateway.clone(),
@@ -630,25 +637,156 @@ impl Statuses {
                     message: verdict.problem.clone(),
                 };
                 let Ok(value) = serde_json::to_vec(&status) else { continue };
-                entry.puts.push(Put { key: self.key(name), value: Some(value.into()), lease: Some(lease) });
+                puts.push(Put { key: self.key(name), value: Some(value.into()), lease: Some(lease) });
             }
         }
-        let mut puts = std::mem::take(&mut entry.puts);
-        loop {
-            entry.puts = puts.split_off(puts.len().saturating_sub(PUTS_MAX));
-            if let Err(error) = self.store.ledger.submit(std::mem::take(&mut entry)).await {
-                // The next keeping grants another lease, and writes all of them.
-                (self.lease, self.written) = (None, BTreeMap::new());
+        while !puts.is_empty() {
+            let some = puts.split_off(puts.len().saturating_sub(PUTS_MAX));
+            if let Err(error) = self.store.ledger.submit(Entry { puts: some, ..Entry::default() }).await {
+                // Some of it may be there, so all of it is written again, and what is gone is deleted again.
+                let names: Vec<Name> = self.written.keys().chain(self.wanted.keys()).cloned().collect();
+                self.written = names.into_iter().map(|name| (name, None)).collect();
                 return tracing::debug!(%error, "statuses could not be written");
             }
-            if puts.is_empty() {
-                break;
-            }
         }
-        (self.lease, self.written) = (Some(lease), self.wanted.clone());
+        self.written = self.wanted.iter().map(|(name, verdict)| (name.clone(), Some(verdict.clone()))).collect();
     }
 
     fn key(&self, (kind, name): &Name) -> Bytes {
         status_key(*kind, name, &self.store.gateway).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use buttress_core::LeaseChange;
+    use buttress_state::local::{Fault, Local};
+
+    use super::*;
+
+    /// The keys that a gateway has written of itself, each with its lease.
+    async fn written(ledger: &Local) -> Vec<(String, LeaseId, String)> {
+        let all = ledger.read(KeyRange::prefix("/buttress/"), usize::MAX, Consistency::Linearizable).await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let of = |kv: &KeyValue| (text(&kv.key), kv.lease.expect("it goes with its gateway"), text(&kv.value));
+        all.kvs.iter().map(of).collect()
+    }
+
+    /// Waits, in the clock of the tasks, until so many keys are written under one lease that is not `not`, and hold this.
+    async fn until(ledger: &Local, keys: usize, not: Option<LeaseId>, holds: &str) -> LeaseId {
+        loop {
+            let all = written(ledger).await;
+            let leases: Vec<LeaseId> = all.iter().map(|(_, lease, _)| *lease).collect();
+            let one =
+                leases.first().copied().filter(|one| leases.iter().all(|lease| lease == one) && Some(*one) != not);
+            if let Some(lease) = one
+                && all.len() == keys
+                && all.iter().any(|(.., value)| value.contains(holds))
+            {
+                return lease;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_tried_again_and_cannot_be_changes_nothing_of_what_holds() {
+        let timeouts = Timeouts::default();
+        let options = buttress_gateway::config::Options {
+            listeners: Vec::new(),
+            threads: 1,
+            bare: false,
+            timeouts,
+            edge: buttress_gateway::config::Edge::default(),
+            access_log: None,
+            records: None,
+            otlp: None,
+            seed: 1,
+        };
+        let running = buttress_gateway::run::start(options, &[]).unwrap();
+        let base = Base { always: Vec::new(), usual: None, timeouts };
+        let beside = Beside { routes: Vec::new(), listeners: Vec::new(), base };
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let one = |spec: serde_json::Value| serde_json::from_value(serde_json::json!({"generation": 1, "spec": spec}));
+        let listener = |address: &str| Ok(one(serde_json::json!({"address": address})).unwrap());
+        let mut kept = BTreeMap::from([
+            ((Kind::Listener, "bad".to_owned()), listener(&address)),
+            ((Kind::Listener, "good".to_owned()), listener("127.0.0.1:0")),
+        ]);
+        let (mut good, state) = (Good::default(), State::new());
+        let loads = |state: &State| (state.json()["loads"].clone(), state.json()["refused"].clone());
+        for _ in 0..3 {
+            let verdicts = good.take_up(&kept, &beside, &running.shared, &state).await;
+            assert!(verdicts[&(Kind::Listener, "bad".to_owned())].problem.starts_with("BT0702: cannot listen on"));
+            assert_eq!((good.again, loads(&state)), (true, (1.into(), 1.into())), "once, and not with every trial");
+            assert_eq!(running.shared.listeners.all().len(), 1);
+        }
+        drop(taken);
+        let verdicts = good.take_up(&kept, &beside, &running.shared, &state).await;
+        assert!(verdicts.values().all(|verdict| verdict.problem.is_empty()), "{verdicts:?}");
+        assert_eq!((good.again, loads(&state).0), (false, 2.into()));
+        kept.remove(&(Kind::Listener, "bad".to_owned()));
+        good.take_up(&kept, &beside, &running.shared, &state).await;
+        assert_eq!(loads(&state).0, 3);
+        running.stop();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_gateway_writes_hangs_on_one_lease_and_is_written_again_when_that_was_lost() {
+        let ledger = Local::new();
+        let store = Store::at(ledger.clone(), "local", "edge-1");
+        let listen = Arc::new(Mutex::new("10.0.0.1:80".to_owned()));
+        let (about, announcing, holding) = (listen.clone(), store.clone(), store.clone());
+        let about = move || Gateway {
+            name: "edge-1".into(),
+            host: "h".into(),
+            listen: about.lock().unwrap().clone(),
+            admin: "10.0.0.1:81".into(),
+            version: String::new(),
+            started_ms: 0,
+        };
+        let tasks = [
+            tokio::spawn(async move { holding.presence.hold().await }),
+            tokio::spawn(async move { announcing.announce(about).await }),
+        ];
+        let verdict = |problem: &str| Verdict { observed_generation: 1, problem: problem.into() };
+        let verdicts = |problem: &str| BTreeMap::from([((Kind::Route, "a".to_owned()), verdict(problem))]);
+        let mut statuses = Statuses::new(store.clone());
+        statuses.changed(verdicts("")).await;
+        statuses.moved().await;
+        statuses.write().await;
+        let first = until(&ledger, 2, None, "\"ready\":true").await;
+
+        // It listens elsewhere, and a status changes: the lease stays.
+        *listen.lock().unwrap() = "10.0.0.1:8080".into();
+        assert_eq!(until(&ledger, 2, None, "10.0.0.1:8080").await, first);
+        ledger.fail_next(Fault::Unanswered(Error::new(Code::TIMEOUT, "nobody knows")));
+        statuses.changed(verdicts("it is wrong")).await;
+        statuses.write().await;
+        assert_eq!(until(&ledger, 2, None, "it is wrong").await, first);
+        // What was to be deleted, and may not be, is deleted again.
+        ledger.fail_next(Fault::Lost(Error::new(Code::TIMEOUT, "nobody knows")));
+        statuses.changed(BTreeMap::new()).await;
+        statuses.write().await;
+        until(&ledger, 1, None, "10.0.0.1:8080").await;
+        statuses.changed(verdicts("")).await;
+
+        // The lease has ended before it was kept.
+        let end = vec![LeaseChange::Revoke { lease: first }];
+        ledger.submit(Entry { leases: end, ..Entry::default() }).await.unwrap();
+        assert_eq!(written(&ledger).await, []);
+        statuses.moved().await;
+        statuses.write().await;
+        until(&ledger, 2, Some(first), "\"ready\":true").await;
+
+        for task in tasks {
+            task.abort();
+            let _ = task.await;
+        }
+        store.leave().await;
+        assert_eq!(written(&ledger).await, []);
     }
 }

@@ -486,6 +486,22 @@ mod tests {
     }
 
     #[test]
+    fn a_route_for_some_listeners_takes_what_came_in_there_and_what_could_have() {
+        let yaml =
+            "kind: Route\nname: shop\nspec:\n  listeners: inner\n  to: [{endpoints: 10.0.0.1:80}]\n  retry: off\n";
+        let at = |id: &str, listener: Option<&str>| {
+            let record = record(id, 1_000, "/", "shop", "BT0911", &[("failed", 500, 4)]);
+            let mut record: Value = serde_json::from_str(&record).unwrap();
+            record["listener"] = json!(listener);
+            record.to_string()
+        };
+        // Records of before listeners had names do not tell.
+        let report = asked(yaml, &[at("in", Some("inner")), at("out", Some("outer")), at("old", None)]);
+        let row = &report.rows["shop"];
+        assert_eq!((row.failed, row.of(Fate::Failed), row.of(Fate::NoRoute)), (3, 2, 1));
+    }
+
+    #[test]
     fn other_routes_and_none_are_told() {
         let yaml =
             "kind: Route\nname: new\nspec:\n  match: [{path: /a}]\n  to: [{endpoints: 10.0.0.1:80}]\n  retry: off\n";

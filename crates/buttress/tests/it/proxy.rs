@@ -214,6 +214,63 @@ fn free() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
+/// A certificate for `localhost`, as two files that may come later.
+struct Certificate {
+    cert: std::path::PathBuf,
+    key: std::path::PathBuf,
+    made: rcgen::CertifiedKey<rcgen::KeyPair>,
+}
+
+impl Certificate {
+    fn named(dir: &std::path::Path, name: &str) -> Self {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        Self { cert: dir.join(format!("{name}.pem")), key: dir.join(format!("{name}.key")), made }
+    }
+
+    fn write(&self) {
+        std::fs::write(&self.key, self.made.signing_key.serialize_pem()).unwrap();
+        std::fs::write(&self.cert, self.made.cert.pem()).unwrap();
+    }
+
+    fn tls(&self) -> Value {
+        serde_json::json!({"certificates": [{"cert": self.cert, "key": self.key}]})
+    }
+}
+
+/// A port of TLS tells so to whoever comes without it.
+fn until_tls(address: &str) {
+    until("it listens with TLS", || {
+        TcpStream::connect(address).is_ok_and(|_| get(address, "/a", "").contains("BT0932")).then_some(())
+    });
+}
+
+#[test]
+fn a_certificate_that_could_not_be_read_is_tried_again_and_used_once_it_can_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("routes.yaml");
+    let (path, web, secure) = (file.to_str().unwrap(), free(), free());
+    let route = answering("a", "/a", "one");
+    std::fs::write(&file, route.clone() + &listener("web", &web)).unwrap();
+    let proxy = Serving::start(&["proxy", "--config", path, "--admin", "127.0.0.1:0", "--output", "json"]);
+    let admin = proxy.address("admin");
+    let certificate = Certificate::named(dir.path(), "late");
+    let tls = certificate.tls();
+    let with_tls = format!("---\nkind: Listener\nname: secure\nspec: {{address: \"{secure}\", tls: {tls}}}\n");
+    std::fs::write(&file, route.replace("one", "two") + &listener("web", &web) + &with_tls).unwrap();
+    let told = until("the certificate is told", || {
+        let told = get(&admin, "/v1/traffic", "");
+        told.contains("BT0931").then_some(told)
+    });
+    assert!(told.contains("late.pem") && told.contains("listener \\\"secure\\\""), "{told}");
+    assert!(get(&web, "/a", "").ends_with("one"), "the change is taken up as a whole, or not at all");
+
+    certificate.write();
+    until_tls(&secure);
+    until_body(&web, "/a", "two");
+    until("it is well", || get(&admin, "/v1/traffic", "").contains("\"problem\":null").then_some(()));
+    assert_eq!(proxy.stop(), Some(0));
+}
+
 #[test]
 fn listeners_of_a_file_come_and_go_while_running_and_a_taken_port_leaves_all_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
@@ -305,7 +362,39 @@ fn listeners_of_the_store_come_and_go_and_one_that_cannot_be_says_so_in_its_stat
     ok(&run(&["kv", "del", "/buttress/listeners/second", "--server", &dev.http(0)]));
     until("the second closes", || TcpStream::connect(&second).is_err().then_some(()));
     assert!(get(&web, "/a", "").ends_with("one"));
+
+    // What may be well by itself is tried again by itself.
+    let certificate = Certificate::named(dir.path(), "late");
+    let (secure, tls) = (free(), certificate.tls());
+    put(
+        "/buttress/listeners/secure",
+        &format!("{{\"generation\":1,\"spec\":{{\"address\":\"{secure}\",\"tls\":{tls}}}}}"),
+    );
+    until_status("secure", "BT0931");
+    let good = taken.local_addr().unwrap().to_string();
+    drop(taken);
+    certificate.write();
+    until_tls(&secure);
+    until_status("secure", "\"ready\":true");
+    until_status("bad", "\"ready\":true");
+    assert!(get(&good, "/a", "").ends_with("one"));
+
+    // Others are told where it listens by now.
+    let told = || {
+        let told = ok(&run(&["get", "gateway", "edge-1", "-o", "json", "--etcd", &store]));
+        serde_json::from_str::<Value>(&told).unwrap()["listen"].clone()
+    };
+    until("others are told where it listens", || (told() == web.as_str()).then_some(()));
+    let moved = free();
+    put("/buttress/listeners/web", &listens(2, &moved));
+    until("it listens elsewhere", || TcpStream::connect(&moved).is_ok().then_some(()));
+    until("others are told that it moved", || (told() != web.as_str()).then_some(()));
+    let all = [&moved, &good, &secure].map(|address| Value::from(address.as_str()));
+    assert!(all.contains(&told()), "{}", told());
     assert_eq!(proxy.stop(), Some(0));
+    let of_itself = ["/buttress/status/", "/buttress/gateways/"]
+        .map(|prefix| stdout(&run(&["kv", "get", prefix, "--prefix", "--server", &dev.http(0)])));
+    assert!(of_itself.iter().all(|told| told.lines().count() <= 1), "who ends takes back what it wrote: {of_itself:?}");
     assert_eq!(dev.stop(), Some(0));
 }
 

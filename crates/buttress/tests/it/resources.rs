@@ -373,6 +373,35 @@ fn a_request_is_tried_on_routes_in_files_and_on_those_that_are_applied() {
 }
 
 #[test]
+fn a_request_is_tried_at_the_listener_at_which_it_comes_in() {
+    let files = tempfile::tempdir().unwrap();
+    let route = |name: &str, listeners: &str, port: u16| {
+        format!(
+            "kind: Route\nname: {name}\nspec:\n{listeners}  match: [{{path: /a}}]\n  to: [{{endpoints: 127.0.0.1:{port}}}]\n---\n"
+        )
+    };
+    let text = route("inner", "  listeners: [inner, admin]\n", 3001) + &route("everybody", "", 3002);
+    let file = write(files.path(), "routes.yaml", &text);
+    let at = |listener: &[&str]| run(&[&["route", "test", "-f", &file, "GET", "/a"], listener].concat());
+    for name in ["inner", "admin"] {
+        let told = ok(&at(&["--listener", name]));
+        assert!(told.starts_with("route \"inner\" takes it"), "{told}");
+    }
+    let told = ok(&at(&["--listener", "web"]));
+    assert!(told.starts_with("route \"everybody\" takes it"), "{told}");
+    assert!(told.contains("it is for the listener inner or admin"), "{told}");
+    // Where nobody says at which, a route for some of them could take it.
+    assert!(ok(&at(&[])).starts_with("route \"inner\" takes it"));
+
+    let only = write(files.path(), "only.yaml", &route("inner", "  listeners: inner\n", 3001));
+    let none = run(&["route", "test", "-f", &only, "GET", "/a", "--listener", "web", "--output", "json"]);
+    assert_eq!(none.status.code(), Some(1));
+    let none: Value = serde_json::from_slice(&none.stdout).unwrap();
+    let why = Value::from("it is for the listener inner");
+    assert_eq!((&none["found"], &none["others"][0]["why"]), (&Value::Null, &why), "{none}");
+}
+
+#[test]
 fn schemas_are_printed_for_editors() {
     let schema: Value = serde_json::from_str(&ok(&run(&["schema", "route"]))).unwrap();
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");

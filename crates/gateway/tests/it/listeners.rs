@@ -274,6 +274,63 @@ fn a_route_takes_requests_of_the_listeners_that_it_names() {
     );
 }
 
+#[test]
+fn a_listener_of_ipv6_serves_and_is_told_as_it_is_written() {
+    let upstream = Upstream::answering("ok");
+    let any: SocketAddr = "[::1]:0".parse().unwrap();
+    if TcpListener::bind(any).is_err() {
+        return println!("this machine has no IPv6, so nothing was tried");
+    }
+    let proxy = Proxy::with(&[upstream.address], |options| options.threads = 2);
+    let wanted = [proxy.shared().options.listeners.clone(), vec![http("six", any)]].concat();
+    proxy.shared().change(&routes(&upstream), &wanted).unwrap();
+    let six = port(&proxy, "six");
+    assert!(six.address.is_ipv6() && six.address.port() != 0, "{}", six.address);
+    let mut stream = connect(six.address);
+    assert_eq!(ask(&mut stream).body, "ok");
+    assert_eq!(six.json()["listen"], format!("[::1]:{}", six.address.port()));
+    assert!(upstream.requests()[0].contains("x-forwarded-for: ::1\r\n"), "{:?}", upstream.requests());
+    // The same port of IPv4 is another address.
+    let four = SocketAddr::from(([127, 0, 0, 1], six.address.port()));
+    assert!(TcpStream::connect(four).is_err());
+
+    let stays = [proxy.shared().options.listeners.clone(), vec![http("six", six.address)]].concat();
+    proxy.shared().change(&routes(&upstream), &stays).unwrap();
+    assert_eq!(ask(&mut connect(six.address)).status, 200);
+    proxy.shared().change(&routes(&upstream), &proxy.shared().options.listeners).unwrap();
+    until("nobody listens there any more", || TcpStream::connect(six.address).is_err());
+}
+
+/// A client has a connection as soon as the kernel says so, whoever will accept it.
+#[test]
+fn whoever_could_connect_to_a_port_that_closes_is_answered() {
+    let upstream = Upstream::answering("ok");
+    let proxy = Proxy::with(&[upstream.address], |options| options.threads = 2);
+    let (web, routes) = (proxy.shared().options.listeners.clone(), routes(&upstream));
+    // Each takes a second: whoever comes when the port is closing asks again after that.
+    for _ in 0..6 {
+        proxy.shared().change(&routes, &[web.clone(), vec![http("second", any())]].concat()).unwrap();
+        let address = port(&proxy, "second").address;
+        let answered = Arc::new(AtomicU64::new(0));
+        let client = || {
+            let answered = answered.clone();
+            thread::spawn(move || {
+                while let Ok(mut stream) = TcpStream::connect(address) {
+                    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                    assert_eq!(ask(&mut stream).status, 200);
+                    answered.fetch_add(1, SeqCst);
+                }
+            })
+        };
+        let clients: Vec<_> = (0..8).map(|_| client()).collect();
+        until("they are busy", || answered.load(SeqCst) > 50);
+        proxy.shared().change(&routes, &web).unwrap();
+        for client in clients {
+            client.join().expect("whoever was connected was answered");
+        }
+    }
+}
+
 /// What clients saw until they were stopped.
 #[derive(Default)]
 struct Seen {

@@ -73,7 +73,7 @@ function drawListeners(now) {
   byId("listeners").replaceChildren(...now.listeners.map((one) => make("tr", "",
     make("td", "", make("b", "", one.listener), make("span", "place", ` ${one.place}`)),
     make("td", "", one.listen), make("td", "", one.protocol),
-    make("td", one.state === "serving" ? "good" : "bad", one.state === "serving" ? "✓ serving" : "◌ draining"),
+    make("td", one.state === "serving" ? "good" : "muted", one.state === "serving" ? "✓ serving" : "◌ draining"),
     make("td", "", count(one.connections)))));
 }
 
