@@ -30,10 +30,15 @@ class Proxy:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"the proxy does not come up: {arguments}")
-        said = json.loads(line)
-        self.address, self.admin, self.tcp = said["listen"], said["admin"], [one["listen"] for one in said["tcp"]]
-        self.host, port = self.address.rsplit(":", 1)
-        self.port = int(port)
+        try:
+            said = json.loads(line)
+            self.address, self.admin, self.tcp = said["listen"], said["admin"], [one["listen"] for one in said["tcp"]]
+            self.host, port = self.address.rsplit(":", 1)
+            self.port = int(port)
+        except Exception:
+            # Nobody else stops it, and whoever reads what this writes would wait for it.
+            self.process.kill()
+            raise
 
     def metrics(self):
         return run("curl", "-s", f"http://{self.admin}/metrics").out

@@ -253,9 +253,9 @@ fn base(args: &ProxyArgs, timeouts: Timeouts) -> Result<Base, Error> {
         let name = format!("tcp-{}", at + 1);
         always.push(listen::Listening { place: place(), ..listen::Listening::tcp(&name, listen, told) });
     }
-    // Who was told of connections alone has no port of HTTP.
+    // Who was told of connections alone has no port of HTTP, unless one was asked for.
     let tcp_only = args.to.is_empty() && args.config.is_empty() && args.store.is_none();
-    let mut usual = (!tcp_only).then_some(http);
+    let mut usual = (asked || !tcp_only).then_some(http);
     if asked {
         always.extend(usual.take());
     }
