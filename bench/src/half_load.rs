@@ -9,6 +9,9 @@
 //! requests a second twenty are due at the same moment, and the last of them waits for the other nineteen, whoever answers. `own` has one thread that never
 //! sleeps, and a plan for each connection; it spreads the requests evenly, and takes a core whole.
 //!
+//! With oha, the proxies have the last core and generator and origin the others, as each would have a machine of its own: otherwise
+//! it is chance who shares a core with whom, and a tail says which it was. Direct has generator and origin where they always are.
+//!
 //! Whoever else runs on the machine makes a tail, and not the same for both sides. So everybody's processor time is read with
 //! ours, and a measurement in which others had more than [`OTHERS_MAX`] is made again; how many were is told.
 
@@ -133,9 +136,26 @@ fn open_loop(port: u16, rate: f64, seconds: f64) -> Result<Quantiles> {
     Ok(Quantiles { p50: at(0.5), p99: at(0.99), p999: at(0.999) })
 }
 
+/// The cores of generator and origin, and that of the proxies, as `taskset` takes them.
+fn cores() -> Result<(String, String)> {
+    let last = std::thread::available_parallelism()?.get() - 1;
+    ensure!(last > 0, "a proxy needs a core besides that of the generator, and this machine has one");
+    Ok((format!("0-{}", last - 1), last.to_string()))
+}
+
+fn pin(process: &Process, cores: &str) -> Result<()> {
+    for pid in process.pids() {
+        let output = Command::new("taskset").args(["-a", "-c", "-p", cores, &pid.to_string()]).output();
+        let output = output.context("taskset cannot be started\n\nhint: apt-get install util-linux")?;
+        ensure!(output.status.success(), "a process stays where it is: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
 /// Runs oha, and gives what it says.
 fn oha(port: u16, seconds: f64, connections: usize, rate: Option<f64>) -> Result<Value> {
-    let mut command = Command::new("oha");
+    let mut command = Command::new("taskset");
+    command.args(["-c", &cores()?.0, "oha"]);
     // One thread: with two cores, a second one is in the way of what is measured.
     command.args(["--no-tui", "--output-format", "json", "--worker-threads", "1"]);
     command.args(["-z", &format!("{}ms", (seconds * 1e3) as u64), "-c", &connections.to_string()]);
@@ -271,6 +291,13 @@ pub fn run(args: &[String]) -> Result<()> {
         ("buttress", Some(proxy(first + 2, How::Full)?)),
         ("buttress_bare", Some(proxy(first + 3, How::Bare)?)),
     ];
+    if options.generator == Generator::Oha {
+        let (others, last) = cores()?;
+        pin(&origin, &others)?;
+        for process in sides.iter().filter_map(|(_, process)| process.as_ref()) {
+            pin(process, &last)?;
+        }
+    }
     let ours = sides[2].1.as_ref().context("it was started above")?;
     calm()?;
     let capacity = capacity(options.generator, ours, options.seconds, options.clients[0])?;
