@@ -37,6 +37,10 @@ mod json;
 #[path = "../../guests/anomaly/src/rules.rs"]
 mod rules;
 
+/// The product's own: what a client costs beside it should be little, and what runs in this process should run as it does there.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const HELP: &str = "\
 cargo xtask bench kv                          puts and linearizable gets, three nodes, beside etcd
 cargo xtask bench kv --clients 128 --seconds 5 --rounds 3

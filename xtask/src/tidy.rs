@@ -116,7 +116,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
 /// The only outside dependencies of the pure crates. `raft` draws a random number for election timeouts; the adapter
 /// overrides each one (ADR 0001).
 const PURE: &[(&str, &[&str])] = &[
-    ("buttress-core", &["bytes", "thiserror"]),
+    ("buttress-core", &["bytes", "byteview", "thiserror"]),
     ("buttress-consensus", &["bytes", "thiserror", "raft", "slog"]),
     ("buttress-state", &["bytes", "thiserror"]),
     ("buttress-wire", &["bytes", "thiserror", "crc32c", "flate2", "lz4_flex", "ruzstd", "snap"]),

@@ -6,6 +6,8 @@
 
 use bytes::Bytes;
 
+pub use byteview::ByteView;
+
 use crate::ids::{Index, LogId, Offset, Term, TimeMs};
 
 /// The ordered tables of a shard.
@@ -23,11 +25,14 @@ impl Table {
     pub const ALL: [Table; 3] = [Table::Meta, Table::Keys, Table::State];
 }
 
+/// The key of a row. Up to 20 bytes lie in it, so most keys take no allocation, and to compare two reads nothing else.
+pub type RowKey = ByteView;
+
 /// One row change; `value: None` deletes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     pub table: Table,
-    pub key: Bytes,
+    pub key: RowKey,
     pub value: Option<Bytes>,
     /// There is no row of this key before this change, and whoever makes it knows. A store that deletes such a row before it
     /// has written it anywhere need not write that it was deleted. `false` is always right.

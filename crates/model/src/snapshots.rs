@@ -22,7 +22,7 @@ use buttress_core::{
     WriteBatch,
     entry::TopicSettings,
     invariants::{ACK_1, ENTRY_3, Invariant, OFFSET_1, REQUEST_1, REQUEST_2, STATE_1, Violation},
-    store::Row,
+    store::{Row, RowKey},
 };
 use buttress_state::{Limits, MemStore, local::opaque_batch};
 
@@ -396,7 +396,7 @@ fn without_results(store: &MemStore) -> MemStore {
     }
     let rows = Table::ALL.iter().flat_map(|table| {
         let kept = move |key: &[u8]| *table != Table::Meta || key[0] != RESULT_ROWS;
-        let row = move |(key, value): (&bytes::Bytes, &bytes::Bytes)| Row {
+        let row = move |(key, value): (&RowKey, &bytes::Bytes)| Row {
             table: *table,
             key: key.clone(),
             value: Some(value.clone()),

@@ -125,7 +125,7 @@ fn effects_hash(hash: u64, effects: &Effects) -> u64 {
         }
         Err(refusal) => hash = mix_bytes(hash, format!("{refusal:?}").as_bytes()),
     }
-    for event in &effects.events {
+    for event in effects.events() {
         hash = mix_bytes(mix(hash, event.revision.0), &event.key);
         hash = match &event.value {
             Some(value) => mix_bytes(hash, value),

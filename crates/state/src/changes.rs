@@ -6,7 +6,7 @@
 
 use buttress_core::{
     DecodeError, Index, LogId, Offset, Reader, Store, StoreError, Table, Term, WriteBatch,
-    store::{Row, StoredBatch},
+    store::{Row, RowKey, StoredBatch},
 };
 use bytes::Bytes;
 
@@ -26,13 +26,17 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) fn key(self, parts: &[&[u8]]) -> Bytes {
-        let mut key = Vec::with_capacity(1 + parts.iter().map(|p| p.len()).sum::<usize>());
-        key.push(self as u8);
+    pub(crate) fn key(self, parts: &[&[u8]]) -> RowKey {
+        let mut key = RowKey::with_size(1 + parts.iter().map(|part| part.len()).sum::<usize>());
+        let mut bytes = key.get_mut().expect("nobody else has it");
+        bytes[0] = self as u8;
+        let mut at = 1;
         for part in parts {
-            key.extend_from_slice(part);
+            bytes[at..][..part.len()].copy_from_slice(part);
+            at += part.len();
         }
-        key.into()
+        drop(bytes);
+        key
     }
 
     /// Hands every row of this kind, without its kind byte, to `each`.
@@ -108,16 +112,16 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    pub(crate) fn put(&mut self, table: Table, key: Bytes, value: Bytes) {
+    pub(crate) fn put(&mut self, table: Table, key: RowKey, value: Bytes) {
         self.rows.push(Row { table, key, value: Some(value), fresh: false });
     }
 
     /// Puts a row of a key that has none.
-    pub(crate) fn put_fresh(&mut self, table: Table, key: Bytes, value: Bytes) {
+    pub(crate) fn put_fresh(&mut self, table: Table, key: RowKey, value: Bytes) {
         self.rows.push(Row { table, key, value: Some(value), fresh: true });
     }
 
-    pub(crate) fn delete(&mut self, table: Table, key: Bytes) {
+    pub(crate) fn delete(&mut self, table: Table, key: RowKey) {
         self.rows.push(Row { table, key, value: None, fresh: false });
     }
 

@@ -35,9 +35,8 @@ pub struct Effects {
     /// The request that the entry carried, for hosts that find the waiting client by it.
     pub request: Option<RequestId>,
     pub result: Result<Receipt, Refusal>,
-    /// Changes of keys, in their order; all of them have the same revision.
-    pub events: Vec<KeyEvent>,
-    /// For each of these changes the key as it was left; of a delete, only the key and the revision.
+    /// For each change of a key, in their order, the key as it was left; of a delete, only the key and the revision. All of them
+    /// have the same revision.
     pub kvs: Vec<KeyValue>,
     /// Partitions that grew, with their new ends.
     pub ends: Vec<(LogId, Offset)>,
@@ -65,7 +64,6 @@ impl Effects {
             time: TimeMs(0),
             request: None,
             result,
-            events: Vec::new(),
             kvs: Vec::new(),
             ends: Vec::new(),
             starts: Vec::new(),
@@ -76,5 +74,14 @@ impl Effects {
             deadline_changed: false,
             fatal: None,
         }
+    }
+
+    /// Changes of keys, in their order.
+    pub fn events(&self) -> impl Iterator<Item = KeyEvent> {
+        self.kvs.iter().map(|kv| KeyEvent {
+            revision: kv.mod_revision,
+            key: kv.key.clone(),
+            value: (kv.version > 0).then(|| kv.value.clone()),
+        })
     }
 }

@@ -66,7 +66,7 @@ pub fn fuzz_rows(data: &[u8]) {
     }
     let rows = rows.into_iter().map(|((table, key), value)| Row {
         table: Table::ALL[table],
-        key: Bytes::copy_from_slice(key),
+        key: key.into(),
         value: Some(Bytes::copy_from_slice(value)),
         fresh: false,
     });

@@ -3,6 +3,8 @@
 //! Whatever holds rows that do not change any more, a checkpoint or a copy in memory, serves as [`Rows`]; what the rows
 //! mean stays in this crate.
 
+use std::ops::Bound;
+
 use buttress_core::{
     Code, DecodeError, Error, Index, LeaseId, Reader, Table, Term,
     ledger::{ImageChange, ImageHead, KeyImage, LeaseView},
@@ -27,9 +29,9 @@ pub trait Rows: Send + 'static {
 impl Rows for MemStore {
     fn prefix(&self, table: Table, prefix: &[u8]) -> RowIter<'_> {
         let prefix = Bytes::copy_from_slice(prefix);
-        let rows = self.rows(table).range(prefix.clone()..);
+        let rows = self.rows(table).range::<[u8], _>((Bound::Included(&prefix[..]), Bound::Unbounded));
         let rows = rows.take_while(move |(key, _)| key.starts_with(&prefix));
-        Box::new(rows.map(|(key, value)| Ok((key.clone(), value.clone()))))
+        Box::new(rows.map(|(key, value)| Ok((Bytes::copy_from_slice(key), value.clone()))))
     }
 }
 
@@ -67,7 +69,7 @@ impl<R: Rows> KeyImage for Image<R> {
         Box::new(self.rows.prefix(Table::Keys, &[]).map(|row| {
             let (key, value) = row?;
             let (place, row) = parse_row(&key, value).map_err(damaged)?;
-            Ok(ImageChange { deleted: row.value.is_none(), sub: place.sub, kv: row.kv(place) })
+            Ok(ImageChange { deleted: row.value.is_none(), sub: place.sub, kv: row.into_kv(place) })
         }))
     }
 

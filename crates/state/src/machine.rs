@@ -14,6 +14,7 @@ use buttress_core::{
     ledger::{KeyValue, KeyValues, KeysView, LeaseView, PartitionView, TopicView},
     limits::{PRODUCERS_PER_PARTITION_MAX, REQUEST_CLIENTS_MAX, REQUEST_RESULTS_PER_CLIENT_MAX},
     mutant,
+    store::RowKey,
 };
 use bytes::Bytes;
 
@@ -247,7 +248,7 @@ impl<S: Store> Machine<S> {
             lease: id,
             ttl_ms: lease.ttl_ms,
             remaining_ms: lease.deadline.0.saturating_sub(now.0),
-            keys: attached.cloned().collect(),
+            keys: attached.map(|key| Bytes::copy_from_slice(key)).collect(),
         })
     }
 
@@ -592,7 +593,6 @@ impl<S: Store> Machine<S> {
         }
         self.keys.sweep(self.limits.sweep_per_entry, changes);
         self.topics.write_touched(&touched, changes);
-        effects.events = step.events;
         effects.kvs = step.kvs;
         effects.ends = touched_ends(&self.topics, changes);
         receipt.revision = self.keys.revision;
@@ -663,7 +663,7 @@ fn touched_ends(topics: &Topics, changes: &Changes) -> Vec<(LogId, Offset)> {
 }
 
 /// The key of a row of function state: the space's length and name, then the key, so that a space is one range of rows.
-pub(crate) fn state_key(space: &str, key: &[u8]) -> Bytes {
+pub(crate) fn state_key(space: &str, key: &[u8]) -> RowKey {
     let len = u16::try_from(space.len()).expect("spaces are limited to KEY_BYTES_MAX by the entry's codec");
     [&len.to_be_bytes()[..], space.as_bytes(), key].concat().into()
 }

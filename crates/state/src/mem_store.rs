@@ -7,7 +7,9 @@ use std::{
 };
 
 use buttress_core::{
-    Index, LogId, Offset, Store, StoreError, Table, Term, WriteBatch, ledger::Batch, store::StoredBatch,
+    Index, LogId, Offset, Store, StoreError, Table, Term, WriteBatch,
+    ledger::Batch,
+    store::{RowKey, StoredBatch},
 };
 use bytes::Bytes;
 
@@ -15,7 +17,7 @@ use bytes::Bytes;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemStore {
     applied: (Index, Term),
-    tables: [BTreeMap<Bytes, Bytes>; 3],
+    tables: [BTreeMap<RowKey, Bytes>; 3],
     logs: BTreeMap<LogId, VecDeque<StoredBatch>>,
 }
 
@@ -62,7 +64,7 @@ impl MemStore {
         self.logs.keys().copied()
     }
 
-    pub fn rows(&self, table: Table) -> &BTreeMap<Bytes, Bytes> {
+    pub fn rows(&self, table: Table) -> &BTreeMap<RowKey, Bytes> {
         &self.tables[table as usize]
     }
 }
@@ -88,7 +90,7 @@ impl Store for MemStore {
         }
         let to = to.map_or(Bound::Unbounded, Bound::Excluded);
         let rows = self.rows(table).range::<[u8], _>((Bound::Included(from), to));
-        Ok(rows.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect())
+        Ok(rows.take(limit).map(|(key, value)| (Bytes::copy_from_slice(key), value.clone())).collect())
     }
 
     fn write(&mut self, batch: WriteBatch) {

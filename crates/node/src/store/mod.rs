@@ -26,7 +26,7 @@ mod tests;
 mod worker;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, btree_map::Entry},
     path::PathBuf,
     sync::{
         Arc, Mutex, RwLock,
@@ -48,7 +48,7 @@ use frames::Segment;
 use logs::{Logs, lock, log_dir, segment_base, segment_path};
 use root::{Current, Root, dir_name};
 use rows::{DirGuard, Head, Rows, View, rows_error, table_at};
-use worker::{Frozen, Overlay, Shared, Work, Worker};
+use worker::{Change, Frozen, Overlay, Shared, Work, Worker};
 
 pub use digests::{Digest, WINDOW};
 pub use inspect::{Inspector, Inventory, LogCount};
@@ -150,8 +150,6 @@ pub struct DiskStore {
     applied: (Index, Term),
     meta: Bytes,
     active: [Overlay; 3],
-    /// Keys of rows in `active` that neither a checkpoint nor what is frozen has anything of.
-    fresh: [HashSet<Bytes>; 3],
     active_bytes: u64,
     appended_bytes: u64,
     frozen: Option<Arc<Frozen>>,
@@ -271,7 +269,6 @@ impl DiskStore {
             applied: (head.index, head.term),
             meta: head.meta,
             active: Default::default(),
-            fresh: Default::default(),
             active_bytes: 0,
             appended_bytes: 0,
             frozen: None,
@@ -366,7 +363,6 @@ impl DiskStore {
             bytes: std::mem::take(&mut self.active_bytes),
             done: AtomicBool::new(false),
         });
-        self.fresh = Default::default();
         self.appended_bytes = 0;
         self.checkpointed = self.applied.0;
         lock(&self.shared.queue).work.push_back(Work::Checkpoint(frozen.clone()));
@@ -424,7 +420,8 @@ impl DiskStore {
     /// The value that an overlay has for the key: `Some(None)` if it deletes it.
     fn overlaid(&self, table: Table, key: &[u8]) -> Option<&Option<Bytes>> {
         let table = table_at(table);
-        self.active[table].get(key).or_else(|| self.frozen.as_ref()?.tables[table].get(key))
+        let change = self.active[table].get(key).or_else(|| self.frozen.as_ref()?.tables[table].get(key))?;
+        Some(&change.value)
     }
 }
 
@@ -465,17 +462,17 @@ impl Store for DiskStore {
                 return Err(store_error(&error));
             }
             let disk_key = match disk.peek() {
-                Some(Ok((key, _))) => Some(key),
+                Some(Ok((key, _))) => Some(&key[..]),
                 _ => None,
             };
-            let keys = [active.peek().map(|(k, _)| *k), frozen.peek().map(|(k, _)| *k), disk_key];
-            let Some(key) = keys.into_iter().flatten().min().cloned() else { break };
+            let keys = [active.peek().map(|(k, _)| &k[..]), frozen.peek().map(|(k, _)| &k[..]), disk_key];
+            let Some(key) = keys.into_iter().flatten().min().map(Bytes::copy_from_slice) else { break };
             // The newest layer that has the key wins; all that have it move on.
             let from_disk = disk.next_if(|row| row.as_ref().is_ok_and(|(k, _)| *k == key));
-            let from_frozen = frozen.next_if(|(k, _)| **k == key);
-            let from_active = active.next_if(|(k, _)| **k == key);
+            let from_frozen = frozen.next_if(|(k, _)| key == k[..]);
+            let from_active = active.next_if(|(k, _)| key == k[..]);
             let value = match from_active.or(from_frozen) {
-                Some((_, value)) => value.clone(),
+                Some((_, change)) => change.value.clone(),
                 None => from_disk.and_then(Result::ok).map(|(_, value)| value),
             };
             if let Some(value) = value {
@@ -493,21 +490,20 @@ impl Store for DiskStore {
         for row in batch.rows {
             let bytes = (row.key.len() + row.value.as_ref().map_or(0, Bytes::len) + ROW_OVERHEAD_BYTES) as u64;
             let at = table_at(row.table);
-            if row.value.is_none() && self.fresh[at].remove(&row.key) {
-                // Nobody has seen it but this overlay, so nothing need say that it is gone.
-                let gone = self.active[at].remove(&row.key).flatten().map_or(0, |value| value.len());
-                let bytes = (row.key.len() + gone + ROW_OVERHEAD_BYTES) as u64;
-                self.active_bytes = self.active_bytes.saturating_sub(bytes);
-                continue;
+            match self.active[at].entry(row.key) {
+                Entry::Occupied(known) if row.value.is_none() && known.get().fresh => {
+                    // Nobody has seen it but this overlay, so nothing need say that it is gone.
+                    let (key, change) = known.remove_entry();
+                    let gone = key.len() + change.value.map_or(0, |value| value.len()) + ROW_OVERHEAD_BYTES;
+                    self.active_bytes = self.active_bytes.saturating_sub(gone as u64);
+                    continue;
+                }
+                // What the overlay has of it may hide a row below.
+                Entry::Occupied(mut known) => known.get_mut().value = row.value,
+                Entry::Vacant(place) => drop(place.insert(Change { value: row.value, fresh: row.fresh })),
             }
             // A row that is written again is counted again: the count only says when a checkpoint is due.
             self.active_bytes += bytes;
-            let key = row.fresh.then(|| row.key.clone());
-            let before = self.active[at].insert(row.key, row.value);
-            // Where the overlay has something of it already, that may hide a row below.
-            if let Some(key) = key.filter(|_| before.is_none()) {
-                self.fresh[at].insert(key);
-            }
         }
         self.core.stats.overlay_bytes.store(self.active_bytes, SeqCst);
 

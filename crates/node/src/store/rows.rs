@@ -10,7 +10,9 @@ use std::sync::{
     atomic::{AtomicBool, Ordering::SeqCst},
 };
 
-use buttress_core::{Code, Error, Index, LogId, Offset, Reader, Table, Term, TimeMs, Writer, codec::DecodeError};
+use buttress_core::{
+    Code, Error, Index, LogId, Offset, Reader, Table, Term, TimeMs, Writer, codec::DecodeError, store::RowKey,
+};
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 
@@ -259,7 +261,7 @@ impl Rows {
     pub fn commit<'a>(
         &self,
         head: &Head,
-        rows: impl Iterator<Item = (Table, &'a Bytes, Option<&'a Bytes>)>,
+        rows: impl Iterator<Item = (Table, &'a RowKey, Option<&'a Bytes>)>,
         store: &[StoreRow],
     ) -> Result<(), Error> {
         let mut batch = self.db.batch().durability(Some(PersistMode::SyncAll));

@@ -72,12 +72,7 @@ fn batch(log: u32, base: i64, records: i64, index: u64, len: usize) -> StoredBat
 }
 
 fn row(table: Table, key: &str, value: Option<&str>) -> Row {
-    Row {
-        table,
-        key: Bytes::copy_from_slice(key.as_bytes()),
-        value: value.map(|v| Bytes::copy_from_slice(v.as_bytes())),
-        fresh: false,
-    }
+    Row { table, key: key.into(), value: value.map(|v| Bytes::copy_from_slice(v.as_bytes())), fresh: false }
 }
 
 fn write(index: u64, rows: Vec<Row>, appends: Vec<StoredBatch>) -> WriteBatch {
@@ -106,8 +101,8 @@ impl Model {
         for row in &batch.rows {
             let table = &mut self.tables[rows::table_at(row.table)];
             match &row.value {
-                Some(value) => table.insert(row.key.clone(), value.clone()),
-                None => table.remove(&row.key),
+                Some(value) => table.insert(Bytes::copy_from_slice(&row.key), value.clone()),
+                None => table.remove(&row.key[..]),
             };
         }
         for append in &batch.appends {

@@ -14,7 +14,10 @@ use std::{
     time::Instant,
 };
 
-use buttress_core::{Error, LogId, Offset, Table, TimeMs, store::StoredBatch};
+use buttress_core::{
+    Error, LogId, Offset, Table, TimeMs,
+    store::{RowKey, StoredBatch},
+};
 use bytes::Bytes;
 
 use super::{
@@ -42,7 +45,15 @@ pub(super) fn give_way() {
     let _ = rustix::process::nice(NICE);
 }
 
-pub(super) type Overlay = BTreeMap<Bytes, Option<Bytes>>;
+/// What a row becomes.
+pub(super) struct Change {
+    /// `None` deletes it.
+    pub value: Option<Bytes>,
+    /// Neither a checkpoint nor what is frozen has anything of the row.
+    pub fresh: bool,
+}
+
+pub(super) type Overlay = BTreeMap<RowKey, Change>;
 
 /// The rows that changed since the checkpoint before, and what they are the state of.
 pub(super) struct Frozen {
@@ -516,7 +527,7 @@ impl Worker {
         let rows = [Table::Meta, Table::Keys, Table::State]
             .into_iter()
             .zip(&frozen.tables)
-            .flat_map(|(table, rows)| rows.iter().map(move |(key, value)| (table, key, value.as_ref())));
+            .flat_map(|(table, rows)| rows.iter().map(move |(key, change)| (table, key, change.value.as_ref())));
         self.rows.commit(&frozen.head, rows, &store)?;
 
         frozen.done.store(true, SeqCst);

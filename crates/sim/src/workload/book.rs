@@ -130,8 +130,8 @@ impl Book {
         self.seen += 1;
         let Self { history, .. } = self;
         let ours =
-            effects.events.iter().filter(|event| history.scope.as_ref().is_none_or(|scope| scope.contains(&event.key)));
-        history.changes.extend(ours.cloned());
+            effects.events().filter(|event| history.scope.as_ref().is_none_or(|scope| scope.contains(&event.key)));
+        history.changes.extend(ours);
         true
     }
 

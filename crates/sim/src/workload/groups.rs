@@ -302,7 +302,7 @@ impl Workload for Groups {
         }
         let seen = self.nodes.entry(node).or_default();
         // An entry that moves the cursor does not change the record, so their order within the entry does not matter.
-        for event in effects.events.iter().filter(|event| event.key == RECORD) {
+        for event in effects.events().filter(|event| event.key == RECORD) {
             let generation = event.value.as_ref().and_then(|value| read_record(value)).map_or(0, |(g, _)| g);
             GROUP_1.hold(generation == seen.generation + 1, || {
                 format!("node {node} has generation {generation} after {}", seen.generation)

@@ -807,7 +807,7 @@ impl Workload for Hosts {
             return Ok(());
         }
         let held = self.nodes.entry(node).or_default();
-        for event in effects.events.iter().filter(|event| event.key.starts_with(HELD.as_bytes())) {
+        for event in effects.events().filter(|event| event.key.starts_with(HELD.as_bytes())) {
             let free = match event.value {
                 Some(_) => held.insert(event.key.clone()),
                 None => held.remove(&event.key),

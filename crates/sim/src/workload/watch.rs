@@ -222,13 +222,13 @@ impl Workload for Watch {
         if shard != self.book.shard {
             return Ok(());
         }
-        let Some(revision) = effects.events.first().map(|event| event.revision) else { return Ok(()) };
+        let Some(revision) = effects.events().next().map(|event| event.revision) else { return Ok(()) };
         for number in 0..self.watchers.len() {
             let watching = &self.watchers[number];
             // What it has seen elsewhere its node may only come to now.
             if watching.hangs && watching.node == node && watching.next <= revision {
-                let events = effects.events.iter().filter(|event| watching.range.contains(&event.key));
-                let events = events.cloned().collect();
+                let events = effects.events().filter(|event| watching.range.contains(&event.key));
+                let events = events.collect();
                 self.give(number, events, Revision(revision.0 + 1));
             }
         }

@@ -18,13 +18,17 @@
 
 pub(crate) mod txn;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Bound,
+};
 
 use buttress_core::{
     Code, DecodeError, Error, KeyRange, LeaseId, Mutant, Reader, Revision, Store, StoreError, Table, Writer,
     ledger::{KeyEvent, KeyValue, KeyValues, WatchEvent},
     limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX},
     mutant,
+    store::{ByteView, RowKey},
 };
 use bytes::Bytes;
 
@@ -107,31 +111,39 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    fn row_key(self) -> Bytes {
+    fn row_key(self) -> RowKey {
         let mut key = [0; 12];
         key[..8].copy_from_slice(&self.main.to_be_bytes());
         key[8..].copy_from_slice(&self.sub.to_be_bytes());
-        Bytes::copy_from_slice(&key)
+        RowKey::new(&key)
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Change {
-    place: Place,
+    // Side by side and not as a place, which would make it half as large again: a key may have very many.
+    main: u64,
+    sub: u32,
     put: bool,
+}
+
+impl Change {
+    fn place(self) -> Place {
+        Place { main: self.main, sub: self.sub }
+    }
 }
 
 impl History {
     /// The change that made what was there at a revision; `None` where nothing was.
     fn at(&self, at: Revision) -> Option<Place> {
         let last = match self.changes.back() {
-            Some(last) if last.place.main <= at.0 => last,
+            Some(last) if last.main <= at.0 => last,
             _ => {
-                let upto = self.changes.partition_point(|change| change.place.main <= at.0);
+                let upto = self.changes.partition_point(|change| change.main <= at.0);
                 &self.changes[upto.checked_sub(1)?]
             }
         };
-        last.put.then_some(last.place)
+        last.put.then_some(last.place())
     }
 }
 
@@ -156,7 +168,7 @@ struct History {
 struct Garbage {
     due: u64,
     place: Place,
-    key: Bytes,
+    key: ByteView,
 }
 
 /// A row of [`Table::Keys`].
@@ -175,10 +187,10 @@ impl KeyRow {
     }
 
     /// The key as this change left it; of a delete, only the key and the revision.
-    pub(crate) fn kv(&self, place: Place) -> KeyValue {
+    pub(crate) fn into_kv(self, place: Place) -> KeyValue {
         KeyValue {
-            key: self.key.clone(),
-            value: self.value.clone().unwrap_or_default(),
+            key: self.key,
+            value: self.value.unwrap_or_default(),
             create_revision: self.create,
             mod_revision: Revision(place.main),
             version: self.version,
@@ -225,15 +237,16 @@ pub(crate) fn parse_row(key: &[u8], value: Bytes) -> Result<(Place, KeyRow), Sto
 pub(crate) struct Step {
     main: u64,
     sub: u32,
-    pub(crate) events: Vec<KeyEvent>,
-    /// For each event the key as it was left.
+    /// For each change the key as it was left.
     pub(crate) kvs: Vec<KeyValue>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
-    index: BTreeMap<Bytes, History>,
-    attached: BTreeMap<LeaseId, BTreeSet<Bytes>>,
+    /// Its keys are copies, as those in the queues and of the leases are: none keeps an entry or a row in memory for the sake of
+    /// its key. Those of up to 20 bytes lie in the tree's nodes, so a look reads nothing else.
+    index: BTreeMap<ByteView, History>,
+    attached: BTreeMap<LeaseId, BTreeSet<ByteView>>,
     /// Values that a later revision overwrote or deleted, in the order of that revision, which is when they are due.
     garbage: VecDeque<Garbage>,
     /// Tombstones, and values that their own revision overwrote: due one revision later than they were written.
@@ -271,7 +284,7 @@ impl Keys {
     }
 
     pub(crate) fn begin(&self) -> Step {
-        Step { main: self.revision.0 + 1, sub: 0, events: Vec::new(), kvs: Vec::new() }
+        Step { main: self.revision.0 + 1, sub: 0, kvs: Vec::new() }
     }
 
     pub(crate) fn finish(&mut self, step: &Step) {
@@ -282,31 +295,25 @@ impl Keys {
 
     /// Enters a change into the index, and gives the row that `make` makes of the key and what is there of it.
     fn note(&mut self, place: Place, key: Bytes, make: impl FnOnce(Bytes, Option<Live>) -> KeyRow) -> KeyRow {
-        // Looked up once where the key is known: in a large index the look costs most of a change.
-        let (known, history) = match self.index.entry(key.clone()) {
-            Entry::Occupied(entry) => (Some(entry.key().clone()), entry.into_mut()),
-            Entry::Vacant(entry) => {
-                drop(entry);
-                (None, self.index.entry(Bytes::copy_from_slice(&key)).or_default())
-            }
-        };
+        // Looked up once: in a large index the look costs most of a change.
+        let entry = self.index.entry(ByteView::new(&key));
+        let known = entry.key().clone();
+        let history = entry.or_default();
         let row = make(key, history.live);
-        // Copies, so that neither the index nor its queues keep whole entries or rows in memory for the sake of their keys.
-        let key = || known.clone().unwrap_or_else(|| Bytes::copy_from_slice(&row.key));
-        debug_assert!(history.changes.back().is_none_or(|last| last.place < place), "changes of a key only rise");
+        debug_assert!(history.changes.back().is_none_or(|last| last.place() < place), "changes of a key only rise");
         let before = history.live.and_then(|live| live.lease);
         if let Some(last) = history.changes.back().filter(|last| last.put) {
-            let (queue, due) = match last.place.main {
+            let (queue, due) = match last.main {
                 main if main < place.main => (&mut self.garbage, place.main),
                 // A revision that comes again can only be one of rows that no machine wrote.
                 main => (&mut self.late, main.saturating_add(1)),
             };
-            queue.push_back(Garbage { due, place: last.place, key: key() });
+            queue.push_back(Garbage { due, place: last.place(), key: known.clone() });
         }
         if row.value.is_none() {
-            self.late.push_back(Garbage { due: place.main.saturating_add(1), place, key: key() });
+            self.late.push_back(Garbage { due: place.main.saturating_add(1), place, key: known.clone() });
         }
-        history.changes.push_back(Change { place, put: row.value.is_some() });
+        history.changes.push_back(Change { main: place.main, sub: place.sub, put: row.value.is_some() });
         match (history.live.is_some(), row.value.is_some()) {
             (false, true) => self.living += 1,
             (true, false) => self.living -= 1,
@@ -321,13 +328,13 @@ impl Keys {
         if before != row.lease {
             if let Some(lease) = before {
                 let keys = self.attached.get_mut(&lease).expect("the key was attached to its lease");
-                keys.remove(&row.key);
+                keys.remove(&known);
                 if keys.is_empty() {
                     self.attached.remove(&lease);
                 }
             }
             if let Some(lease) = row.lease {
-                self.attached.entry(lease).or_default().insert(Bytes::copy_from_slice(&row.key));
+                self.attached.entry(lease).or_default().insert(known);
             }
         }
         row
@@ -344,8 +351,7 @@ impl Keys {
         step.sub += 1;
         let row = self.note(place, key, make);
         changes.put(Table::Keys, place.row_key(), row.encode());
-        step.kvs.push(row.kv(place));
-        step.events.push(KeyEvent { revision: Revision(step.main), key: row.key, value: row.value });
+        step.kvs.push(row.into_kv(place));
     }
 
     pub(crate) fn put(
@@ -379,7 +385,7 @@ impl Keys {
             return;
         }
         for key in keys.iter().cloned().collect::<Vec<_>>() {
-            self.delete(step, key, changes);
+            self.delete(step, Bytes::copy_from_slice(&key), changes);
         }
     }
 
@@ -404,7 +410,7 @@ impl Keys {
             let history = self.index.get_mut(&key).expect("a change that was not swept is in the index");
             // Garbage of a key comes up in the order of its changes.
             let swept = history.changes.pop_front().expect("a change that was not swept is in the index");
-            assert_eq!(swept.place, place, "what is swept is the oldest change of its key");
+            assert_eq!(swept.place(), place, "what is swept is the oldest change of its key");
             if history.changes.is_empty() {
                 self.index.remove(&key);
             }
@@ -420,23 +426,23 @@ impl Keys {
         self.index.get(key)?.live
     }
 
-    pub(crate) fn attached(&self) -> impl Iterator<Item = (LeaseId, &BTreeSet<Bytes>)> {
+    pub(crate) fn attached(&self) -> impl Iterator<Item = (LeaseId, &BTreeSet<ByteView>)> {
         self.attached.iter().map(|(lease, keys)| (*lease, keys))
     }
 
-    pub fn attached_to(&self, lease: LeaseId) -> impl Iterator<Item = &Bytes> {
+    pub fn attached_to(&self, lease: LeaseId) -> impl Iterator<Item = &ByteView> {
         self.attached.get(&lease).into_iter().flatten()
     }
 
     /// Keys that exist now.
-    pub(crate) fn all_live(&self) -> impl Iterator<Item = (&Bytes, Live)> {
+    pub(crate) fn all_live(&self) -> impl Iterator<Item = (&ByteView, Live)> {
         self.index.iter().filter_map(|(key, history)| Some((key, history.live?)))
     }
 
     /// The value that a key has now.
     pub(crate) fn value<S: Store>(&self, store: &S, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         match self.index.get(key).and_then(|history| history.changes.back()) {
-            Some(change) if change.put => Ok(Self::row(store, change.place)?.value),
+            Some(change) if change.put => Ok(Self::row(store, change.place())?.value),
             _ => Ok(None),
         }
     }
@@ -484,7 +490,7 @@ impl Keys {
     fn kv<S: Store>(
         &self,
         store: &S,
-        key: &Bytes,
+        key: &ByteView,
         history: &History,
         place: Place,
         values: bool,
@@ -493,7 +499,7 @@ impl Keys {
             && live.modified.0 == place.main
         {
             return Ok(KeyValue {
-                key: key.clone(),
+                key: Bytes::copy_from_slice(key),
                 value: Bytes::new(),
                 create_revision: live.create,
                 mod_revision: live.modified,
@@ -505,9 +511,9 @@ impl Keys {
         if row.value.is_none() {
             return Err(StoreError("a tombstone where a value was noted".into()));
         }
-        let kv = row.kv(place);
-        // The index's own key, so that an answer does not keep two copies.
-        Ok(KeyValue { key: key.clone(), value: if values { kv.value } else { Bytes::new() }, ..kv })
+        let kv = row.into_kv(place);
+        // Key and value are parts of one row. Without the value, the key does not keep the row.
+        if values { Ok(kv) } else { Ok(KeyValue { key: Bytes::copy_from_slice(key), value: Bytes::new(), ..kv }) }
     }
 
     /// A part of a range as it was at a revision: keys up to the limits, and how many more there were.
@@ -524,7 +530,7 @@ impl Keys {
         let (mut looks, mut bytes) = (0, 0);
         for (key, history) in self.select(range) {
             if looks == limits.looks || bytes >= limits.bytes {
-                page.next = Some(key.clone());
+                page.next = Some(Bytes::copy_from_slice(key));
                 break;
             }
             looks += 1;
@@ -548,8 +554,10 @@ impl Keys {
         history.at(at).map(|place| self.kv(store, key, history, place, true)).transpose()
     }
 
-    fn select<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = (&'a Bytes, &'a History)> {
-        self.index.range(range.from.clone()..).take_while(|(key, _)| range.contains(key))
+    fn select<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = (&'a ByteView, &'a History)> {
+        self.index
+            .range::<[u8], _>((Bound::Included(&range.from[..]), Bound::Unbounded))
+            .take_while(|(key, _)| range.contains(key))
     }
 
     /// The changes of a range from a revision on, oldest first; stops after the revision that reaches `limit`,
@@ -590,7 +598,8 @@ impl Keys {
             }
             let before = if prev { self.was(store, &row.key, Revision(place.main.saturating_sub(1)))? } else { None };
             let bytes = row.bytes() + before.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len());
-            events.push(WatchEvent { kv: row.kv(place), deleted: row.value.is_none(), prev: before });
+            let deleted = row.value.is_none();
+            events.push(WatchEvent { kv: row.into_kv(place), deleted, prev: before });
             Ok(Some(bytes))
         })?;
         Ok(Changed { events, next })
@@ -658,19 +667,19 @@ impl Keys {
         let mut sum = 0;
         for (looked, (key, history)) in self.select(range).enumerate() {
             if looked == looks {
-                return Ok((sum, Some(key.clone())));
+                return Ok((sum, Some(Bytes::copy_from_slice(key))));
             }
-            let older = history.changes.partition_point(|change| change.place.main < self.compacted.0);
-            let changed_there = history.changes.get(older).is_some_and(|change| change.place.main == self.compacted.0);
+            let older = history.changes.partition_point(|change| change.main < self.compacted.0);
+            let changed_there = history.changes.get(older).is_some_and(|change| change.main == self.compacted.0);
             let first = match older.checked_sub(1) {
                 Some(last) if history.changes[last].put && !changed_there => last,
                 _ => older,
             };
-            let changes = history.changes.range(first..).take_while(|change| change.place.main <= at.0);
+            let changes = history.changes.range(first..).take_while(|change| change.main <= at.0);
             for change in changes {
-                let row = Self::row(store, change.place)?;
+                let row = Self::row(store, change.place())?;
                 let mut hash = Fnv::default();
-                hash.put(&[&change.place.row_key(), &row.encode()]);
+                hash.put(&[&change.place().row_key(), &row.encode()]);
                 sum ^= hash.0;
             }
         }
@@ -682,10 +691,8 @@ impl Keys {
         self.living
     }
 
-    pub(crate) fn places(&self) -> impl Iterator<Item = (&Bytes, Vec<(u64, u32, bool)>)> {
-        self.index
-            .iter()
-            .map(|(key, history)| (key, history.changes.iter().map(|c| (c.place.main, c.place.sub, c.put)).collect()))
+    pub(crate) fn places(&self) -> impl Iterator<Item = (&ByteView, Vec<(u64, u32, bool)>)> {
+        self.index.iter().map(|(key, history)| (key, history.changes.iter().map(|c| (c.main, c.sub, c.put)).collect()))
     }
 }
 

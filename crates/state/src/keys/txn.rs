@@ -182,7 +182,7 @@ impl<'a, S: Store> View<'a, S> {
         // Each key of the overlay hides at most one, so with so many more the first `limit` are among them.
         let (past, mut count) = self.past(range, self.base, limit.saturating_add(own.len()), values)?;
         for (key, kv) in &own {
-            let before = self.keys.index.get(key).and_then(|history| history.at(self.base)).is_some();
+            let before = self.keys.index.get(&key[..]).and_then(|history| history.at(self.base)).is_some();
             match (before, kv.is_some()) {
                 (true, false) => count -= 1,
                 (false, true) => count += 1,

@@ -20,6 +20,7 @@ use buttress_core::{
     entry::Guard,
     limits::{ENTRY_BYTES_MAX, ENTRY_PARTS_MAX, PARTITIONS_PER_TOPIC_MAX, TOPIC_NAME_BYTES_MAX},
     mutant,
+    store::RowKey,
 };
 use bytes::Bytes;
 
@@ -148,7 +149,7 @@ impl Requests {
     }
 }
 
-fn row_key(client: u64, number: u64) -> Bytes {
+fn row_key(client: u64, number: u64) -> RowKey {
     Kind::Result.key(&[&client.to_be_bytes(), &number.to_be_bytes()])
 }
 

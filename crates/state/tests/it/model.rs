@@ -948,7 +948,7 @@ impl Pair {
         let expected = self.world.apply(entry, index, self.term);
         let effects = self.apply(entry.encode());
         prop_assert_eq!(&Short::of(&effects.result), &expected, "{:?}", entry);
-        prop_assert_eq!(&effects.events[..], &self.world.events[events..]);
+        prop_assert_eq!(&effects.events().collect::<Vec<_>>()[..], &self.world.events[events..]);
         prop_assert_eq!(effects.deadline_changed, deadline != self.machine.next_deadline());
         prop_assert_eq!(effects.request, entry.request);
         let grown: Vec<(LogId, Offset)> = self
@@ -1002,7 +1002,7 @@ impl Pair {
             machine.leases().iter().map(|(id, lease)| (id, (lease.ttl_ms, lease.deadline.0))).collect();
         prop_assert_eq!(leases, world.leases.clone().into_iter().collect::<Vec<_>>());
         for (id, (_, keys)) in machine.leases().iter().map(|(id, _)| (id, machine.keys().attached_to(id))).enumerate() {
-            prop_assert!(keys.into_iter().all(|key| world.keys.contains_key(key)), "lease {}", id);
+            prop_assert!(keys.into_iter().all(|key| world.keys.contains_key(&key[..])), "lease {}", id);
         }
         let timers: Vec<_> =
             machine.timers().iter().map(|(id, t)| (id.to_owned(), (t.due.0, t.key.clone(), t.value.clone()))).collect();

@@ -11,7 +11,8 @@ use std::{
 use buttress_core::{
     Append, Code, Cursor, Entry, Guard, Index, LeaseChange, LeaseId, LogId, Machine as _, Offset, Put, Refusal,
     RequestId, Sequence, StatePut, Store, StoreError, Table, Term, TimeMs, Timer, TopicChange, WriteBatch,
-    entry::TopicSettings, store::Row,
+    entry::TopicSettings,
+    store::{Row, RowKey},
 };
 use buttress_state::{Machine, MemStore, local::opaque_batch};
 use bytes::Bytes;
@@ -127,7 +128,7 @@ proptest! {
         cut in any::<bool>(),
     ) {
         let mut store = full();
-        let rows: Vec<(Table, Bytes, Bytes)> = Table::ALL
+        let rows: Vec<(Table, RowKey, Bytes)> = Table::ALL
             .into_iter()
             .flat_map(|table| store.rows(table).iter().map(move |(key, value)| (table, key.clone(), value.clone())))
             .collect();

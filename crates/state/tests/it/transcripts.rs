@@ -388,8 +388,8 @@ fn show_effects(out: &mut String, effects: &Effects) {
             let _ = writeln!(out, "refused {}", refusal.clone().into_error());
         }
     }
-    for event in &effects.events {
-        show_event(out, event);
+    for event in effects.events() {
+        show_event(out, &event);
     }
     for (log, end) in &effects.ends {
         let _ = writeln!(out, "  log {log} ends at {end}");
