@@ -3,7 +3,7 @@
 //! Integers are LEB128 varints (signed ones zigzag), byte strings carry their length. Counts are checked against the
 //! bytes that are left before anything is allocated, so a count that lies costs nothing.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 
 /// Why bytes are not what they claim to be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -137,12 +137,12 @@ impl Reader {
 /// Writes what [`Reader`] reads.
 #[derive(Debug, Default)]
 pub struct Writer {
-    out: BytesMut,
+    out: Vec<u8>,
 }
 
 impl Writer {
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { out: BytesMut::with_capacity(capacity) }
+        Self { out: Vec::with_capacity(capacity) }
     }
 
     pub fn len(&self) -> usize {
@@ -154,15 +154,15 @@ impl Writer {
     }
 
     pub fn u8(&mut self, value: u8) {
-        self.out.put_u8(value);
+        self.out.push(value);
     }
 
     pub fn varint(&mut self, mut value: u64) {
         while value >= 0x80 {
-            self.out.put_u8(value as u8 | 0x80);
+            self.out.push(value as u8 | 0x80);
             value >>= 7;
         }
-        self.out.put_u8(value as u8);
+        self.out.push(value as u8);
     }
 
     pub fn zigzag(&mut self, value: i64) {
@@ -170,12 +170,12 @@ impl Writer {
     }
 
     pub fn raw(&mut self, bytes: &[u8]) {
-        self.out.put_slice(bytes);
+        self.out.extend_from_slice(bytes);
     }
 
     pub fn bytes(&mut self, bytes: &[u8]) {
         self.varint(bytes.len() as u64);
-        self.out.put_slice(bytes);
+        self.out.extend_from_slice(bytes);
     }
 
     pub fn list<T>(&mut self, items: &[T], mut item: impl FnMut(&mut Self, &T)) {
@@ -195,7 +195,8 @@ impl Writer {
         }
     }
 
+    /// What was written, without room that was not needed: then nobody counts who has it until somebody else does.
     pub fn finish(self) -> Bytes {
-        self.out.freeze()
+        self.out.into_boxed_slice().into()
     }
 }
