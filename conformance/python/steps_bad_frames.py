@@ -299,11 +299,12 @@ def mutated(to, count):
     """A good request with single bytes changed behind its header, over and over: which got neither an answer nor an end, and
     how many were acknowledged."""
     rng = random.Random(4711)
-    good = produce(batch(b"mutated"))
+    records = batch(b"mutated")
+    good = produce(records)
     start = 4 + 8 + 2 + len("bad-frames")
     # Without the two bytes of acks: what wants no answer gets none. And without the first of the records' length, which may become
     # negative: Kafka 4.3 then neither answers nor ends the connection (ours ends it).
-    length_at = good.index(batch(b"mutated")) - 4
+    length_at = good.index(records) - 4
     places = [at for at in range(start, len(good)) if at not in (start + 2, start + 3, length_at)]
     acknowledged, silent = 0, []
     for _ in range(count):
