@@ -9,7 +9,7 @@
 //! requests a second twenty are due at the same moment, and the last of them waits for the other nineteen, whoever answers. `own` has one thread that never
 //! sleeps, and a plan for each connection; it spreads the requests evenly, and takes a core whole.
 //!
-//! With oha, the proxies have the last core and generator and origin the others, as each would have a machine of its own: otherwise
+//! With oha, the proxies have the last core and generator and origin the others, as if the proxy had a machine of its own: otherwise
 //! it is chance who shares a core with whom, and a tail says which it was. Direct has generator and origin where they always are.
 //!
 //! Whoever else runs on the machine makes a tail, and not the same for both sides. So everybody's processor time is read with

@@ -35,7 +35,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use buttress_core::{Code, Error, Index, LogId, Store, StoreError, Table, Term, WriteBatch};
+use buttress_core::{Code, Error, Index, LogId, Store, StoreError, Table, Term, WriteBatch, store::RowKey};
 use buttress_state::image::Image;
 use bytes::Bytes;
 
@@ -466,18 +466,15 @@ impl Store for DiskStore {
                 _ => None,
             };
             let keys = [active.peek().map(|(k, _)| &k[..]), frozen.peek().map(|(k, _)| &k[..]), disk_key];
-            let Some(key) = keys.into_iter().flatten().min().map(Bytes::copy_from_slice) else { break };
+            let Some(key) = keys.into_iter().flatten().min().map(RowKey::new) else { break };
             // The newest layer that has the key wins; all that have it move on.
-            let from_disk = disk.next_if(|row| row.as_ref().is_ok_and(|(k, _)| *k == key));
-            let from_frozen = frozen.next_if(|(k, _)| key == k[..]);
-            let from_active = active.next_if(|(k, _)| key == k[..]);
-            let value = match from_active.or(from_frozen) {
-                Some((_, change)) => change.value.clone(),
-                None => from_disk.and_then(Result::ok).map(|(_, value)| value),
-            };
-            if let Some(value) = value {
-                out.push((key, value));
-            }
+            let from_disk = disk.next_if(|row| row.as_ref().is_ok_and(|(k, _)| k[..] == key[..]));
+            let from_frozen = frozen.next_if(|(k, _)| **k == key);
+            let from_active = active.next_if(|(k, _)| **k == key);
+            out.extend(match from_active.or(from_frozen) {
+                Some((key, change)) => change.value.clone().map(|value| (Bytes::copy_from_slice(key), value)),
+                None => from_disk.and_then(Result::ok),
+            });
         }
         Ok(out)
     }

@@ -256,7 +256,9 @@ fn random_batch(random: &mut Seeded, model: &Model, dead: &mut Vec<LogId>) -> Wr
     let mut batch_ = write(index, vec![], vec![]);
     batch_.term = Term(1 + index / 20);
     for _ in 0..random.below(5) {
-        let key = format!("key-{:02}", random.below(30));
+        // Around the length up to which a row's key lies in the overlay itself.
+        let number = random.below(30);
+        let key = format!("key-of-a-row-{number:0width$}", width = 5 + number as usize % 6);
         let value = format!("{index}-{}", "x".repeat(random.below(80) as usize));
         let table = Table::ALL[random.below(3) as usize];
         batch_.rows.push(row(table, &key, (random.below(4) > 0).then_some(&value)));

@@ -622,8 +622,10 @@ impl Dice {
         self.roll(10) == 9
     }
 
+    /// Keys that lie in the index itself, the longest of them (20 bytes), and the shortest that do not; two differ behind that.
     fn key(&mut self) -> Bytes {
-        if self.roll(60) == 59 { Bytes::new() } else { Bytes::from(vec![b'a' + self.roll(4) as u8]) }
+        const KEYS: [&str; 4] = ["a", "c-twenty-bytes-of-it", "c-twenty-bytes-of-it+", "d, and more than fit into it"];
+        Bytes::from_static(if self.roll(60) == 59 { b"" } else { KEYS[self.roll(4) as usize].as_bytes() })
     }
 
     fn value(&mut self) -> Bytes {
