@@ -4,6 +4,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     process::{Child, Stdio},
+    sync::atomic::{AtomicU16, Ordering::Relaxed},
 };
 
 use serde_json::Value;
@@ -210,8 +211,14 @@ fn listener(name: &str, address: &str) -> String {
 }
 
 /// An address at which nobody listens.
+/// An address that is free, of a port that no other test is given: it is below those that the system hands out to whoever asks for
+/// any, and what listens on it comes later, or goes again.
 fn free() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 12_000 + (std::process::id() % 100) as u16 * 100;
+    let ports = std::iter::repeat_with(|| first + NEXT.fetch_add(1, Relaxed));
+    let mut addresses = ports.take(10_000).map(|port| format!("127.0.0.1:{port}"));
+    addresses.find(|address| std::net::TcpListener::bind(address).is_ok()).expect("some port is free")
 }
 
 /// A certificate for `localhost`, as two files that may come later.
